@@ -1,0 +1,1 @@
+"""Finetune diffusion models with hyperplane reflections: ETHER and ETHER+ (arXiv 2405.20271)."""

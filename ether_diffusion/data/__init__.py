@@ -1,0 +1,1 @@
+"""The pictures that training sees: subject folders, augmentation, batches, caches."""

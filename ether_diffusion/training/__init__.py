@@ -1,0 +1,1 @@
+"""The training programs: configuration, one loop, losses, checkpoints, samples, the report."""
