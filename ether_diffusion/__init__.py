@@ -1,1 +1,40 @@
 """Finetune diffusion models with hyperplane reflections: ETHER and ETHER+ (arXiv 2405.20271)."""
+
+from importlib.metadata import version
+
+from ether_diffusion.adapter import Adapter, attach
+from ether_diffusion.checkpoint import AdapterFileError
+from ether_diffusion.config import EtherConfig
+from ether_diffusion.pipelines import (
+    AdapterInfo,
+    adapters,
+    disable,
+    disabled,
+    enable,
+    fuse,
+    load,
+    save,
+    set_adapters,
+    unfuse,
+    unload,
+)
+
+__version__ = version("ether-diffusion")
+
+__all__ = [
+    "Adapter",
+    "AdapterFileError",
+    "AdapterInfo",
+    "EtherConfig",
+    "adapters",
+    "attach",
+    "disable",
+    "disabled",
+    "enable",
+    "fuse",
+    "load",
+    "save",
+    "set_adapters",
+    "unfuse",
+    "unload",
+]

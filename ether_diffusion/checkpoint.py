@@ -1,0 +1,135 @@
+"""The adapter file: safetensors with metadata, strict when it is read, atomic when it is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ether_diffusion.config import EtherConfig
+from ether_diffusion.files import atomic_path
+
+FILE_NAME = "ether_weights.safetensors"
+FORMAT_VERSION = "1"
+COMPONENTS = ("unet", "transformer", "controlnet", "text_encoder", "text_encoder_2")
+
+
+class AdapterFileError(ValueError):
+    """An adapter file that cannot be read, or does not fit the model that it is loaded into."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """The content of ``ether_weights.safetensors``.
+
+    Attributes:
+        states: vectors of every component, as :meth:`Adapter.state_dict` gives them.
+        configs: the adapter's settings for every component.
+        base_model: name of the base that the adapter was trained on, "" if unknown.
+        base_hash: :func:`ether_diffusion.fingerprint.base_hash` of every component, where it could be read.
+    """
+
+    states: dict[str, dict[str, Tensor]]
+    configs: dict[str, EtherConfig]
+    base_model: str = ""
+    base_hash: Mapping[str, str] | None = None
+
+    def write(self, path: str | Path) -> Path:
+        """Write the file atomically; ``path`` is a folder (then it gets the standard name) or ends in .safetensors.
+
+        Raises:
+            ValueError: a vector is not finite; an existing file stays as it is.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            path = path / FILE_NAME
+        tensors = {
+            f"{component}.{key}": value.detach().to("cpu", torch.float32).contiguous()
+            for component, state in self.states.items()
+            for key, value in state.items()
+        }
+        if broken := [key for key, value in tensors.items() if not value.isfinite().all()]:
+            raise ValueError(f"not saved: {len(broken)} vectors are not finite, the first is {broken[0]}")
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "ether_config": json.dumps({component: config.to_dict() for component, config in self.configs.items()}),
+            "base_model": self.base_model,
+            "base_hash": json.dumps(dict(self.base_hash or {})),
+            "library_version": version("ether-diffusion"),
+        }
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+        return path
+
+    @classmethod
+    def read(cls, source: str | Path) -> AdapterFile:
+        """Read a folder, a file, or a repository of the Hugging Face Hub.
+
+        Raises:
+            FileNotFoundError: there is nothing under that name.
+            AdapterFileError: the file is damaged, or is no adapter file of this format.
+        """
+        path = find_file(source)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise AdapterFileError(
+                f"{path} cannot be read as safetensors; it is damaged or cut off ({error})"
+            ) from error
+        if metadata.get("format_version") != FORMAT_VERSION:
+            found = metadata.get("format_version")
+            raise AdapterFileError(
+                f"{path} is no ETHER adapter of format {FORMAT_VERSION} "
+                + (f"but of format {found}: update ether-diffusion" if found else "(it has no format_version)")
+            )
+        try:
+            configs = {c: EtherConfig.from_dict(v) for c, v in json.loads(metadata["ether_config"]).items()}
+            base_hash = json.loads(metadata.get("base_hash") or "{}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise AdapterFileError(f"{path} has broken metadata: {error}") from error
+        states: dict[str, dict[str, Tensor]] = {component: {} for component in configs}
+        for key, tensor in tensors.items():
+            component, _, rest = key.partition(".")
+            if component not in states:
+                raise AdapterFileError(f"{path} holds the key {key}, but its config names only {', '.join(configs)}")
+            states[component][rest] = tensor
+        return cls(states, configs, metadata.get("base_model", ""), base_hash)
+
+
+def find_file(source: str | Path) -> Path:
+    """The adapter file that ``source`` (folder, file or Hub id) names, downloaded if need be.
+
+    Raises:
+        FileNotFoundError: it is none of the three, or the Hub cannot be reached.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / FILE_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.parent} holds no {FILE_NAME}: has its training finished?")
+    if path.is_file():
+        return path
+    try:
+        return Path(hf_hub_download(str(source), FILE_NAME))
+    except HFValidationError:
+        reason = "there is no such file or folder"
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = f"there is no such file or folder, and as a Hub id it could not be fetched ({first_line(error)})"
+    raise FileNotFoundError(f"{source}: {reason}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for one-line reports."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,69 @@
+"""What an adapter is: the method, its blocks and the projections that it acts on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+METHODS = ("ether", "ether_plus", "naive")
+
+
+@dataclass(frozen=True)
+class EtherConfig:
+    """Settings of one adapter, as they are stored in the adapter file.
+
+    Attributes:
+        method: "ether" (one reflection per input side), "ether_plus" (its relaxation) or "naive" (unconstrained
+            blocks, the paper's baseline).
+        n_blocks: number of diagonal blocks; must divide the features of every target. The number of parameters of
+            ETHER and ETHER+ does not depend on it. The paper does not state its value for images.
+        two_sided: ETHER+ only: transform the output features as well as the input features (the paper's default).
+        targets: a preset ("attention", "self_attention", "cross_attention", "attention+geglu") or name patterns
+            such as ("attn2.to_k", "mid_block.*"); see :func:`ether_diffusion.attention.find_targets`.
+        seed: seed of the vectors' initial directions.
+
+    Raises:
+        ValueError: a field has a value that no adapter can have.
+    """
+
+    method: str = "ether_plus"
+    n_blocks: int = 4
+    two_sided: bool = True
+    targets: str | tuple[str, ...] = "attention"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(
+                f"unknown method {self.method!r}{suggestion(self.method, METHODS)}; there are: {', '.join(METHODS)}"
+            )
+        if not isinstance(self.n_blocks, int) or self.n_blocks < 1:
+            raise ValueError(f"n_blocks must be a whole number of at least 1, not {self.n_blocks!r}")
+        if not isinstance(self.targets, str):
+            object.__setattr__(self, "targets", tuple(self.targets))
+        if not self.targets:
+            raise ValueError('targets is empty: name a preset such as "attention", or patterns of module names')
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-able values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EtherConfig:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: a key that this version does not know, so that no setting is dropped in silence.
+        """
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"unknown settings {unknown} in an adapter's config; this version knows {known}")
+        return cls(**values)
+
+
+def suggestion(given: str, options: Iterable[str]) -> str:
+    """', did you mean "…"?' with the option nearest to ``given``, or nothing when none is near."""
+    nearest = difflib.get_close_matches(given, list(options), n=1, cutoff=0.5)
+    return f', did you mean "{nearest[0]}"?' if nearest else ""

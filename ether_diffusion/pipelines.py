@@ -1,0 +1,262 @@
+"""The verbs on a diffusers pipeline: load, save, set_adapters, enable, disable, fuse, unfuse, unload."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from ether_diffusion.adapter import Adapter, Host, attach, check_blocks, host_of, state_problems
+from ether_diffusion.attention import find_targets
+from ether_diffusion.checkpoint import COMPONENTS, AdapterFile, AdapterFileError
+from ether_diffusion.config import EtherConfig
+from ether_diffusion.fingerprint import base_hash
+
+logger = logging.getLogger(__name__)
+
+SHOWN_PROBLEMS = 8
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What :func:`adapters` tells of one adapter.
+
+    Attributes:
+        components: the pipeline's components that it is attached to.
+        configs: its settings there.
+        num_parameters: trained scalars in all components.
+        active: whether it acts on the next image.
+        strength: s of W + s ΔW; 0 while it is not set.
+        fused: whether it is folded into the weights.
+    """
+
+    components: tuple[str, ...]
+    configs: dict[str, EtherConfig]
+    num_parameters: int
+    active: bool
+    strength: float
+    fused: bool
+
+
+def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", strength: float = 1.0) -> None:
+    """Load an adapter into a pipeline and make it active, besides those that are active already.
+
+    Everything is checked before anything is attached: unknown or missing keys, shapes, values, components.
+
+    Args:
+        pipe: any diffusers pipeline over Stable Diffusion 1.x, 2.x, XL (text to image, img2img, inpaint, ControlNet).
+        source: run folder, ``.safetensors`` file, or Hub id.
+        name: name to give it in this pipeline.
+        strength: s of W + s ΔW; 1 is what was trained.
+
+    Raises:
+        FileNotFoundError: there is no such adapter.
+        AdapterFileError: the file is damaged or does not fit this pipeline; the pipeline is as before.
+        ValueError: the name is taken.
+        RuntimeError: adapters are fused into the pipeline's weights.
+    """
+    file = AdapterFile.read(source)
+    modules = {component: getattr(pipe, component, None) for component in file.configs}
+    problems = [p for component, module in modules.items() for p in _misfits(component, module, file)]
+    if problems:
+        shown = "\n".join(problems[:SHOWN_PROBLEMS])
+        rest = f"\n  … and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        made_for = f" (it was trained on {file.base_model})" if file.base_model else ""
+        raise AdapterFileError(f"{source} does not fit this {type(pipe).__name__}{made_for}:\n{shown}{rest}")
+    hosts = [host_of(module) for module in modules.values() if module is not None]
+    if any(host and name in host.adapters for host in hosts):
+        raise ValueError(f"an adapter {name!r} is loaded already: unload it, or pass another name")
+    if any(host and host.fused for host in hosts):
+        raise RuntimeError("adapters are fused into this pipeline: call unfuse before loading another one")
+    _warn_if_other_base(pipe, file, source)
+    for component, module in modules.items():
+        assert module is not None  # a missing component is among the problems  # noqa: S101
+        adapter = attach(module, file.configs[component], name)
+        adapter.load_state_dict(file.states[component])
+        adapter.requires_grad_(False)
+    if strength != 1.0:
+        active = {n: info.strength for n, info in adapters(pipe).items() if info.strength}
+        set_adapters(pipe, list({**active, name: strength}), list({**active, name: strength}.values()))
+
+
+def save(pipe: DiffusionPipeline, path: str | Path, name: str | None = None) -> Path:
+    """Save an adapter of the pipeline, all components in one file, and return the file's path.
+
+    Args:
+        pipe: the pipeline that the adapter is attached to.
+        path: folder, or a name that ends in ``.safetensors``.
+        name: which adapter; may be left out where there is only one.
+
+    Raises:
+        ValueError: there is no such adapter, or several and no name; or its vectors are not finite.
+    """
+    loaded = adapters(pipe)
+    if name is None and len(loaded) == 1:
+        name = next(iter(loaded))
+    if name is None:
+        raise ValueError(f"name the adapter to save, one of: {', '.join(loaded) or 'none is loaded'}")
+    return adapter_file(pipe, _known(pipe, name)).write(path)
+
+
+def adapter_file(pipe: DiffusionPipeline, name: str, base_model: str | None = None) -> AdapterFile:
+    """The file content for adapter ``name`` of the pipeline; ``base_model`` defaults to where the pipeline came from."""
+    found = {c: host.adapters[name] for c, host in _hosts(pipe).items() if name in host.adapters}
+    hashes = {component: base_hash(getattr(pipe, component)) for component in found}
+    return AdapterFile(
+        states={component: adapter.state_dict() for component, adapter in found.items()},
+        configs={component: adapter.config for component, adapter in found.items()},
+        base_model=base_model if base_model is not None else str(pipe.config.get("_name_or_path") or ""),
+        base_hash={component: value for component, value in hashes.items() if value is not None},
+    )
+
+
+def adapters(pipe: DiffusionPipeline) -> dict[str, AdapterInfo]:
+    """What is loaded in the pipeline, by name: components, settings, parameters, whether active, strength, fused."""
+    hosts = _hosts(pipe)
+    names = dict.fromkeys(name for host in hosts.values() for name in host.adapters)
+    return {name: _info(name, {c: host for c, host in hosts.items() if name in host.adapters}) for name in names}
+
+
+def set_adapters(pipe: DiffusionPipeline, names: str | Sequence[str], strengths: float | Sequence[float] = 1.0) -> None:
+    """Make exactly these adapters active: W + Σ s ΔW. The others stay loaded.
+
+    Raises:
+        ValueError: an unknown name, a name given twice, or another number of strengths than of names.
+        RuntimeError: adapters are fused.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    strengths = [float(strengths)] * len(names) if isinstance(strengths, int | float) else list(strengths)
+    if len(names) != len(strengths):
+        raise ValueError(f"{len(names)} adapters but {len(strengths)} strengths: give one each, or a single number")
+    if len(set(names)) != len(names):
+        raise ValueError(f"an adapter is named twice in {names}")
+    chosen = {_known(pipe, name): strength for name, strength in zip(names, strengths, strict=True)}
+    for host in _hosts(pipe).values():
+        host.set_active({name: strength for name, strength in chosen.items() if name in host.adapters})
+
+
+def enable(pipe: DiffusionPipeline) -> None:
+    """Let the active adapters act again after :func:`disable`."""
+    for host in _hosts(pipe).values():
+        host.enable()
+
+
+def disable(pipe: DiffusionPipeline) -> None:
+    """Run the pipeline as the base alone; adapters stay loaded and keep their strengths."""
+    for host in _hosts(pipe).values():
+        host.enable(False)
+
+
+@contextmanager
+def disabled(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Within the context the pipeline is the base alone; afterwards it is as it was."""
+    hosts = [host for host in _hosts(pipe).values() if host.enabled]
+    for host in hosts:
+        host.enable(False)
+    try:
+        yield
+    finally:
+        for host in hosts:
+            host.enable()
+
+
+def fuse(pipe: DiffusionPipeline) -> None:
+    """Fold the active adapters into the weights: the speed of the base. The base weights are kept for unfuse.
+
+    Raises:
+        ValueError: nothing is active, or a weight is quantised or offloaded; the pipeline is as before.
+        RuntimeError: adapters are fused already.
+    """
+    hosts = [host for host in _hosts(pipe).values() if host.enabled and host.strengths]
+    if not hosts:
+        raise ValueError("there is no active adapter to fuse: load one, or call set_adapters or enable")
+    done: list[Host] = []
+    try:
+        for host in hosts:
+            host.fuse()
+            done.append(host)
+    except Exception:
+        for host in done:
+            host.unfuse()
+        raise
+
+
+def unfuse(pipe: DiffusionPipeline) -> None:
+    """Restore the base weights bit for bit; the adapters act unfused again. Does nothing if none is fused."""
+    for host in _hosts(pipe).values():
+        if host.fused:
+            host.unfuse()
+
+
+def unload(pipe: DiffusionPipeline, name: str | None = None) -> None:
+    """Remove an adapter, or all of them; the last one leaves no trace in the pipeline.
+
+    Raises:
+        ValueError: there is no such adapter.
+        RuntimeError: adapters are fused.
+    """
+    for chosen in [_known(pipe, name)] if name is not None else list(adapters(pipe)):
+        for host in list(_hosts(pipe).values()):
+            if chosen in host.adapters:
+                host.remove(chosen)
+
+
+def _hosts(pipe: DiffusionPipeline) -> dict[str, Host]:
+    found = {component: getattr(pipe, component, None) for component in COMPONENTS}
+    hosts = {c: host_of(module) for c, module in found.items() if isinstance(module, nn.Module)}
+    return {component: host for component, host in hosts.items() if host is not None}
+
+
+def _known(pipe: DiffusionPipeline, name: str) -> str:
+    loaded = adapters(pipe)
+    if name not in loaded:
+        raise ValueError(f"no adapter {name!r} is loaded; there are: {', '.join(loaded) or 'none'}")
+    return name
+
+
+def _info(name: str, hosts: dict[str, Host]) -> AdapterInfo:
+    found: dict[str, Adapter] = {component: host.adapters[name] for component, host in hosts.items()}
+    strength = max(host.strengths.get(name, 0.0) for host in hosts.values())
+    return AdapterInfo(
+        components=tuple(found),
+        configs={component: adapter.config for component, adapter in found.items()},
+        num_parameters=sum(adapter.num_parameters() for adapter in found.values()),
+        active=strength != 0 and all(host.enabled for host in hosts.values()),
+        strength=strength,
+        fused=any(host.fused for host in hosts.values()),
+    )
+
+
+def _misfits(component: str, module: nn.Module | None, file: AdapterFile) -> list[str]:
+    """What keeps the file's vectors for one component from fitting, one line per problem."""
+    if module is None:
+        return [f"  the pipeline has no {component}, which the file has vectors for"]
+    config = file.configs[component]
+    try:
+        targets = find_targets(module, config.targets)
+        check_blocks(targets, config)
+    except ValueError as error:
+        return [f"  {component}: {error}"]
+    expected = Adapter(config, targets, "expected").state_dict()
+    return [f"{p.replace(': ', f': {component}.', 1)}" for p in state_problems(file.states[component], expected)]
+
+
+def _warn_if_other_base(pipe: DiffusionPipeline, file: AdapterFile, source: str | Path) -> None:
+    for component, trained_on in (file.base_hash or {}).items():
+        present = base_hash(getattr(pipe, component))
+        if present is not None and present != trained_on:
+            logger.warning(
+                "%s was trained on another base: its %s is %s (hash %s), this pipeline's is %s (hash %s); "
+                "the result will differ from what was trained",
+                source,
+                component,
+                file.base_model or "unknown",
+                trained_on,
+                pipe.config.get("_name_or_path") or "unknown",
+                present,
+            )
