@@ -104,15 +104,8 @@ def _weight(module: nn.Module) -> Tensor:
         ValueError: it is quantised, or an offloading hook keeps it elsewhere.
     """
     weight = module.weight
-    if (
-        not isinstance(weight, Tensor)
-        or not weight.is_floating_point()
-        or tuple(weight.shape)
-        != (
-            module.out_features,
-            module.in_features,
-        )
-    ):
+    features = (module.out_features, module.in_features)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or tuple(weight.shape) != tuple(features):
         raise ValueError(f"cannot fuse into {type(module).__name__}: its weight is quantised; use the adapter unfused")
     if weight.is_meta:
         raise ValueError("cannot fuse into offloaded weights: fuse before enabling sequential CPU offload")

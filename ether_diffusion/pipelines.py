@@ -75,7 +75,7 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
         raise RuntimeError("adapters are fused into this pipeline: call unfuse before loading another one")
     _warn_if_other_base(pipe, file, source)
     for component, module in modules.items():
-        assert module is not None  # a missing component is among the problems  # noqa: S101
+        assert module is not None  # a missing component is among the problems
         adapter = attach(module, file.configs[component], name)
         adapter.load_state_dict(file.states[component])
         adapter.requires_grad_(False)
@@ -104,7 +104,7 @@ def save(pipe: DiffusionPipeline, path: str | Path, name: str | None = None) -> 
 
 
 def adapter_file(pipe: DiffusionPipeline, name: str, base_model: str | None = None) -> AdapterFile:
-    """The file content for adapter ``name`` of the pipeline; ``base_model`` defaults to where the pipeline came from."""
+    """The file content for adapter ``name``; ``base_model`` defaults to where the pipeline came from."""
     found = {c: host.adapters[name] for c, host in _hosts(pipe).items() if name in host.adapters}
     hashes = {component: base_hash(getattr(pipe, component)) for component in found}
     return AdapterFile(
