@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ether_diffusion.attention import Target, find_targets, root_of
+from ether_diffusion.attention import Target, find_targets, has_fused_qkv, root_of
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.functional import EPSILON
 from ether_diffusion.injection import Injection
 from ether_diffusion.methods import Method, build_method
 
@@ -71,7 +72,7 @@ class Host:
 
     def add(self, adapter: Adapter, targets: list[Target]) -> None:
         """Put an adapter on its targets; it is active at strength 1."""
-        self._refuse_if_fused("attach another adapter")
+        self.refuse_if_fused("attach another adapter")
         for target in targets:
             injection = self._injections.get(target.path)
             if injection is None:
@@ -87,7 +88,7 @@ class Host:
 
     def remove(self, name: str) -> None:
         """Take an adapter off; the last one takes all hooks with it."""
-        self._refuse_if_fused(f"remove {name!r}")
+        self.refuse_if_fused(f"remove {name!r}")
         adapter = self.adapters.pop(name)
         adapter.host = None
         for path in [path for path, injection in self._injections.items() if name in injection.methods]:
@@ -110,7 +111,7 @@ class Host:
             ValueError: a name that is not attached, or a strength that is not finite.
             RuntimeError: the adapters are fused.
         """
-        self._refuse_if_fused("change which adapters are active")
+        self.refuse_if_fused("change which adapters are active")
         for name, strength in strengths.items():
             if name not in self.adapters:
                 raise ValueError(f"no adapter {name!r} here; there are: {', '.join(self.adapters) or 'none'}")
@@ -122,7 +123,7 @@ class Host:
     def enable(self, enabled: bool = True) -> None:
         """Turn all adapters on or off, remembering strengths."""
         if enabled != self.enabled:
-            self._refuse_if_fused("turn adapters on or off")
+            self.refuse_if_fused("turn adapters on or off")
             self.enabled = enabled
             self._refresh()
 
@@ -130,9 +131,11 @@ class Host:
         """Fold the active adapters into the weights; :meth:`unfuse` restores the base bit for bit.
 
         Raises:
-            ValueError: a weight is quantised or offloaded; no weight has been changed.
+            ValueError: a weight is quantised or offloaded, or q, k, v are fused; no weight has been changed.
         """
-        self._refuse_if_fused("fuse again")
+        self.refuse_if_fused("fuse again")
+        if any(has_fused_qkv(attention) for attention in self._guards):
+            raise ValueError("the q, k, v projections are fused: call unfuse_qkv_projections() before fusing adapters")
         done: list[Injection] = []
         try:
             for injection in self._injections.values():
@@ -147,11 +150,10 @@ class Host:
 
     def unfuse(self) -> None:
         """Put the base weights back and let the hooks work again."""
-        for attention in self._guards:
-            if getattr(attention, "fused_projections", False):
-                raise RuntimeError(
-                    "the q, k, v projections were fused after the adapter: call unfuse_qkv_projections() first"
-                )
+        if any(has_fused_qkv(attention) for attention in self._guards):
+            raise RuntimeError(
+                "the q, k, v projections were fused after the adapter: call unfuse_qkv_projections() first"
+            )
         for injection in self._injections.values():
             injection.unfuse()
         self.fused = False
@@ -165,12 +167,13 @@ class Host:
         for injection in self._injections.values():
             injection.active = [(m, strengths[n]) for n, m in injection.methods.items() if strengths.get(n, 0.0) != 0.0]
 
-    def _refuse_if_fused(self, wish: str) -> None:
+    def refuse_if_fused(self, wish: str) -> None:
+        """Raise RuntimeError if adapters are fused into the weights; ``wish`` says what was about to be done."""
         if self.fused:
             raise RuntimeError(f"cannot {wish} while adapters are fused into the weights: call unfuse first")
 
     def _refuse_fused_qkv(self, attention: nn.Module, args: object) -> None:
-        if getattr(attention, "fused_projections", False) and not self.fused and self.enabled and self.strengths:
+        if has_fused_qkv(attention) and not self.fused and self.enabled and self.strengths:
             raise RuntimeError(
                 "fuse_qkv_projections() bypasses the projections that the adapter sits on: "
                 "call unfuse_qkv_projections(), or ether.fuse(pipe) before fusing q, k, v"
@@ -207,11 +210,11 @@ def attach(model: nn.Module, config: EtherConfig | None = None, name: str = "def
     if host is not None and name in host.adapters:
         raise ValueError(f"an adapter {name!r} is attached already: detach it, or choose another name")
     targets = find_targets(model, config.targets)
-    if any(getattr(target.attention, "fused_projections", False) for target in targets):
+    if any(has_fused_qkv(target.attention) for target in targets):
         raise ValueError("the model's q, k, v projections are fused: call unfuse_qkv_projections() before attaching")
     check_blocks(targets, config)
     adapter = Adapter(config, targets, name)
-    device = getattr(targets[0].module.weight, "device", torch.device("cpu"))
+    device = getattr(getattr(targets[0].module, "weight", None), "device", torch.device("cpu"))
     if device.type != "meta":
         adapter.to(device)
     if host is None:
@@ -247,9 +250,11 @@ def state_problems(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
             problems.append(
                 f"  wrong shape: {key} is {tuple(value.shape)}, the model needs {tuple(expected[key].shape)}"
             )
+        elif not value.is_floating_point():
+            problems.append(f"  wrong dtype: {key} is {value.dtype}, no floating dtype")
         elif not value.isfinite().all():
             problems.append(f"  not finite: {key} holds NaN or infinity")
-        elif value.ndim == 2 and (value.norm(dim=-1) == 0).any():
+        elif value.ndim == 2 and (value.float().norm(dim=-1) < EPSILON).any():
             problems.append(f"  zero vector: {key} has a row of length zero, which no reflection can have")
     return problems
 

@@ -101,6 +101,18 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...] = "attention")
     return found
 
 
+def has_fused_qkv(attention: nn.Module | None) -> bool:
+    """Whether ``attention`` calls one fused projection in place of ``to_q``, ``to_k``, ``to_v``.
+
+    ``unfuse_qkv_projections`` puts the processors of an ``Attention`` back but leaves its flag set, so there the
+    processor has the last word.
+    """
+    fused = bool(getattr(attention, "fused_projections", False))
+    if isinstance(attention, Attention):
+        return fused and "Fused" in type(attention.processor).__name__
+    return fused
+
+
 def _attention_targets(root: nn.Module) -> Iterator[Target]:
     """Every projection of every attention module under ``root``."""
     for path, module in root.named_modules():
@@ -136,8 +148,12 @@ def _matching(root: nn.Module, patterns: tuple[str, ...]) -> list[Target]:
 
 
 def _linears(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All Linears with canonical paths; inside a LoRA layer only the base layer counts, under the layer's own path."""
+    """All Linears with canonical paths; inside a LoRA layer only the base layer counts, under the layer's own path.
+
+    Linears of attention processors (IP-Adapter, Custom Diffusion) are left out: they come and go with the processor.
+    """
     wrappers = [path for path, module in root.named_modules() if hasattr(module, "base_layer")]
+    wrappers += [f"{path}.processor" for path, module in root.named_modules() if isinstance(module, Attention)]
     for path, module in root.named_modules():
         inside = any(path.startswith(f"{wrapper}.") for wrapper in wrappers)
         if path and not inside and _is_linear(_base_layer(module)):

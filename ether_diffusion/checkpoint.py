@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ether_diffusion.adapter import state_problems
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.files import atomic_path
 
@@ -47,7 +48,7 @@ class AdapterFile:
         """Write the file atomically; ``path`` is a folder (then it gets the standard name) or ends in .safetensors.
 
         Raises:
-            ValueError: a vector is not finite; an existing file stays as it is.
+            ValueError: a vector is not finite or of length zero; an existing file stays as it is.
         """
         path = Path(path)
         if path.suffix != ".safetensors":
@@ -57,8 +58,8 @@ class AdapterFile:
             for component, state in self.states.items()
             for key, value in state.items()
         }
-        if broken := [key for key, value in tensors.items() if not value.isfinite().all()]:
-            raise ValueError(f"not saved: {len(broken)} vectors are not finite, the first is {broken[0]}")
+        if problems := state_problems(tensors, tensors):
+            raise ValueError(f"not saved: {len(problems)} vectors are broken, the first:\n{problems[0]}")
         metadata = {
             "format_version": FORMAT_VERSION,
             "ether_config": json.dumps({component: config.to_dict() for component, config in self.configs.items()}),
@@ -94,10 +95,15 @@ class AdapterFile:
                 + (f"but of format {found}: update ether-diffusion" if found else "(it has no format_version)")
             )
         try:
-            configs = {c: EtherConfig.from_dict(v) for c, v in json.loads(metadata["ether_config"]).items()}
-            base_hash = json.loads(metadata.get("base_hash") or "{}")
+            configs = {c: EtherConfig.from_dict(v) for c, v in dict(json.loads(metadata["ether_config"])).items()}
+            base_hash = dict(json.loads(metadata.get("base_hash") or "{}"))
         except (KeyError, TypeError, ValueError) as error:
-            raise AdapterFileError(f"{path} has broken metadata: {error}") from error
+            raise AdapterFileError(f"{path} has broken metadata: {error!r}") from error
+        if not configs or not set(configs) <= set(COMPONENTS):
+            raise AdapterFileError(
+                f"{path} has vectors for {', '.join(sorted(configs)) or 'nothing'}; "
+                f"the components that an adapter can have are {', '.join(COMPONENTS)}"
+            )
         states: dict[str, dict[str, Tensor]] = {component: {} for component in configs}
         for key, tensor in tensors.items():
             component, _, rest = key.partition(".")

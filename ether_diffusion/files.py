@@ -12,38 +12,49 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; on success sync what was written there and rename it to ``path``.
+    """Yield a temporary name beside ``path``; on success :func:`commit` what was written there to ``path``.
 
     The body may write a file or make a folder under the temporary name. If it raises, or the process dies,
-    ``path`` keeps its old content. A folder replaces an existing folder.
+    ``path`` keeps its old content.
 
     Raises:
         OSError: the parent folder cannot be made or written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unique = uuid.uuid4().hex
-    temporary = path.with_name(f".{path.name}.{unique}.tmp")
-    retired = path.with_name(f".{path.name}.{unique}.old")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        _sync_tree(temporary)
-        if temporary.is_dir() and path.is_dir():  # a rename cannot replace a folder that holds something
-            os.replace(path, retired)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        commit(temporary, path)
     finally:
-        for leftover in (temporary, retired):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Sync a finished file or folder to the disk and rename it to ``path``, replacing what is there.
+
+    Of a folder that is replaced the old one is moved aside first, since a rename cannot replace it.
+    """
+    _sync_tree(temporary)
+    retired = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
+    if path.is_dir():
+        os.replace(path, retired)
+    os.replace(temporary, path)
+    _sync(path.parent)
+    _remove(retired)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` atomically; the folder is made if it is missing."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync_tree(path: Path) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ether_diffusion.adapter import host_of
 from ether_diffusion.attention import find_targets
+from ether_diffusion.injection import plain_weight
 
 SAMPLES_PER_WEIGHT = 4096
 
@@ -27,8 +28,8 @@ def base_hash(model: nn.Module) -> str | None:
     originals = host.base_weights() if host else {}
     digest = hashlib.sha256()
     for target in find_targets(model):
-        weight = originals.get(target.path, target.module.weight)
-        if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.is_meta:
+        weight = originals.get(target.path, plain_weight(target.module))
+        if weight is None or weight.is_meta:
             return None
         flat = weight.detach().flatten()
         signs = torch.signbit(flat[:: max(1, flat.numel() // SAMPLES_PER_WEIGHT)][:SAMPLES_PER_WEIGHT])

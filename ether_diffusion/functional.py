@@ -76,12 +76,12 @@ def low_rank_delta(x: Tensor, left: Tensor, right: Tensor, shift: Tensor | None 
         x: (..., d).
         left: (d, k).
         right: (d, k).
-        shift: (d,), taken as a constant.
+        shift: (d,).
 
     Returns:
         (..., d) in the dtype of x.
     """
-    delta: Tensor = _LowRankDelta.apply(x, left, right, None if shift is None else shift.detach())
+    delta: Tensor = _LowRankDelta.apply(x, left, right, shift)
     return delta
 
 
@@ -116,7 +116,7 @@ def dense_relaxed_reflection(u: Tensor, v: Tensor) -> Tensor:
 
 
 class _LowRankDelta(torch.autograd.Function):
-    """y = ((x - s) L) Rᵀ. With c = (x - s) L and e = g R: dx = e Lᵀ, dL = (x - s)ᵀ e, dR = gᵀ c.
+    """y = ((x - s) L) Rᵀ. With c = (x - s) L and e = g R: dx = e Lᵀ, ds = -Σ dx, dL = (x - s)ᵀ e, dR = gᵀ c.
 
     For ETHER (L = û, R = -2 û) dL and dR add up to the gradient of the direction, -2 Σ [(û·x) g + (û·g) x].
     The backward is made of differentiable operations, so double backward is right as well.
@@ -126,13 +126,14 @@ class _LowRankDelta(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, left: Tensor, right: Tensor, shift: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, left, right, shift)
         with torch.autocast(x.device.type, enabled=False):
-            return (_coefficients(x, left, shift) @ right.mT).to(x.dtype)
+            coefficients = _coefficients(x, left, shift)
+            return (coefficients @ right.to(coefficients.dtype).mT).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         x, left, right, shift = ctx.saved_tensors
-        needs_x, needs_left, needs_right, _ = ctx.needs_input_grad
-        grad_x = grad_left = grad_right = None
+        needs_x, needs_left, needs_right, needs_shift = ctx.needs_input_grad
+        grad_x = grad_left = grad_right = grad_shift = None
         with torch.autocast(x.device.type, enabled=False):
             grad = gradients[0].to(torch.promote_types(x.dtype, left.dtype))
             pulled = grad @ right.to(grad.dtype)
@@ -145,7 +146,9 @@ class _LowRankDelta(torch.autograd.Function):
                 grad_left = grad_left.to(left.dtype)
             if needs_right:
                 grad_right = (_rows(grad).mT @ _rows(_coefficients(x, left, shift))).to(right.dtype)
-        return grad_x, grad_left, grad_right, None
+            if needs_shift:
+                grad_shift = -(_rows(pulled).sum(0) @ left.to(grad.dtype).mT).to(shift.dtype)
+        return grad_x, grad_left, grad_right, grad_shift
 
 
 def _coefficients(x: Tensor, left: Tensor, shift: Tensor | None) -> Tensor:

@@ -82,9 +82,9 @@ class Injection:
         return output
 
     def _bias(self, like: Tensor) -> Tensor | None:
-        """The projection's bias; where an offloading hook has taken it away, the image of zero."""
+        """The projection's bias; where an offloading hook or a quantised layer hides it, the image of zero."""
         bias = getattr(self.module, "bias", None)
-        if bias is None or bias.device == like.device:
+        if bias is None or (isinstance(bias, Tensor) and bias.device == like.device):
             return bias
         zero = like.new_zeros(1, int(self.module.in_features))  # type: ignore[arg-type]
         image: Tensor = self.module.forward(zero)
@@ -97,15 +97,23 @@ def _on(method: Method, x: Tensor) -> Method:
     return method if parameter.device == x.device else method.to(x.device)
 
 
+def plain_weight(module: nn.Module) -> Tensor | None:
+    """The (out_features, in_features) weight of a projection; None where it is quantised (8 bits and fewer count)."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or type(weight.data) is not Tensor:  # a subclass holds packed numbers
+        return None
+    whole = weight.is_floating_point() and weight.element_size() > 1
+    return weight if whole and list(weight.shape) == [module.out_features, module.in_features] else None
+
+
 def _weight(module: nn.Module) -> Tensor:
     """The weight of a projection that can be changed in place.
 
     Raises:
         ValueError: it is quantised, or an offloading hook keeps it elsewhere.
     """
-    weight = module.weight
-    features = (module.out_features, module.in_features)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point() or tuple(weight.shape) != tuple(features):
+    weight = plain_weight(module)
+    if weight is None:
         raise ValueError(f"cannot fuse into {type(module).__name__}: its weight is quantised; use the adapter unfused")
     if weight.is_meta:
         raise ValueError("cannot fuse into offloaded weights: fuse before enabling sequential CPU offload")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,9 +58,11 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
     Raises:
         FileNotFoundError: there is no such adapter.
         AdapterFileError: the file is damaged or does not fit this pipeline; the pipeline is as before.
-        ValueError: the name is taken.
+        ValueError: the name is taken, or the strength is not finite; the pipeline is as before.
         RuntimeError: adapters are fused into the pipeline's weights.
     """
+    if not math.isfinite(strength):
+        raise ValueError(f"the strength of {name!r} must be a finite number, not {strength}")
     file = AdapterFile.read(source)
     modules = {component: getattr(pipe, component, None) for component in file.configs}
     problems = [p for component, module in modules.items() for p in _misfits(component, module, file)]
@@ -68,17 +71,23 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
         rest = f"\n  … and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         made_for = f" (it was trained on {file.base_model})" if file.base_model else ""
         raise AdapterFileError(f"{source} does not fit this {type(pipe).__name__}{made_for}:\n{shown}{rest}")
-    hosts = [host_of(module) for module in modules.values() if module is not None]
-    if any(host and name in host.adapters for host in hosts):
+    if name in adapters(pipe):
         raise ValueError(f"an adapter {name!r} is loaded already: unload it, or pass another name")
-    if any(host and host.fused for host in hosts):
-        raise RuntimeError("adapters are fused into this pipeline: call unfuse before loading another one")
+    hosts = _changeable_hosts(pipe, "load another adapter")
     _warn_if_other_base(pipe, file, source)
-    for component, module in modules.items():
-        assert module is not None  # a missing component is among the problems
-        adapter = attach(module, file.configs[component], name)
-        adapter.load_state_dict(file.states[component])
-        adapter.requires_grad_(False)
+    attached: list[Adapter] = []
+    try:
+        for component, module in modules.items():
+            assert module is not None  # a missing component is among the problems
+            attached.append(attach(module, file.configs[component], name))
+            attached[-1].load_state_dict(file.states[component])
+            attached[-1].requires_grad_(False)
+    except Exception:
+        for adapter in attached:
+            adapter.detach()
+        raise
+    if not all(host.enabled for host in hosts):
+        disable(pipe)  # components that had no adapter so far join the others
     if strength != 1.0:
         active = {n: info.strength for n, info in adapters(pipe).items() if info.strength}
         set_adapters(pipe, list({**active, name: strength}), list({**active, name: strength}.values()))
@@ -136,28 +145,30 @@ def set_adapters(pipe: DiffusionPipeline, names: str | Sequence[str], strengths:
     if len(set(names)) != len(names):
         raise ValueError(f"an adapter is named twice in {names}")
     chosen = {_known(pipe, name): strength for name, strength in zip(names, strengths, strict=True)}
-    for host in _hosts(pipe).values():
+    if infinite := [name for name, strength in chosen.items() if not math.isfinite(strength)]:
+        raise ValueError(f"strengths must be finite numbers; that of {infinite[0]!r} is {chosen[infinite[0]]}")
+    for host in _changeable_hosts(pipe, "change which adapters are active"):
         host.set_active({name: strength for name, strength in chosen.items() if name in host.adapters})
 
 
 def enable(pipe: DiffusionPipeline) -> None:
     """Let the active adapters act again after :func:`disable`."""
-    for host in _hosts(pipe).values():
-        host.enable()
+    _switch(pipe, True)
 
 
 def disable(pipe: DiffusionPipeline) -> None:
-    """Run the pipeline as the base alone; adapters stay loaded and keep their strengths."""
-    for host in _hosts(pipe).values():
-        host.enable(False)
+    """Run the pipeline as the base alone; adapters stay loaded and keep their strengths.
+
+    Raises:
+        RuntimeError: adapters are fused.
+    """
+    _switch(pipe, False)
 
 
 @contextmanager
 def disabled(pipe: DiffusionPipeline) -> Iterator[None]:
     """Within the context the pipeline is the base alone; afterwards it is as it was."""
-    hosts = [host for host in _hosts(pipe).values() if host.enabled]
-    for host in hosts:
-        host.enable(False)
+    hosts = _switch(pipe, False)
     try:
         yield
     finally:
@@ -172,7 +183,7 @@ def fuse(pipe: DiffusionPipeline) -> None:
         ValueError: nothing is active, or a weight is quantised or offloaded; the pipeline is as before.
         RuntimeError: adapters are fused already.
     """
-    hosts = [host for host in _hosts(pipe).values() if host.enabled and host.strengths]
+    hosts = [host for host in _hosts(pipe).values() if host.enabled and any(host.strengths.values())]
     if not hosts:
         raise ValueError("there is no active adapter to fuse: load one, or call set_adapters or enable")
     done: list[Host] = []
@@ -201,7 +212,7 @@ def unload(pipe: DiffusionPipeline, name: str | None = None) -> None:
         RuntimeError: adapters are fused.
     """
     for chosen in [_known(pipe, name)] if name is not None else list(adapters(pipe)):
-        for host in list(_hosts(pipe).values()):
+        for host in _changeable_hosts(pipe, f"unload {chosen!r}"):
             if chosen in host.adapters:
                 host.remove(chosen)
 
@@ -210,6 +221,24 @@ def _hosts(pipe: DiffusionPipeline) -> dict[str, Host]:
     found = {component: getattr(pipe, component, None) for component in COMPONENTS}
     hosts = {c: host_of(module) for c, module in found.items() if isinstance(module, nn.Module)}
     return {component: host for component, host in hosts.items() if host is not None}
+
+
+def _changeable_hosts(pipe: DiffusionPipeline, wish: str) -> list[Host]:
+    """The pipeline's hosts, after making sure that none of them is fused: a verb changes all of them or none."""
+    hosts = list(_hosts(pipe).values())
+    for host in hosts:
+        host.refuse_if_fused(wish)
+    return hosts
+
+
+def _switch(pipe: DiffusionPipeline, enabled: bool) -> list[Host]:
+    """Turn the pipeline's adapters on or off; returns the hosts that were the other way."""
+    hosts = [host for host in _hosts(pipe).values() if host.enabled != enabled]
+    if hosts:
+        _changeable_hosts(pipe, "turn adapters on or off")
+    for host in hosts:
+        host.enable(enabled)
+    return hosts
 
 
 def _known(pipe: DiffusionPipeline, name: str) -> str:
@@ -228,7 +257,7 @@ def _info(name: str, hosts: dict[str, Host]) -> AdapterInfo:
         num_parameters=sum(adapter.num_parameters() for adapter in found.values()),
         active=strength != 0 and all(host.enabled for host in hosts.values()),
         strength=strength,
-        fused=any(host.fused for host in hosts.values()),
+        fused=any(host.fused and host.strengths.get(name, 0.0) != 0.0 for host in hosts.values()),
     )
 
 

@@ -10,7 +10,7 @@ from ether_diffusion.methods.base import Method
 
 
 class Naive(Method):
-    """y = weight (N x) + bias, N = I at the start; ``blocks``: (n_blocks, d / n_blocks, d / n_blocks), d = in_features."""
+    """y = weight (N x) + bias, N = I at the start; ``blocks``: (n, d / n, d / n) with n blocks of d in_features."""
 
     def __init__(self, in_features: int, out_features: int, n_blocks: int, generator: torch.Generator) -> None:
         super().__init__()

@@ -1,0 +1,88 @@
+"""From a picture to the tensor that the VAE sees: resize, crop, flip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a picture is cut to size.
+
+    Args:
+        center_crop: cut the middle rather than a random place.
+        random_flip: mirror every second picture, by chance.
+    """
+
+    center_crop: bool = False
+    random_flip: bool = False
+
+
+@dataclass(frozen=True)
+class AugmentedImage:
+    """A picture cut to size, with the micro-conditions of SDXL (Podell et al. 2023, section 2.2).
+
+    Args:
+        pixel_values: float32 ``(3, height, width)`` in [-1, 1].
+        original_size: ``(height, width)`` of the picture before it was resized.
+        crop_top_left: ``(top, left)`` of the crop, in pixels of the resized picture; where it is flipped, of
+            the mirrored resized picture, which is the one it shows.
+        flipped: whether the crop is mirrored.
+    """
+
+    pixel_values: torch.Tensor
+    original_size: tuple[int, int]
+    crop_top_left: tuple[int, int]
+    flipped: bool
+
+
+def cover_size(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the smallest ``(height, width)`` with the picture's aspect ratio that covers ``size``."""
+    (image_height, image_width), (height, width) = image_size, size
+    if height * image_width >= width * image_height:  # the height decides
+        return height, max(width, round(image_width * height / image_height))
+    return max(height, round(image_height * width / image_width)), width
+
+
+def is_deterministic(image_size: tuple[int, int], size: tuple[int, int], settings: Augmentation) -> bool:
+    """Say whether every augmentation of the picture is the same, so that its latents may be cached."""
+    return not settings.random_flip and (settings.center_crop or cover_size(image_size, size) == size)
+
+
+def augment(
+    image: Image.Image, size: tuple[int, int], settings: Augmentation, generator: torch.Generator
+) -> AugmentedImage:
+    """Resize an RGB ``image`` to cover ``size`` ``(height, width)``, crop it to ``size``, and flip it.
+
+    Three numbers are drawn from ``generator`` whatever the settings, so later draws do not depend on them.
+
+    Raises:
+        ValueError: ``image`` is not RGB.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"got a picture of mode {image.mode}, expected RGB; open it with load_image")
+    original_size = (image.height, image.width)
+    resized_height, resized_width = cover_size(original_size, size)
+    spare_height, spare_width = resized_height - size[0], resized_width - size[1]
+    u_top, u_left, u_flip = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    if settings.center_crop:
+        top, left = spare_height // 2, spare_width // 2
+    else:
+        top, left = int(u_top * (spare_height + 1)), int(u_left * (spare_width + 1))
+    flipped = settings.random_flip and u_flip < 0.5
+
+    image = image.resize((resized_width, resized_height), Image.Resampling.LANCZOS)
+    image = image.crop((left, top, left + size[1], top + size[0]))
+    if flipped:
+        image = ImageOps.mirror(image)
+        left = spare_width - left
+    return AugmentedImage(_to_tensor(image), original_size, (top, left), flipped)
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    values = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return values.to(torch.float32) / 127.5 - 1.0

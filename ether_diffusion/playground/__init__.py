@@ -1,0 +1,1 @@
+"""Models small enough to try everything on a laptop, built from the real classes."""

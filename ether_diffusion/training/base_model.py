@@ -1,0 +1,101 @@
+"""The frozen base model that a run starts from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
+
+from ether_diffusion.checkpoint import first_line
+from ether_diffusion.training.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+class BaseModelError(RuntimeError):
+    """The base model cannot be loaded, or is of a kind that cannot be trained."""
+
+
+def load_base(config: TrainingConfig, mixed_precision: str) -> DiffusionPipeline:
+    """Load the base as a pipeline, frozen; whether it is SD or SDXL its own ``model_index.json`` tells.
+
+    Frozen parts are kept in the precision of the computation, the autoencoder and all that is trained in fp32.
+
+    Raises:
+        BaseModelError: nothing is found under that name, the Hub cannot be reached, or it is no Stable Diffusion.
+    """
+    name = config.pretrained_model_name_or_path
+    source = {"revision": config.revision} if config.revision else {}
+    try:
+        index = DiffusionPipeline.load_config(name, **source)
+        _check_kind(name, str(index.get("_class_name")))
+        dtypes: dict[str, torch.dtype] = {"default": DTYPES[mixed_precision], "vae": torch.float32}
+        if config.method == "full":
+            dtypes["unet"] = torch.float32
+            if config.train_text_encoder:
+                dtypes |= {"text_encoder": torch.float32, "text_encoder_2": torch.float32}
+        pipe = DiffusionPipeline.from_pretrained(
+            name, torch_dtype=dtypes, variant=config.variant, **source, **_without(index)
+        )
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
+        if isinstance(error, ValueError) and Path(name).is_dir():
+            raise BaseModelError(f"the base model {name} cannot be loaded: {first_line(error)}") from error
+        raise BaseModelError(_not_found(name, error)) from error
+    for component in pipe.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(False)
+    return pipe
+
+
+def is_xl(pipe: DiffusionPipeline) -> bool:
+    """Whether the base is SDXL: two text encoders, time ids."""
+    return isinstance(pipe, StableDiffusionXLPipeline)
+
+
+def text_encoders(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The text encoders of the base by component name."""
+    names = ("text_encoder", "text_encoder_2")
+    return {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
+
+
+def native_resolution(pipe: DiffusionPipeline) -> int:
+    """Side in pixels of the images that the base was made for."""
+    return int(pipe.unet.config.sample_size) * vae_factor(pipe)
+
+
+def vae_factor(pipe: DiffusionPipeline) -> int:
+    """Pixels per latent."""
+    return 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+
+
+def _without(index: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what training does not need: the safety checker and image encoders."""
+    absent: dict[str, Any] = {name: None for name in UNUSED if name in index}
+    return {**absent, "requires_safety_checker": False} if "safety_checker" in absent else absent
+
+
+def _check_kind(name: str, class_name: str) -> None:
+    pipeline_class = getattr(diffusers, class_name, None)
+    kinds = (StableDiffusionPipeline, StableDiffusionXLPipeline)
+    if pipeline_class not in kinds:
+        known = " or ".join(kind.__name__ for kind in kinds)
+        raise BaseModelError(f"the base model {name} is a {class_name}; this program trains {known}")
+
+
+def _not_found(name: str, error: Exception) -> str:
+    if Path(name).is_dir():
+        return f"{name} is no diffusers folder: {first_line(error)}"
+    return (
+        f"there is no folder {name}, and as a Hub id it could not be fetched: {first_line(error)} "
+        "(check the name, the connection and HF_HUB_OFFLINE, and log in for gated models)"
+    )

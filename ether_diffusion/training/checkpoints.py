@@ -1,0 +1,126 @@
+"""Checkpoints from which a run continues as if it had never stopped."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ether_diffusion.adapter import state_problems
+from ether_diffusion.files import commit
+from ether_diffusion.training.config import ETHER_METHODS, TrainingConfig
+from ether_diffusion.training.trainables import Trainable, save_adapter
+
+WEIGHTS = "trained.safetensors"
+
+
+class Checkpoints:
+    """Saves and restores a run: the trained weights, optimiser, schedule, gradient scaler and random states.
+
+    Of the model only what is trained is written; adapters of this library also as the file that
+    :func:`ether_diffusion.load` reads, so that every checkpoint can be tried in a pipeline. All processes must call :meth:`save` and :meth:`load`.
+
+    Args:
+        accelerator: holds the optimiser and what is registered with it.
+        pipe: the pipeline in training.
+        trainables: what is trained in it.
+        config: where the run folder is and how many checkpoints to keep.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, pipe: DiffusionPipeline, trainables: list[Trainable], config: TrainingConfig
+    ) -> None:
+        self.accelerator = accelerator
+        self.pipe = pipe
+        self.trainables = trainables
+        self.config = config
+        self.folder = config.output_dir / "checkpoints"
+        accelerator.register_save_state_pre_hook(self._save_weights)
+        accelerator.register_load_state_pre_hook(self._load_weights)
+
+    def save(self, step: int) -> None:
+        """Write ``checkpoints/step-…`` under another name, sync it, rename it; then drop the oldest over the limit."""
+        path = self.folder / f"step-{step:06d}"
+        temporary = self.folder / f".step-{step:06d}.tmp"
+        if self.accelerator.is_main_process and temporary.exists():
+            shutil.rmtree(temporary)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            commit(temporary, path)
+            if self.config.checkpoints_total_limit is not None:
+                for old in list_checkpoints(self.folder)[: -max(1, self.config.checkpoints_total_limit)]:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, path: Path) -> int:
+        """Restore the checkpoint at ``path`` and return its step.
+
+        Raises:
+            ValueError: the checkpoint does not fit what this run trains.
+        """
+        self.accelerator.load_state(str(path))
+        return step_of(path)
+
+    def _save_weights(self, models: object, weights: list[object], folder: str) -> None:
+        weights.clear()  # Accelerate would write the frozen base as well
+        if self.accelerator.is_main_process:
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in self._state().items()}, Path(folder) / WEIGHTS
+            )
+            if self.config.method in ETHER_METHODS:
+                save_adapter(self.pipe, self.config, Path(folder))
+
+    def _load_weights(self, models: list[object], folder: str) -> None:
+        models.clear()
+        state = self._state()
+        with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
+            saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if problems := state_problems(saved, state):
+            raise ValueError(
+                f"the checkpoint {folder} does not fit this run's method or targets:\n" + "\n".join(problems)
+            )
+        for key, value in state.items():
+            value.data.copy_(saved[key])
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            f"{trainable.component}.{name}": parameter
+            for trainable in self.trainables
+            for name, parameter in trainable.module.named_parameters()
+            if parameter.requires_grad
+        }
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first; half-written ones have other names."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def find_checkpoint(output_dir: Path, wanted: str) -> Path:
+    """The checkpoint that ``--resume`` names: "latest", or the name of one.
+
+    Raises:
+        FileNotFoundError: the run has no such checkpoint; the message lists those it has.
+    """
+    found = list_checkpoints(output_dir / "checkpoints")
+    if not found:
+        raise FileNotFoundError(f"nothing to resume: {output_dir} holds no checkpoints; start the run without --resume")
+    if wanted == "latest":
+        return found[-1]
+    for path in found:
+        if wanted in (path.name, str(path)) or wanted == str(step_of(path)):
+            return path
+    names = ", ".join(path.name for path in found)
+    raise FileNotFoundError(f"{output_dir} holds no checkpoint {wanted!r}; it has: {names}; or pass --resume latest")
+
+
+def step_of(path: Path) -> int:
+    """The number of optimisation steps behind the checkpoint at ``path``."""
+    return int(path.name.removeprefix("step-"))

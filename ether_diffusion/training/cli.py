@@ -1,0 +1,62 @@
+"""The command line of a training program: a YAML file, every field a flag, the flag over the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ether_diffusion.config import suggestion
+from ether_diffusion.training.config import TrainingConfig
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def parse_config(config_class: type[Config], arguments: Sequence[str] | None = None) -> Config:
+    """Read ``--config FILE.yaml`` and flags into a config; a mistake ends the program with one clear line.
+
+    A flag for a yes or no may stand alone (``--random_flip``) or have a value (``--random_flip false``).
+
+    Args:
+        config_class: the dataclass of the program's settings.
+        arguments: the command line; that of the process by default.
+
+    Raises:
+        SystemExit: an unknown flag or key (the nearest one is offered), a value of the wrong type, a missing
+            setting, or ``--help``.
+    """
+    parser = ArgumentParser(description=(config_class.__doc__ or "").split("\n\n")[0], exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_class_arguments(config_class, as_group=False)
+    names = [field.name for field in dataclasses.fields(config_class)]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        values = parser.parse_args(_spell_out_switches(given, config_class))
+        return config_class(**{name: values[name] for name in names})
+    except (ArgumentError, ValueError, TypeError) as error:
+        message = " ".join(str(error).split())
+        raise SystemExit(f"{parser.prog}: {message}{_hint(message, names)}") from None
+
+
+def _spell_out_switches(arguments: list[str], config_class: type[TrainingConfig]) -> list[str]:
+    """Turn a bare ``--random_flip`` into ``--random_flip=true``."""
+    switches = {f"--{field.name}" for field in dataclasses.fields(config_class) if field.type == "bool"}
+    following = [*arguments[1:], "--"]
+    return [
+        f"{argument}=true" if argument in switches and after.startswith("--") else argument
+        for argument, after in zip(arguments, following, strict=False)
+    ]
+
+
+def _hint(message: str, names: list[str]) -> str:
+    """The nearest existing settings or choices for the unknown ones that ``message`` is about."""
+    unknown = re.findall(r"--([\w-]+)", message) if "nrecognized" in message else []
+    unknown += re.findall(r"Option '([\w.-]+)' is not accepted", message)
+    hints = [suggestion(name.replace("-", "_"), names) for name in unknown]
+    if choice := re.search(r"Literal\[(.*)\]. Got value: (.*)", message):
+        hints.append(suggestion(choice[2], re.findall(r"'(\w+)'", choice[1])))
+    return "".join(hints)

@@ -1,0 +1,58 @@
+"""Prompts as the UNet takes them: embeddings, and for SDXL the pooled embedding and the time ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from ether_diffusion.data.cache import TensorCache, module_hash
+from ether_diffusion.training.base_model import is_xl, text_encoders
+
+
+def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Encode prompts as the pipeline itself does at inference, with gradients where they are enabled.
+
+    Returns:
+        prompt_embeds (batch, tokens, features), and for SDXL pooled_prompt_embeds (batch, features).
+    """
+    device = pipe.unet.device
+    if is_xl(pipe):
+        embeds, _, pooled, _ = pipe.encode_prompt(
+            list(prompts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    embeds, _ = pipe.encode_prompt(list(prompts), device, 1, do_classifier_free_guidance=False)
+    return {"prompt_embeds": embeds}
+
+
+@torch.no_grad()
+def encode_prompts_once(
+    pipe: DiffusionPipeline, prompts: Sequence[str], cache: TensorCache
+) -> dict[str, dict[str, Tensor]]:
+    """Encode every distinct prompt with the frozen text encoders, through the cache.
+
+    Returns:
+        For every prompt what :func:`encode_prompts` gives, without the batch dimension, on the CPU.
+    """
+    tokenizers = [getattr(pipe, name) for name in ("tokenizer", "tokenizer_2") if getattr(pipe, name, None) is not None]
+    dependencies = {
+        "kind": "prompt",
+        "encoders": {name: module_hash(module) for name, module in text_encoders(pipe).items()},
+        "tokenizers": [[sorted(t.get_vocab().items()), t.model_max_length] for t in tokenizers],
+        "device": pipe.unet.device.type,
+        "versions": [torch.__version__, transformers.__version__, diffusers.__version__],
+    }
+
+    def encode(prompt: str) -> dict[str, Tensor]:
+        return {key: value[0].cpu().contiguous() for key, value in encode_prompts(pipe, [prompt]).items()}
+
+    return {
+        prompt: cache.get_or_compute({**dependencies, "prompt": prompt}, partial(encode, prompt))
+        for prompt in dict.fromkeys(prompts)
+    }

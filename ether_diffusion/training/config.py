@@ -1,0 +1,246 @@
+"""The settings of a training program: every field is a key of its YAML file and a flag of its command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ether_diffusion.config import EtherConfig
+
+ETHER_METHODS = ("ether", "ether_plus", "naive")
+
+LEARNING_RATES = {
+    "ether": 6e-3,
+    "ether_plus": 6e-3,
+    "naive": 6e-5,
+    "oft": 6e-5,
+    "boft": 6e-5,
+    "hra": 6e-5,
+    "lora": 6e-4,
+    "full": 5e-6,
+}
+"""Learning rate of every method where none is given: the paper's (App. C), OFT's for its two relatives BOFT and HRA."""
+
+Method = Literal["ether", "ether_plus", "naive", "full", "lora", "oft", "boft", "hra"]
+Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
+Schedule = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "piecewise_constant",
+]
+
+
+@dataclass
+class TrainingConfig:
+    """What every training program has: base model, method, optimisation, samples, checkpoints.
+
+    Attributes:
+        pretrained_model_name_or_path: base model, a diffusers folder or an id on the Hugging Face Hub.
+        revision: branch, tag or commit of the base on the Hub.
+        variant: file variant of the base, such as fp16.
+        output_dir: the run folder.
+        overwrite: start anew in a run folder that already holds a run, whose files are removed.
+        resume: continue the run in output_dir: "latest", or the name of one of its checkpoints.
+        seed: of everything random: the vectors, the order, augmentation, noise, timesteps.
+        method: what is trained. ether, ether_plus, naive: adapters of this library; full: the weights themselves;
+            lora, oft, boft, hra: adapters of peft, for studies (extra "study").
+        n_blocks: diagonal blocks of ether, ether_plus, naive, oft and boft. The paper does not state the n that its
+            image experiments used; 4 is what it gives OFT and Naive.
+        two_sided: ether_plus: transform the outputs of the projections as well as their inputs.
+        targets: projections to act on: attention, self_attention, cross_attention, attention+geglu, or a list of
+            name patterns.
+        rank: rank of lora, number of reflections of hra.
+        train_text_encoder: train the text encoder(s) too, with the same method.
+        resolution: side of the training images in pixels; the base's own where it is not given.
+        train_batch_size: images per process and accumulation round.
+        gradient_accumulation_steps: rounds per optimisation step.
+        max_train_steps: optimisation steps.
+        learning_rate: the method's rate of the paper where it is not given.
+        text_encoder_lr: learning rate of the text encoder(s); learning_rate where it is not given.
+        lr_scheduler: any schedule of diffusers.
+        lr_warmup_steps: optimisation steps of warm-up.
+        lr_num_cycles: cycles of cosine_with_restarts.
+        lr_power: exponent of polynomial.
+        lr_step_rules: rules of piecewise_constant, such as "1:600,0.1:900,0.01".
+        optimizer: adamw; adamw8bit needs bitsandbytes, prodigy prodigyopt (then learning_rate is a factor near 1).
+        adam_beta1: first moment's decay.
+        adam_beta2: second moment's decay.
+        adam_weight_decay: 0, since the vectors are normalised and decay would change nothing but their step size.
+        adam_epsilon: added to the root of the second moment.
+        max_grad_norm: gradients are clipped to this norm; 0 turns it off.
+        mixed_precision: no, fp16 or bf16; Accelerate's own configuration where it is not given.
+        gradient_checkpointing: recompute activations in the backward: less memory, more time.
+        allow_tf32: TF32 matrix products on NVIDIA cards.
+        torch_compile: compile the UNet.
+        snr_gamma: γ of min-SNR loss weighting (arXiv 2303.09556), often 5.
+        noise_offset: scale of a constant added to the noise of every channel, often 0.05 to 0.1.
+        checkpointing_steps: steps between checkpoints.
+        checkpoints_total_limit: keep only so many of the newest checkpoints.
+        validation_prompt: prompts of the sample grids; the training prompt where none is given.
+        num_validation_images: samples per prompt.
+        validation_steps: steps between sample grids.
+        validation_seed: seed of the first sample of every prompt; the next has the next seed.
+        num_inference_steps: denoising steps of samples and class images.
+        guidance_scale: classifier-free guidance of samples and class images.
+        sampler: scheduler class of diffusers for samples; "base" for the base's own.
+        dataloader_num_workers: processes that load images beside the training process.
+        cache_dir: folder for encoded latents and prompts, which may be shared by runs; output_dir/cache by default.
+        report_to: trackers besides metrics.jsonl: tensorboard, wandb.
+        push_to_hub: upload the finished run to the Hugging Face Hub.
+        hub_model_id: repository to upload to; the run folder's name where it is not given.
+    """
+
+    pretrained_model_name_or_path: str
+    output_dir: Path
+    revision: str | None = None
+    variant: str | None = None
+    overwrite: bool = False
+    resume: str | None = None
+    seed: int = 0
+
+    method: Method = "ether_plus"
+    n_blocks: int = 4
+    two_sided: bool = True
+    targets: list[str] | str = "attention"
+    rank: int = 4
+    train_text_encoder: bool = False
+
+    resolution: int | None = None
+    train_batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    max_train_steps: int = 1200
+    learning_rate: float | None = None
+    text_encoder_lr: float | None = None
+    lr_scheduler: Schedule = "constant"
+    lr_warmup_steps: int = 0
+    lr_num_cycles: int = 1
+    lr_power: float = 1.0
+    lr_step_rules: str | None = None
+    optimizer: Optimizer = "adamw"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 0.0
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    gradient_checkpointing: bool = False
+    allow_tf32: bool = False
+    torch_compile: bool = False
+    snr_gamma: float | None = None
+    noise_offset: float = 0.0
+
+    checkpointing_steps: int = 200
+    checkpoints_total_limit: int | None = None
+    validation_prompt: list[str] | str = field(default_factory=list)
+    num_validation_images: int = 4
+    validation_steps: int = 200
+    validation_seed: int = 0
+    num_inference_steps: int = 25
+    guidance_scale: float = 7.5
+    sampler: str = "DPMSolverMultistepScheduler"
+    dataloader_num_workers: int = 0
+    cache_dir: Path | None = None
+    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+
+    def __post_init__(self) -> None:
+        self.output_dir = Path(self.output_dir)
+        if isinstance(self.validation_prompt, str):
+            self.validation_prompt = [self.validation_prompt]
+        positive = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps",
+                    "validation_steps", "num_inference_steps", "n_blocks", "rank")  # fmt: skip
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.lr_scheduler == "piecewise_constant" and not self.lr_step_rules:
+            raise ValueError('lr_scheduler=piecewise_constant needs lr_step_rules, such as "1:600,0.1:900,0.01"')
+
+    @property
+    def resolved_learning_rate(self) -> float:
+        """The UNet's learning rate: as given, or the method's; for prodigy, which finds its own, 1."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1.0 if self.optimizer == "prodigy" else LEARNING_RATES[self.method]
+
+    @property
+    def target_patterns(self) -> str | tuple[str, ...]:
+        """The targets as :func:`ether_diffusion.attention.find_targets` takes them."""
+        return self.targets if isinstance(self.targets, str) else tuple(self.targets)
+
+    def ether_config(self) -> EtherConfig:
+        """The adapter's part of the settings, for the methods of this library."""
+        return EtherConfig(self.method, self.n_blocks, self.two_sided, self.target_patterns, self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain YAML and JSON values, in the order in which they are defined."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that stand for the settings that a result depends on, not for where it is kept."""
+        settings = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+NOT_OF_THE_RESULT = frozenset(
+    {
+        "output_dir",
+        "overwrite",
+        "resume",
+        "dataloader_num_workers",
+        "cache_dir",
+        "report_to",
+        "push_to_hub",
+        "hub_model_id",
+        "checkpointing_steps",
+        "checkpoints_total_limit",
+    }
+)
+"""Settings that change where and how a run is kept, but not what it computes."""
+
+
+@dataclass
+class DreamBoothConfig(TrainingConfig):
+    """DreamBooth (arXiv 2208.12242): teach the model one subject from a folder of its photos.
+
+    Attributes:
+        instance_data_dir: folder with the photos of the subject; a .txt beside a photo is its own prompt.
+        instance_prompt: prompt of the photos, with a rare word for the subject: "a photo of qwe dog".
+        with_prior_preservation: train on images of the class as well, so that the class is not forgotten.
+        class_data_dir: folder with class images, filled up by the base itself; output_dir/class_images by default.
+        class_prompt: prompt of the class images: "a photo of a dog".
+        num_class_images: how many class images to have.
+        prior_loss_weight: weight of the class images in the loss.
+        sample_batch_size: class images generated at a time.
+        center_crop: crop the middle of the photos instead of a random place.
+        random_flip: mirror every other photo, for subjects without a left and right.
+        aspect_ratio_buckets: keep the photos' shapes, rounded to one of some sizes, instead of squares.
+    """
+
+    instance_data_dir: Path = Path()
+    instance_prompt: str = ""
+    with_prior_preservation: bool = False
+    class_data_dir: Path | None = None
+    class_prompt: str | None = None
+    num_class_images: int = 200
+    prior_loss_weight: float = 1.0
+    sample_batch_size: int = 4
+    center_crop: bool = False
+    random_flip: bool = False
+    aspect_ratio_buckets: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.instance_data_dir == Path():
+            raise ValueError("instance_data_dir is missing: name the folder with the photos of the subject")
+        if not self.instance_prompt:
+            raise ValueError('instance_prompt is missing: describe the photos, such as "a photo of qwe dog"')
+        if self.with_prior_preservation and not self.class_prompt:
+            raise ValueError('with_prior_preservation needs class_prompt, such as "a photo of a dog"')

@@ -1,0 +1,67 @@
+"""The end of a run: weights, model card, report, upload."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from huggingface_hub import create_repo, upload_folder
+from huggingface_hub.errors import HfHubHTTPError
+
+from ether_diffusion.checkpoint import first_line
+from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.model_card import write_model_card
+from ether_diffusion.training.report import write_report
+from ether_diffusion.training.run_folder import Provenance
+from ether_diffusion.training.trainables import Trainable, save_trained
+
+logger = logging.getLogger(__name__)
+
+NOT_UPLOADED = ["checkpoints/*", "cache/*", "class_images/*", "tensorboard/*", "wandb/*", ".*"]
+
+
+def finish(
+    pipe: DiffusionPipeline,
+    trainables: list[Trainable],
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    provenance: Provenance,
+) -> Path:
+    """Write the trained weights, the model card and the report, upload them if asked to; return the report's path."""
+    report = config.output_dir / "report.html"
+    if accelerator.is_main_process:
+        save_trained(pipe, trainables, config)
+        provenance.update(status="finished")
+        write_model_card(config.output_dir)
+        report = write_report(config.output_dir)
+        if config.push_to_hub:
+            _push(config)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return report
+
+
+def _push(config: TrainingConfig) -> None:
+    """Upload the run folder; a failure costs the upload, not the run."""
+    name = config.hub_model_id or config.output_dir.resolve().name
+    try:
+        repository = create_repo(name, exist_ok=True).repo_id
+        upload_folder(
+            repo_id=repository,
+            folder_path=config.output_dir,
+            commit_message="Add ETHER weights",
+            ignore_patterns=NOT_UPLOADED,
+        )
+        logger.info("uploaded to %s", repository)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        logger.error(
+            "not uploaded to %s: %s. The run is complete in %s; log in with `hf auth login` and upload it with "
+            "`hf upload %s %s`",
+            name,
+            first_line(error),
+            config.output_dir,
+            name,
+            config.output_dir,
+        )

@@ -1,0 +1,61 @@
+"""Optimisers and learning rate schedules by name."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.optimization import SchedulerType, get_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.trainables import Trainable
+
+
+def make_optimizer(trainables: list[Trainable], config: TrainingConfig) -> torch.optim.Optimizer:
+    """One parameter group per component, named by it, with its own learning rate.
+
+    Raises:
+        ImportError: the optimiser's package is not installed.
+    """
+    rate = config.resolved_learning_rate
+    text_rate = config.text_encoder_lr if config.text_encoder_lr is not None else rate
+    groups = [
+        {"params": t.parameters(), "lr": rate if t.component == "unet" else text_rate, "component": t.component}
+        for t in trainables
+    ]
+    betas = (config.adam_beta1, config.adam_beta2)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(
+            groups, lr=rate, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon
+        )
+    if config.optimizer == "adamw8bit":
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            raise ImportError("optimizer=adamw8bit: pip install 'ether-diffusion[adam8bit]'") from error
+        return bitsandbytes.optim.AdamW8bit(
+            groups, lr=rate, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon
+        )
+    try:
+        import prodigyopt
+    except ImportError as error:
+        raise ImportError("optimizer=prodigy: pip install 'ether-diffusion[prodigy]'") from error
+    return prodigyopt.Prodigy(groups, lr=rate, betas=betas, weight_decay=config.adam_weight_decay)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> LRScheduler:
+    """The learning rate schedule of diffusers that the config names, counted in optimisation steps."""
+    schedule: LRScheduler = get_scheduler(
+        SchedulerType(config.lr_scheduler),
+        optimizer,
+        step_rules=config.lr_step_rules,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+        num_cycles=config.lr_num_cycles,
+        power=config.lr_power,
+    )
+    return schedule
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The current learning rate of every component."""
+    return {group["component"]: float(group["lr"]) for group in optimizer.param_groups}

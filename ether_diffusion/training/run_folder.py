@@ -1,0 +1,157 @@
+"""The run folder: who may write to it, what the run was, and its measurements."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ether_diffusion.files import write_text
+from ether_diffusion.training.checkpoints import find_checkpoint, list_checkpoints
+from ether_diffusion.training.config import TrainingConfig
+
+PACKAGES = ("ether-diffusion", "torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "peft")
+
+RUN_FILES = (
+    "config.yaml",
+    "provenance.json",
+    "metrics.jsonl",
+    "report.html",
+    "README.md",
+    "ether_weights.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "samples",
+    "checkpoints",
+)
+"""What a run writes and ``--overwrite`` removes; caches and class images stay, for they may be used again."""
+
+
+def open_run_folder(config: TrainingConfig) -> Path | None:
+    """Make the run folder ready, and return the checkpoint to continue from, if one is asked for.
+
+    Raises:
+        FileNotFoundError: there is nothing to resume.
+        FileExistsError: the folder holds a run, and neither resume nor overwrite was asked for.
+        OSError: the folder cannot be written.
+    """
+    folder = config.output_dir
+    if config.resume is not None:
+        return find_checkpoint(folder, config.resume)
+    present = [folder / name for name in RUN_FILES if (folder / name).exists()]
+    if present and not config.overwrite:
+        state = read_provenance(folder).get("status", "unfinished")
+        resumable = ", --resume latest to continue it" if list_checkpoints(folder / "checkpoints") else ""
+        raise FileExistsError(
+            f"{folder} already holds a run ({state}): choose another --output_dir{resumable}, or --overwrite to replace it"
+        )
+    for path in present:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", "")
+    except OSError as error:
+        raise OSError(f"cannot write to --output_dir {folder}: {error.strerror or error}") from error
+    return None
+
+
+def write_config(config: TrainingConfig) -> None:
+    """Write the resolved settings as ``config.yaml``, which ``--config`` reads back."""
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    write_text(config.output_dir / "config.yaml", text)
+
+
+def changed_settings(config: TrainingConfig) -> list[str]:
+    """Settings that differ from those that the run in the folder was started with, as "name: old → new"."""
+    path = config.output_dir / "config.yaml"
+    old = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    ignored = {"resume", "overwrite", "output_dir"}
+    new = {key: value for key, value in config.to_dict().items() if key not in ignored}
+    return [f"{key}: {old[key]} → {new[key]}" for key in new if key in (old or {}) and old[key] != new[key]]
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """The run's ``provenance.json``, or nothing where there is none."""
+    path = folder / "provenance.json"
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+class Provenance:
+    """What stands beside every result: settings' hash, versions, git revision, hash of the base, status."""
+
+    def __init__(self, config: TrainingConfig, facts: Mapping[str, Any]) -> None:
+        self.folder = config.output_dir
+        before = read_provenance(self.folder)
+        self.content: dict[str, Any] = {
+            "config_hash": config.hash(),
+            "base_model": config.pretrained_model_name_or_path,
+            "git_revision": git_revision(),
+            "versions": versions(),
+            "started": before.get("started", now()),
+            "seconds": before.get("seconds", 0.0),
+            **facts,
+        }
+
+    def update(self, **facts: Any) -> None:
+        """Change facts and write ``provenance.json``."""
+        self.content.update(facts)
+        write_text(self.folder / "provenance.json", json.dumps(self.content, indent=1, ensure_ascii=False))
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one row per optimisation step; a resumed run drops the rows after its checkpoint."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in _rows(self.path) if row["step"] <= start_step]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row; what is not finite is left out, since JSON has no word for it."""
+        finite = {key: value for key, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+
+
+def _rows(path: Path) -> Iterable[dict[str, Any]]:
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):  # a killed run may leave a torn last line
+                yield json.loads(line)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """Commit of the checkout that this library runs from, with "+changes" if it was edited; None outside of one."""
+    here = Path(__file__).parent
+    try:
+        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,156 @@
+"""Images from the model in training: the sample grids, and the class images of prior preservation."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import diffusers
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from PIL import Image
+from tqdm import tqdm
+
+from ether_diffusion.config import suggestion
+from ether_diffusion.files import atomic_path, write_text
+from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.trainables import Trainable
+
+logger = logging.getLogger(__name__)
+
+
+class Sampler:
+    """Draws images with the pipeline in memory, and leaves the training state as it was.
+
+    Args:
+        pipe: the pipeline in training.
+        config: steps, guidance and scheduler of the samples.
+        resolution: side of the images in pixels.
+        accelerator: for its mixed precision.
+
+    Raises:
+        ValueError: diffusers has no scheduler of that name.
+    """
+
+    def __init__(
+        self, pipe: DiffusionPipeline, config: TrainingConfig, resolution: int, accelerator: Accelerator
+    ) -> None:
+        self.config = config
+        self.resolution = resolution
+        self.accelerator = accelerator
+        self.pipe = copy.copy(pipe)  # the same modules; from_pipe would cast them
+        if config.sampler != "base":
+            self.pipe.register_modules(scheduler=_scheduler_class(config.sampler).from_config(pipe.scheduler.config))
+        self.pipe.set_progress_bar_config(disable=True)
+
+    @torch.no_grad()
+    def images(self, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+        """One image per prompt and seed, as ``pipe(prompt, generator=…)`` gives them."""
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        with _evaluating(self.pipe), self._autocast():
+            latents = self.pipe(
+                prompts,
+                height=self.resolution,
+                width=self.resolution,
+                num_inference_steps=self.config.num_inference_steps,
+                guidance_scale=self.config.guidance_scale,
+                generator=generators,
+                output_type="latent",
+            ).images
+        vae = self.pipe.vae  # in fp32, outside autocast: SDXL's overflows in half precision
+        decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        images: list[Image.Image] = self.pipe.image_processor.postprocess(decoded, output_type="pil")
+        return images
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = self.accelerator.autocast()
+        return context
+
+
+def write_samples(sampler: Sampler, trainables: list[Trainable], prompts: list[str], step: int) -> None:
+    """Write the sample grid of a step: every prompt with every seed; at step 0 that of the base without adapter.
+
+    Running out of memory costs the grid, not the run.
+    """
+    config = sampler.config
+    folder = config.output_dir / "samples"
+    seeds = range(config.validation_seed, config.validation_seed + config.num_validation_images)
+    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    listing = [{"file": f"{i:02d}.png", "prompt": prompt, "seed": seed} for i, (prompt, seed) in enumerate(jobs)]
+    try:
+        with atomic_path(folder / f"step-{step:06d}") as temporary, _inactive(trainables if step == 0 else []):
+            temporary.mkdir()
+            for row in tqdm(listing, desc=f"samples of step {step}", leave=False):
+                image = sampler.images([str(row["prompt"])], [int(row["seed"])])[0]
+                image.save(temporary / str(row["file"]))
+        write_text(folder / "prompts.json", json.dumps(listing, indent=1))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        logger.warning("out of memory while sampling at step %d; training goes on without this grid (%s)", step, error)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def generate_class_images(sampler: Sampler, folder: Path, prompt: str, number: int, batch_size: int, seed: int) -> None:
+    """Fill ``folder`` with images of the class until there are ``number``; what is there already is kept.
+
+    The images are shared out over the processes, each is seeded by its index and written atomically: a killed
+    generation goes on where it stopped.
+    """
+    accelerator = sampler.accelerator
+    folder.mkdir(parents=True, exist_ok=True)
+    generated = {index: folder / f"class-{index:06d}.png" for index in range(number)}
+    own = [path for path in folder.iterdir() if _is_picture(path) and path not in set(generated.values())]
+    missing = [index for index in range(number - len(own)) if not generated[index].is_file()]
+    accelerator.wait_for_everyone()
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+    for indices in tqdm(batches, desc="class images", disable=not batches or not accelerator.is_main_process):
+        images = sampler.images([prompt] * len(indices), [seed + index for index in indices])
+        for index, image in zip(indices, images, strict=True):
+            with atomic_path(generated[index]) as temporary:
+                image.save(temporary, format="PNG")
+    accelerator.wait_for_everyone()
+
+
+def _is_picture(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in Image.registered_extensions()
+
+
+def _scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
+    names = [n for n in dir(diffusers) if n.endswith("Scheduler")]
+    if name not in names:
+        raise ValueError(f'diffusers has no scheduler {name!r}{suggestion(name, names)}; "base" takes the base\'s own')
+    found: type[diffusers.SchedulerMixin] = getattr(diffusers, name)
+    return found
+
+
+@contextmanager
+def _evaluating(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Evaluation mode, and back to what was there."""
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.train()
+
+
+@contextmanager
+def _inactive(trainables: list[Trainable]) -> Iterator[None]:
+    """The base alone."""
+    switches = [trainable.set_active for trainable in trainables if trainable.set_active is not None]
+    for switch in switches:
+        switch(False)
+    try:
+        yield
+    finally:
+        for switch in switches:
+            switch(True)

@@ -1,0 +1,151 @@
+"""What a run trains: adapters of this library, adapters of peft, or the weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ether_diffusion.adapter import attach
+from ether_diffusion.attention import find_targets
+from ether_diffusion.files import atomic_path
+from ether_diffusion.pipelines import adapter_file
+from ether_diffusion.training.base_model import text_encoders
+from ether_diffusion.training.config import ETHER_METHODS, TrainingConfig
+
+ADAPTER_NAME = "trained"
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """One component of the pipeline that is trained.
+
+    Attributes:
+        component: unet, text_encoder or text_encoder_2.
+        module: owns the trained parameters: an adapter beside the component, or the component itself.
+        set_active: turns the trained part on or off, so that the base can be sampled; None where it cannot.
+    """
+
+    component: str
+    module: nn.Module
+    set_active: Callable[[bool], None] | None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, fp32."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def num_parameters(self) -> int:
+        """Number of trained scalars."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def make_trainables(pipe: DiffusionPipeline, config: TrainingConfig) -> list[Trainable]:
+    """Attach what ``config.method`` trains to the UNet and, if asked for, to the text encoders.
+
+    Raises:
+        ValueError: targets or n_blocks do not fit the model.
+        ImportError: the method comes from peft and that is not installed.
+    """
+    components: dict[str, nn.Module] = {"unet": pipe.unet}
+    if config.train_text_encoder:
+        components |= text_encoders(pipe)
+    if config.method in ETHER_METHODS:
+        return [_ether(component, module, config) for component, module in components.items()]
+    if config.method == "full":
+        return [_full(component, module) for component, module in components.items()]
+    return [_peft(component, module, config) for component, module in components.items()]
+
+
+def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], config: TrainingConfig) -> None:
+    """Write the result into the run folder, in the format that the method's own loader reads.
+
+    ETHER, ETHER+ and Naive: ``ether_weights.safetensors``; LoRA: diffusers' ``pytorch_lora_weights.safetensors``;
+    the others of peft: one peft folder per component; full: the whole pipeline.
+    """
+    if config.method in ETHER_METHODS:
+        save_adapter(pipe, config, config.output_dir)
+    elif config.method == "full":
+        pipe.save_pretrained(config.output_dir)
+    elif config.method == "lora":
+        _save_lora(pipe, trainables, config.output_dir)
+    else:
+        for trainable in trainables:
+            _save_peft(trainable, config.output_dir / trainable.component)
+
+
+def save_adapter(pipe: DiffusionPipeline, config: TrainingConfig, folder: Path) -> None:
+    """Write ``ether_weights.safetensors`` of the adapter in training into ``folder``."""
+    adapter_file(pipe, ADAPTER_NAME, config.pretrained_model_name_or_path).write(folder)
+
+
+def _ether(component: str, module: nn.Module, config: TrainingConfig) -> Trainable:
+    adapter = attach(module, config.ether_config(), ADAPTER_NAME)
+    host = adapter.host
+    return Trainable(component, adapter, None if host is None else host.enable)
+
+
+def _full(component: str, module: nn.Module) -> Trainable:
+    module.requires_grad_(True)
+    return Trainable(component, module, None)
+
+
+def _peft(component: str, module: nn.Module, config: TrainingConfig) -> Trainable:
+    """Inject an adapter of peft into the same projections that ours would act on."""
+    try:
+        import peft
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise ImportError(f"method={config.method} comes from peft: pip install 'ether-diffusion[study]'") from error
+    prefix = "text_model." if hasattr(module, "text_model") else ""
+    names = [prefix + target.path for target in find_targets(module, config.target_patterns)]
+    settings = {
+        "lora": lambda: peft.LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=names),
+        # the exact Cayley transform of the OFT paper, with n blocks per layer
+        "oft": lambda: peft.OFTConfig(
+            r=config.n_blocks, oft_block_size=0, use_cayley_neumann=False, target_modules=names
+        ),
+        "boft": lambda: peft.BOFTConfig(boft_block_size=0, boft_block_num=config.n_blocks, target_modules=names),
+        "hra": lambda: peft.HRAConfig(r=config.rank, target_modules=names),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        peft.inject_adapter_in_model(settings[config.method](), module, ADAPTER_NAME)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+    def set_active(active: bool) -> None:
+        for layer in layers:
+            layer.enable_adapters(active)
+
+    return Trainable(component, module, set_active)
+
+
+def _save_lora(pipe: DiffusionPipeline, trainables: list[Trainable], folder: Path) -> None:
+    from diffusers.utils import convert_state_dict_to_diffusers
+
+    layers = {f"{t.component}_lora_layers": convert_state_dict_to_diffusers(_peft_state(t.module)) for t in trainables}
+    name = "pytorch_lora_weights.safetensors"
+    with atomic_path(folder / name) as temporary:
+        pipe.save_lora_weights(temporary.parent, weight_name=temporary.name, **layers)
+
+
+def _save_peft(trainable: Trainable, folder: Path) -> None:
+    config = trainable.module.peft_config[ADAPTER_NAME]  # type: ignore[index]
+    state = {f"base_model.model.{key}": value.contiguous() for key, value in _peft_state(trainable.module).items()}
+    with atomic_path(folder) as temporary:
+        config.save_pretrained(temporary)
+        save_file(state, temporary / "adapter_model.safetensors")
+
+
+def _peft_state(module: nn.Module) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    state: dict[str, Tensor] = get_peft_model_state_dict(module, adapter_name=ADAPTER_NAME)
+    return {key: value.detach().cpu() for key, value in state.items()}

@@ -1,0 +1,91 @@
+"""The paper's formulas as dense fp64 matrices, written apart from the package: the oracle of these tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ether_diffusion import Adapter
+from ether_diffusion.attention import find_targets, root_of
+from torch import Tensor, nn
+
+DIRECT = {torch.float64: 2e-6, torch.float32: 2e-6, torch.bfloat16: 2**-6, torch.float16: 2**-9}
+"""Largest error of one projection over its largest output: a few roundings of its dtype, and of the fp32 vectors."""
+
+
+def block_diagonal(blocks: list[Tensor]) -> Tensor:
+    return torch.block_diag(*blocks)
+
+
+def reflection(u: Tensor) -> Tensor:
+    """ETHER's H = I - 2 u uᵀ / (u·u) per block, (d, d) fp64; differentiable."""
+    blocks = []
+    for row in u.double():
+        blocks.append(torch.eye(len(row), dtype=torch.float64) - 2 * row[:, None] * row[None, :] / (row * row).sum())
+    return block_diagonal(blocks)
+
+
+def relaxed(u: Tensor, v: Tensor) -> Tensor:
+    """ETHER+'s H⁺ = I - u uᵀ / (u·u) + v vᵀ / (v·v) per block, (d, d) fp64; differentiable."""
+    blocks = []
+    for a, b in zip(u.double(), v.double(), strict=True):
+        eye = torch.eye(len(a), dtype=torch.float64)
+        blocks.append(eye - a[:, None] * a / (a * a).sum() + b[:, None] * b / (b * b).sum())
+    return block_diagonal(blocks)
+
+
+def dense_weight(weight: Tensor, vectors: Mapping[str, Tensor]) -> Tensor:
+    """W' of the paper, (out, in) fp64, for the vectors of one projection by name; differentiable in them."""
+    weight = weight.double()
+    if "blocks" in vectors:
+        return weight @ block_diagonal(list(vectors["blocks"].double()))
+    if "v" not in vectors:
+        return weight @ reflection(vectors["u"])
+    weight = weight @ relaxed(vectors["u"], vectors["v"])
+    return relaxed(vectors["u_out"], vectors["v_out"]) @ weight if "u_out" in vectors else weight
+
+
+def shake(module: nn.Module, seed: int = 1, scale: float = 0.3) -> None:
+    """Move all parameters off their initial values, so that u ≠ v and nothing is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_((scale * noise).to(parameter))
+
+
+def vectors_of(adapter: Adapter, path: str) -> dict[str, Tensor]:
+    """The adapter's vectors for one projection, by name."""
+    return {key.rpartition(".")[2]: p for key, p in adapter.named_parameters() if key.rpartition(".")[0] == path}
+
+
+def replace_weights(model: nn.Module, strengths: Mapping[Adapter, float]) -> None:
+    """Write W + Σ s (W' - W) into the model itself, computed densely: what the adapters should amount to."""
+    root = root_of(model)
+    paths = dict.fromkeys(key.rpartition(".")[0] for adapter in strengths for key in adapter.state_dict())
+    modules = {target.path: target.module for target in find_targets(root, ("*",))}
+    with torch.no_grad():
+        for path in paths:
+            weight = modules[path].weight
+            assert isinstance(weight, Tensor)
+            total = weight.double()
+            for adapter, strength in strengths.items():
+                if vectors := vectors_of(adapter, path):
+                    total = total + strength * (dense_weight(weight, vectors) - weight.double())
+            weight.copy_(total)
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """Largest error over the largest value of the reference."""
+    value, reference = value.detach().double(), reference.detach().double()
+    return ((value - reference).abs().max() / reference.abs().max()).item()
+
+
+def unet_inputs(seed: int = 3, text_width: int = 32, batch: int = 2) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "sample": torch.randn(batch, 4, 8, 8, generator=generator),
+        "timestep": torch.tensor([10] * batch),
+        "encoder_hidden_states": torch.randn(batch, 5, text_width, generator=generator),
+    }

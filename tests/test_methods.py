@@ -1,0 +1,269 @@
+"""Every method on one Linear against the paper's formula in dense fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ether_diffusion import Adapter, EtherConfig, attach
+from ether_diffusion.injection import Injection
+from ether_diffusion.methods import build_method
+from torch import Tensor, nn
+
+from helpers import DIRECT, dense_weight, relative_error, shake
+
+KINDS = {
+    "ether": {"method": "ether"},
+    "ether_plus": {"method": "ether_plus"},
+    "one_sided": {"method": "ether_plus", "two_sided": False},
+    "naive": {"method": "naive"},
+}
+KIND = pytest.mark.parametrize("kind", KINDS)
+BLOCKS = pytest.mark.parametrize("n_blocks", [1, 2, 4])
+BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+DTYPE = pytest.mark.parametrize("dtype", list(DIRECT), ids=lambda dtype: str(dtype).removeprefix("torch."))
+IN, OUT = 16, 24
+
+
+class OneLinear(nn.Module):
+    """A model with a single projection, so that the whole of it can be written down."""
+
+    def __init__(self, bias: bool = True, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.proj = nn.Linear(IN, OUT, bias=bias)
+        shake(self, seed=5, scale=1.0)
+        self.to(dtype).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+def attached(model: nn.Module, kind: str, n_blocks: int = 2, name: str = "default", seed: int = 1) -> Adapter:
+    adapter = attach(model, EtherConfig(**KINDS[kind], n_blocks=n_blocks, targets=("proj",), seed=seed), name)
+    shake(adapter, seed)
+    return adapter
+
+
+def vectors(adapter: Adapter) -> dict[str, Tensor]:
+    return {key.removeprefix("proj."): parameter for key, parameter in adapter.named_parameters()}
+
+
+def tokens(dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(2, 5, IN, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
+
+
+def oracle(model: OneLinear, x: Tensor, strengths: dict[Adapter, float]) -> Tensor:
+    """(W + Σ s (W' - W)) x + b, the bias untransformed."""
+    weight = model.proj.weight.double()
+    total = weight
+    for adapter, strength in strengths.items():
+        total = total + strength * (dense_weight(weight, vectors(adapter)) - weight)
+    bias = 0.0 if model.proj.bias is None else model.proj.bias.double()
+    return x.double() @ total.T + bias
+
+
+@KIND
+@BLOCKS
+@BIAS
+@DTYPE
+def test_projection_equals_the_dense_formula(kind: str, n_blocks: int, bias: bool, dtype: torch.dtype) -> None:
+    model = OneLinear(bias, dtype)
+    adapter = attached(model, kind, n_blocks)
+    x = tokens(dtype)
+    output, expected = model(x), oracle(model, x, {adapter: 1.0})
+    assert output.dtype == dtype
+    assert relative_error(output, expected) < DIRECT[dtype]
+    assert relative_error(model.proj.weight @ x[0, 0], expected[0, 0]) > 0.1  # the base is far from it
+
+
+@KIND
+@BLOCKS
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_gradients_equal_autograd_through_the_dense_formula(kind: str, n_blocks: int, strength: float) -> None:
+    model = OneLinear()
+    adapter = attached(model, kind, n_blocks).double()
+    assert adapter.host is not None
+    adapter.host.set_active({"default": strength})
+    x = tokens().requires_grad_()
+    upstream = torch.randn(2, 5, OUT, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    inputs = [x, *adapter.parameters()]
+    actual = torch.autograd.grad(model(x), inputs, upstream)
+    expected = torch.autograd.grad(oracle(model, x, {adapter: strength}), inputs, upstream)
+    for got, want in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
+
+
+@KIND
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_a_trainable_base_gets_the_gradients_of_the_dense_formula(kind: str, strength: float) -> None:
+    """The bias is subtracted before H⁺_out and added after it: its own gradient is that of an untouched bias."""
+    model = OneLinear()
+    adapter = attached(model, kind).double()
+    assert adapter.host is not None
+    adapter.host.set_active({"default": strength})
+    model.requires_grad_(True)
+    x = tokens()
+    inputs = [model.proj.weight, model.proj.bias]
+    actual = torch.autograd.grad(model(x).square().sum(), inputs)
+    expected = torch.autograd.grad(oracle(model, x, {adapter: strength}).square().sum(), inputs)
+    for got, want in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@KIND
+def test_a_frozen_weight_gets_no_gradient_and_vectors_do(kind: str) -> None:
+    model = OneLinear(dtype=torch.float32)
+    adapter = attached(model, kind)
+    model(tokens(torch.float32)).square().sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad is not None and parameter.grad.norm() > 0 for parameter in adapter.parameters())
+
+
+MIXTURES = {
+    "one input-sided": [("ether", 0.6)],
+    "two input-sided": [("ether", 1.0), ("one_sided", 0.5)],
+    "three input-sided": [("ether", -0.5), ("naive", 0.3), ("one_sided", 1.0)],
+    "two-sided below 1": [("ether_plus", 0.7)],
+    "two-sided above 1": [("ether_plus", 1.5)],
+    "two-sided, twice": [("ether_plus", 1.0), ("ether_plus", 0.5)],
+    "both sorts": [("ether_plus", 1.0), ("ether", 0.4), ("naive", -1.0)],
+}
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@BIAS
+@DTYPE
+def test_mixtures_add_their_delta_weights(mixture: str, bias: bool, dtype: torch.dtype) -> None:
+    model = OneLinear(bias, dtype)
+    strengths = {
+        attached(model, kind, name=str(i), seed=i): strength for i, (kind, strength) in enumerate(MIXTURES[mixture])
+    }
+    host = next(iter(strengths)).host
+    assert host is not None
+    host.set_active({adapter.adapter_name: strength for adapter, strength in strengths.items()})
+    x = tokens(dtype)
+    output = model(x)
+    assert output.dtype == dtype
+    assert relative_error(output, oracle(model, x, strengths)) < 2 * DIRECT[dtype]
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_fused_weight_is_the_dense_sum_and_unfusing_restores_every_bit(mixture: str) -> None:
+    model = OneLinear(dtype=torch.float32)
+    base = model.proj.weight.clone()
+    strengths = {
+        attached(model, kind, name=str(i), seed=i): strength for i, (kind, strength) in enumerate(MIXTURES[mixture])
+    }
+    host = next(iter(strengths)).host
+    assert host is not None
+    host.set_active({adapter.adapter_name: strength for adapter, strength in strengths.items()})
+    expected = base.double()
+    for adapter, strength in strengths.items():
+        expected = expected + strength * (dense_weight(base, vectors(adapter)) - base.double())
+    unfused = model(tokens(torch.float32))
+    host.fuse()
+    assert relative_error(model.proj.weight, expected) < DIRECT[torch.float32]
+    assert relative_error(model(tokens(torch.float32)), unfused) < 2 * DIRECT[torch.float32]
+    host.unfuse()
+    assert torch.equal(model.proj.weight, base)
+    assert torch.equal(model(tokens(torch.float32)), unfused)
+
+
+@KIND
+@BLOCKS
+@DTYPE
+def test_delta_weight_equals_the_dense_difference(kind: str, n_blocks: int, dtype: torch.dtype) -> None:
+    model = OneLinear(dtype=dtype)
+    (method,) = attached(model, kind, n_blocks).methods().values()
+    weight = model.proj.weight
+    delta = method.delta_weight(weight)
+    assert delta.dtype == torch.float32
+    expected = dense_weight(weight, dict(method.named_parameters())) - weight.double()
+    assert relative_error(delta, expected) < 4 * torch.finfo(torch.float32).eps
+
+
+@BLOCKS
+@pytest.mark.parametrize(("kind", "rank_per_block"), [("ether", 1), ("one_sided", 2), ("ether_plus", 4)])
+def test_delta_weight_has_the_papers_rank(kind: str, rank_per_block: int, n_blocks: int) -> None:
+    (method,) = attached(OneLinear(), kind, n_blocks).methods().values()
+    singular = torch.linalg.svdvals(method.delta_weight(OneLinear().proj.weight).double())
+    rank = min(rank_per_block * n_blocks, IN)
+    assert singular[rank - 1] > 1e-3 * singular[0]
+    assert (singular[rank:] < 1e-6 * singular[0]).all()
+
+
+@BLOCKS
+@pytest.mark.parametrize(
+    ("kind", "scalars"),
+    [("ether", IN), ("ether_plus", 2 * IN + 2 * OUT), ("one_sided", 2 * IN), ("naive", None)],
+)
+def test_number_of_trained_scalars(kind: str, scalars: int | None, n_blocks: int) -> None:
+    adapter = attached(OneLinear(), kind, n_blocks)
+    assert adapter.num_parameters() == (IN * IN // n_blocks if scalars is None else scalars)
+    rows = {parameter.shape[0] for parameter in adapter.parameters()}
+    assert rows == {n_blocks}
+    assert all(parameter.dtype == torch.float32 for parameter in adapter.parameters())
+
+
+@pytest.mark.parametrize("kind", ["ether_plus", "one_sided", "naive"])
+@DTYPE
+def test_relaxed_methods_start_as_exactly_the_base(kind: str, dtype: torch.dtype) -> None:
+    model, x = OneLinear(dtype=dtype), tokens(dtype)
+    base = model(x)
+    attach(model, EtherConfig(**KINDS[kind], n_blocks=4, targets=("proj",)))
+    assert torch.equal(model(x), base)
+
+
+def test_ether_starts_as_reflections_at_full_distance() -> None:
+    model = OneLinear()
+    adapter = attach(model, EtherConfig("ether", n_blocks=4, targets=("proj",)))
+    (method,) = adapter.methods().values()
+    eye = torch.eye(IN)
+    assert method.input_delta(eye).norm().item() == pytest.approx(4.0, rel=1e-6)  # 2 √4
+
+
+@KIND
+@DTYPE
+def test_autocast_keeps_the_vectors_arithmetic_in_fp32(kind: str, dtype: torch.dtype) -> None:
+    """Under bf16 autocast only the base's own matmul is rounded, whatever the dtype of the model."""
+    model = OneLinear(dtype=dtype)
+    adapter = attached(model, kind)
+    x = tokens(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(x)
+    assert output.dtype == (torch.float64 if dtype == torch.float64 else torch.bfloat16)
+    assert relative_error(output, oracle(model, x, {adapter: 1.0})) < DIRECT[torch.bfloat16]
+
+
+def test_methods_without_an_output_side_say_so() -> None:
+    for kind in ("ether", "naive", "one_sided"):
+        method = build_method(EtherConfig(**KINDS[kind]), IN, OUT, torch.Generator())
+        assert not method.two_sided
+        with pytest.raises(TypeError, match="does not transform the output side"):
+            method.output_delta(torch.zeros(1, OUT), None)
+
+
+def test_input_sided_mixtures_and_a_single_adapter_cost_one_matmul() -> None:
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Counting.calls += 1
+            return super().forward(x)
+
+    model = OneLinear(dtype=torch.float32)
+    model.proj = Counting(IN, OUT)
+    for kinds, calls in (["ether_plus"], 1), (["ether", "naive", "one_sided"], 1), (["ether_plus", "ether"], 3):
+        found = [attached(model, kind, name=kind) for kind in kinds]
+        Counting.calls = 0
+        model(tokens(torch.float32))
+        assert Counting.calls == calls, kinds
+        for adapter in found:
+            adapter.detach()
+
+
+def test_removed_hooks_leave_the_module_as_it_was() -> None:
+    linear = nn.Linear(IN, OUT)
+    before = {key: dict(value) if isinstance(value, dict) else value for key, value in linear.__dict__.items()}
+    Injection("proj", linear).remove()
+    after = {key: dict(value) if isinstance(value, dict) else value for key, value in linear.__dict__.items()}
+    assert after == before
