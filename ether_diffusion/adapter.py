@@ -50,7 +50,8 @@ class Adapter(nn.Module):
         """
         if problems := state_problems(state_dict, self.state_dict()):
             raise ValueError(f"the state does not fit adapter {self.adapter_name!r}:\n" + "\n".join(problems))
-        return super().load_state_dict(state_dict, strict=True, assign=assign)
+        state = {key: value.float() for key, value in state_dict.items()}
+        return super().load_state_dict(state, strict=True, assign=assign)
 
     def detach(self) -> None:
         """Take the adapter off its model, which is left as if it had never been there."""

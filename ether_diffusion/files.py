@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import uuid
@@ -33,13 +34,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def commit(temporary: Path, path: Path) -> None:
     """Sync a finished file or folder to the disk and rename it to ``path``, replacing what is there.
 
-    Of a folder that is replaced the old one is moved aside first, since a rename cannot replace it.
+    A rename cannot replace a folder, so two folders are exchanged in one step; where the system cannot do that (Linux
+    can) the old one is moved aside first, and a process killed just then leaves it as ``.<name>.<id>.old``.
     """
     _sync_tree(temporary)
     retired = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
-    if path.is_dir():
+    if not (temporary.is_dir() and path.is_dir()):
+        os.replace(temporary, path)
+    elif _exchange(temporary, path):
+        retired = temporary
+    else:
         os.replace(path, retired)
-    os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            os.replace(retired, path)
+            raise
     _sync(path.parent)
     _remove(retired)
 
@@ -48,6 +58,13 @@ def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` atomically; the folder is made if it is missing."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step (Linux' renameat2); False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def _remove(path: Path) -> None:

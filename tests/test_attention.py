@@ -60,11 +60,6 @@ def test_sd15_has_the_papers_parameter_counts(settings: dict[str, Any], linears:
     assert adapter.num_parameters() == scalars
 
 
-def expected_scalars(widths: list[tuple[int, int]], text_width: int) -> int:
-    """ETHER+ two-sided over (width, transformer blocks) of every level: 2 (in + out) for each of eight projections."""
-    return sum(blocks * (2 * 14 * width + 2 * (2 * text_width + width * 2)) for width, blocks in widths)
-
-
 @pytest.mark.parametrize(
     ("architecture", "settings", "widths"),
     [
@@ -76,10 +71,7 @@ def expected_scalars(widths: list[tuple[int, int]], text_width: int) -> int:
 def test_counts_of_other_unets_follow_from_their_widths(
     architecture: str, settings: dict[str, Any], widths: list[tuple[int, int]]
 ) -> None:
-    """Per transformer block of width w and text width c: seven inputs w... counted by hand, not by the package.
-
-    attn1: q, k, v, out are w → w; attn2: q, out are w → w, and k, v are c → w.
-    """
+    """In a transformer block of width w and text width c, six Linears are w → w and attn2's k and v are c → w."""
     adapter = attach(on_meta(UNet2DConditionModel, settings))
     text = settings["cross_attention_dim"]
     by_hand = sum(blocks * 2 * (6 * 2 * width + 2 * (text + width)) for width, blocks in widths)
@@ -139,7 +131,7 @@ def test_self_and_cross_attention_partition_attention() -> None:
         (("to_q",), 8),
         (("attn2.to_k", "attn2.to_v"), 8),
         (("attn2.to_?",), 12),
-        (("mid_block.*",), 10),  # eight projections and the feed-forward's two
+        (("mid_block.*",), 12),  # eight projections, the feed-forward's two, the time embedding of two resnets
         (("to_q", "*.to_q"), 8),  # a Linear is taken once
         (("time_embedding.linear_1",), 1),
     ],
@@ -228,8 +220,11 @@ def flux() -> tuple[nn.Module, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize(("build", "linears"), [(sd3, 15), (flux, 11)])
-def test_every_adapted_projection_of_a_transformer_acts(build: Any, linears: int) -> None:
+@pytest.mark.parametrize(
+    ("build", "linears", "idle"),
+    [(sd3, 15, ["transformer_blocks.1.attn.add_q_proj"]), (flux, 11, [])],  # SD3's last block drops its text queries
+)
+def test_every_adapted_projection_of_a_transformer_acts(build: Any, linears: int, idle: list[str]) -> None:
     torch.manual_seed(0)
     model, inputs = build()
     with torch.no_grad():
@@ -241,7 +236,8 @@ def test_every_adapted_projection_of_a_transformer_acts(build: Any, linears: int
         assert (model(**inputs).sample - base).abs().max() > 1e-3
     model.requires_grad_(False)
     model(**inputs).sample.square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in adapter.parameters())
+    without = {n.rpartition(".")[0] for n, p in adapter.named_parameters() if p.grad is None or not p.grad.any()}
+    assert sorted(without) == idle
 
 
 @pytest.mark.parametrize("xl", [False, True])
@@ -262,7 +258,6 @@ def test_controlnet_adapter_changes_its_residuals() -> None:
     controlnet = tiny_controlnet()
     shake(controlnet, scale=0.05)  # the zero convolutions would hide everything
     inputs = unet_inputs() | {"controlnet_cond": torch.rand(2, 3, 16, 16)}
-    inputs["controlnet_cond"] = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         base = controlnet(**inputs).mid_block_res_sample
         shake(attach(controlnet))

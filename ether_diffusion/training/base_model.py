@@ -45,7 +45,7 @@ def load_base(config: TrainingConfig, mixed_precision: str) -> DiffusionPipeline
             if config.train_text_encoder:
                 dtypes |= {"text_encoder": torch.float32, "text_encoder_2": torch.float32}
         pipe = DiffusionPipeline.from_pretrained(
-            name, torch_dtype=dtypes, variant=config.variant, **source, **_without(index)
+            name, dtype=dtypes, variant=config.variant, **source, **_without(index)
         )
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
         if isinstance(error, ValueError) and Path(name).is_dir():

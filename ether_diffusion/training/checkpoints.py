@@ -23,7 +23,8 @@ class Checkpoints:
     """Saves and restores a run: the trained weights, optimiser, schedule, gradient scaler and random states.
 
     Of the model only what is trained is written; adapters of this library also as the file that
-    :func:`ether_diffusion.load` reads, so that every checkpoint can be tried in a pipeline. All processes must call :meth:`save` and :meth:`load`.
+    :func:`ether_diffusion.load` reads, so that every checkpoint can be tried in a pipeline. All processes must call
+    :meth:`save` and :meth:`load`.
 
     Args:
         accelerator: holds the optimiser and what is registered with it.

@@ -26,6 +26,7 @@ LEARNING_RATES = {
 
 Method = Literal["ether", "ether_plus", "naive", "full", "lora", "oft", "boft", "hra"]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
+Tracker = Literal["tensorboard", "wandb"]
 Schedule = Literal[
     "constant",
     "constant_with_warmup",
@@ -147,7 +148,7 @@ class TrainingConfig:
     sampler: str = "DPMSolverMultistepScheduler"
     dataloader_num_workers: int = 0
     cache_dir: Path | None = None
-    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    report_to: list[Tracker] | Tracker = field(default_factory=list)
     push_to_hub: bool = False
     hub_model_id: str | None = None
 
@@ -155,6 +156,8 @@ class TrainingConfig:
         self.output_dir = Path(self.output_dir)
         if isinstance(self.validation_prompt, str):
             self.validation_prompt = [self.validation_prompt]
+        if isinstance(self.report_to, str):
+            self.report_to = [self.report_to]
         positive = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps",
                     "validation_steps", "num_inference_steps", "n_blocks", "rank")  # fmt: skip
         for name in positive:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import DDPMScheduler, DiffusionPipeline
 
 from ether_diffusion.data.augment import Augmentation
@@ -47,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("ether_diffusion").setLevel(logging.INFO)
     config = parse_config(DreamBoothConfig, arguments)
     try:
         report = run(config)
@@ -57,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TrainingInterruptedError as error:
         print(error, file=sys.stderr)
         raise SystemExit(128 + error.signal) from None
+    except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
+        print("stopped", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     print(f"weights and samples: {config.output_dir}\nreport: {report}")
 
 
@@ -137,7 +143,8 @@ def make_accelerator(config: DreamBoothConfig) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=list(config.report_to) or None,
         project_dir=config.output_dir,
-        kwargs_handlers=[unused],
+        # the other processes wait while the main one draws samples
+        kwargs_handlers=[unused, InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
 
 
@@ -158,7 +165,7 @@ def prepare_modules(pipe: DiffusionPipeline, config: DreamBoothConfig) -> None:
 
 
 def make_streams(pipe: DiffusionPipeline, config: DreamBoothConfig, sampler: Sampler) -> list[TrainingSamples]:
-    """The photos of the subject, and with prior preservation the images of its class, which are generated if missing."""
+    """The photos of the subject, and with prior preservation images of its class, generated where missing."""
     augmentation = Augmentation(config.center_crop, config.random_flip)
     scheduler = pipe.scheduler.config
 

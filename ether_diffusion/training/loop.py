@@ -80,10 +80,10 @@ def train(
     step = checkpoints.load(start) if start else 0
     run = _Run(task, config, accelerator, provenance, checkpoints, step)
     parameters = [parameter for trainable in task.trainables for parameter in trainable.parameters()]
-    run.sample_if_due(step)
-    model.train()
     micro_batches = task.batches(step, config.max_train_steps)
+    model.train()
     with Interrupts() as interrupts, run.progress_bar(step) as bar:
+        run.sample_if_due(step, interrupts)
         while step < config.max_train_steps:
             began = time.perf_counter()
             losses: list[dict[str, Tensor]] = []
@@ -108,7 +108,7 @@ def train(
                 checkpoints.save(step)
             if received and not finished:
                 run.stop_for(received, step)
-            run.sample_if_due(step)
+            run.sample_if_due(step, interrupts)
     accelerator.wait_for_everyone()
 
 
@@ -149,13 +149,14 @@ class _Run:
         flat = {f"lr/{component}": rate for component, rate in rates.items()}
         self.accelerator.log({**losses, **flat, "grad_norm": norm}, step=step)
 
-    def sample_if_due(self, step: int) -> None:
+    def sample_if_due(self, step: int, interrupts: Interrupts) -> None:
         """Write the grid of a step that is due and not there yet, and renew the report."""
         finished = step == self.config.max_train_steps
         due = finished or step % self.config.validation_steps == 0
         if self.accelerator.is_main_process and due and self.config.num_validation_images:
             if not (self.config.output_dir / "samples" / f"step-{step:06d}").is_dir():
-                write_samples(self.task.sampler, self.task.trainables, self.task.prompts, step)
+                stop = lambda: bool(interrupts.received)  # noqa: E731
+                write_samples(self.task.sampler, self.task.trainables, self.task.prompts, step, stop)
             self.update("running", step)
             write_report(self.config.output_dir)
         self.accelerator.wait_for_everyone()

@@ -50,7 +50,8 @@ def open_run_folder(config: TrainingConfig) -> Path | None:
         state = read_provenance(folder).get("status", "unfinished")
         resumable = ", --resume latest to continue it" if list_checkpoints(folder / "checkpoints") else ""
         raise FileExistsError(
-            f"{folder} already holds a run ({state}): choose another --output_dir{resumable}, or --overwrite to replace it"
+            f"{folder} already holds a run ({state}): choose another --output_dir{resumable}, "
+            "or --overwrite to replace it"
         )
     for path in present:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

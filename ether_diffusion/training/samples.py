@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -72,10 +72,16 @@ class Sampler:
         return context
 
 
-def write_samples(sampler: Sampler, trainables: list[Trainable], prompts: list[str], step: int) -> None:
+class SamplingInterruptedError(RuntimeError):
+    """A signal arrived while a grid was drawn."""
+
+
+def write_samples(
+    sampler: Sampler, trainables: list[Trainable], prompts: list[str], step: int, stop: Callable[[], bool]
+) -> None:
     """Write the sample grid of a step: every prompt with every seed; at step 0 that of the base without adapter.
 
-    Running out of memory costs the grid, not the run.
+    Running out of memory costs the grid, not the run; ``stop`` gives it up between two images.
     """
     config = sampler.config
     folder = config.output_dir / "samples"
@@ -86,9 +92,13 @@ def write_samples(sampler: Sampler, trainables: list[Trainable], prompts: list[s
         with atomic_path(folder / f"step-{step:06d}") as temporary, _inactive(trainables if step == 0 else []):
             temporary.mkdir()
             for row in tqdm(listing, desc=f"samples of step {step}", leave=False):
+                if stop():
+                    raise SamplingInterruptedError
                 image = sampler.images([str(row["prompt"])], [int(row["seed"])])[0]
                 image.save(temporary / str(row["file"]))
         write_text(folder / "prompts.json", json.dumps(listing, indent=1))
+    except SamplingInterruptedError:
+        logger.info("the samples of step %d are given up for the signal", step)
     except (torch.OutOfMemoryError, MemoryError) as error:
         logger.warning("out of memory while sampling at step %d; training goes on without this grid (%s)", step, error)
         if torch.cuda.is_available():
