@@ -241,8 +241,11 @@ def check_blocks(targets: list[Target], config: EtherConfig) -> None:
             )
 
 
-def state_problems(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What keeps ``state`` from being loaded where ``expected`` is, one line per problem; empty if it fits."""
+def state_problems(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], unit_vectors: bool = True) -> list[str]:
+    """What keeps ``state`` from being loaded where ``expected`` is, one line per problem; empty if it fits.
+
+    ``unit_vectors``: the rows of matrices are to be normalised, so none may be zero.
+    """
     problems = [f"  unknown key: {key}" for key in sorted(set(state) - set(expected))]
     problems += [f"  missing key: {key}" for key in sorted(set(expected) - set(state))]
     for key in sorted(set(state) & set(expected)):
@@ -255,7 +258,7 @@ def state_problems(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
             problems.append(f"  wrong dtype: {key} is {value.dtype}, no floating dtype")
         elif not value.isfinite().all():
             problems.append(f"  not finite: {key} holds NaN or infinity")
-        elif value.ndim == 2 and (value.float().norm(dim=-1) < EPSILON).any():
+        elif unit_vectors and value.ndim == 2 and (value.float().norm(dim=-1) < EPSILON).any():
             problems.append(f"  zero vector: {key} has a row of length zero, which no reflection can have")
     return problems
 

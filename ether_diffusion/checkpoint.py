@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ether_diffusion.adapter import state_problems
@@ -68,7 +68,7 @@ class AdapterFile:
             "library_version": version("ether-diffusion"),
         }
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            temporary.write_bytes(serialize(tensors, metadata=metadata))
         return path
 
     @classmethod

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+
 from ether_diffusion.playground.tiny import tiny_pipeline
 
 torch.set_num_threads(1)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from helpers import DIRECT, dense_weight, relative_error, replace_weights, shake, unet_inputs, vectors_of
+from peft import LoraConfig
+from torch import Tensor, nn
+
 from ether_diffusion import Adapter, EtherConfig, attach
 from ether_diffusion.adapter import host_of
 from ether_diffusion.attention import find_targets
 from ether_diffusion.playground.tiny import tiny_unet
-from peft import LoraConfig
-from torch import Tensor, nn
-
-from helpers import DIRECT, dense_weight, relative_error, replace_weights, shake, unet_inputs, vectors_of
 
 KINDS = {
     "ether": EtherConfig("ether", n_blocks=2),
@@ -214,7 +214,10 @@ def test_compiled_modules_follow_every_change_of_the_adapter(compiled: Callable[
     assert agree() > 0.01
     for host in hosts:
         host.unfuse()  # type: ignore[union-attr]
-    grads = [torch.autograd.grad(m(x).square().sum(), list(a.parameters())) for m, a in zip((model, twin), adapters)]
+    grads = [
+        torch.autograd.grad(m(x).square().sum(), list(a.parameters()))
+        for m, a in zip((model, twin), adapters, strict=True)
+    ]
     for got, want in zip(*grads, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     for adapter in adapters:
@@ -458,8 +461,10 @@ def test_a_quantised_base_works_unfused_and_refuses_to_fuse(
     assert torch.equal(quantised(x), output)
 
 
+@pytest.mark.filterwarnings("ignore:.*quanti:DeprecationWarning", "ignore:.*quanti:UserWarning")
 def test_torch_dynamic_int8_base_works_unfused(unet: UNet2DConditionModel) -> None:
-    quantised = torch.ao.quantization.quantize_dynamic(unet, {nn.Linear}, dtype=torch.qint8)
+    quantisation = pytest.importorskip("torch.ao.quantization")
+    quantised = quantisation.quantize_dynamic(unet, {nn.Linear}, dtype=torch.qint8)
     base = run(quantised)
     adapter = attach(quantised)
     assert torch.equal(run(quantised), base)  # ETHER+ starts as the identity, biases of to_out included
@@ -530,9 +535,7 @@ def test_names_that_cannot_be_attached(unet: UNet2DConditionModel, name: str, me
         ({"default": float("inf")}, "must be a finite number"),
     ],
 )
-def test_wrong_strengths_change_nothing(
-    unet: UNet2DConditionModel, strengths: dict[str, float], message: str
-) -> None:
+def test_wrong_strengths_change_nothing(unet: UNet2DConditionModel, strengths: dict[str, float], message: str) -> None:
     host = shaken(unet).host
     assert host is not None
     with pytest.raises(ValueError, match=message):

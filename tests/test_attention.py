@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ControlNetModel, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from helpers import shake, unet_inputs
+from torch import nn
+
 from ether_diffusion import EtherConfig, attach
 from ether_diffusion.attention import find_targets
 from ether_diffusion.playground.tiny import tiny_controlnet, tiny_text_encoder, tiny_tokenizer, tiny_unet
-from torch import nn
-
-from helpers import shake, unet_inputs
 
 SD15: dict[str, Any] = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -82,9 +82,7 @@ def test_counts_of_other_unets_follow_from_their_widths(
 def test_controlnet_of_sd15_has_the_encoder_half() -> None:
     adapter = attach(on_meta(ControlNetModel, SD15), EtherConfig("ether"))
     # two blocks on each of three levels and one in the middle; inputs 6 w + 2 · 768 each
-    assert adapter.num_parameters() == sum(
-        n * (6 * w + 2 * 768) for w, n in [(320, 2), (640, 2), (1280, 2), (1280, 1)]
-    )
+    assert adapter.num_parameters() == sum(n * (6 * w + 2 * 768) for w, n in [(320, 2), (640, 2), (1280, 2), (1280, 1)])
 
 
 @pytest.mark.parametrize("projection", [False, True], ids=["CLIPTextModel", "CLIPTextModelWithProjection"])
@@ -157,7 +155,7 @@ def test_unknown_presets_name_the_known_ones(targets: str, message: str) -> None
 
 
 def test_a_model_without_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match="Sequential has no projection for targets=\"attention\""):
+    with pytest.raises(ValueError, match='Sequential has no projection for targets="attention"'):
         attach(nn.Sequential(nn.Linear(4, 4)))
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from ether_diffusion import files
 from ether_diffusion.files import atomic_path, write_text
 

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import block_diagonal, reflection, relative_error, relaxed
+from torch import Tensor
+
 from ether_diffusion.functional import (
     block_columns,
     block_matmul_delta,
@@ -15,9 +18,6 @@ from ether_diffusion.functional import (
     relaxed_reflection_delta,
     unit,
 )
-from torch import Tensor
-
-from helpers import block_diagonal, reflection, relative_error, relaxed
 
 FEATURES = 8
 BLOCKS = pytest.mark.parametrize("n_blocks", [1, 2, 4])

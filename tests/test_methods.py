@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import DIRECT, dense_weight, relative_error, shake
+from torch import Tensor, nn
+
 from ether_diffusion import Adapter, EtherConfig, attach
 from ether_diffusion.injection import Injection
 from ether_diffusion.methods import build_method
-from torch import Tensor, nn
-
-from helpers import DIRECT, dense_weight, relative_error, shake
 
 KINDS = {
     "ether": {"method": "ether"},

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ether_diffusion as ether
 import pytest
 import torch
 from diffusers import (
@@ -19,15 +18,16 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
+from helpers import relative_error, replace_weights, shake
+from PIL import Image
+from torch import Tensor, nn
+
+import ether_diffusion as ether
 from ether_diffusion import AdapterFileError, EtherConfig
 from ether_diffusion.adapter import host_of
 from ether_diffusion.checkpoint import AdapterFile
 from ether_diffusion.fingerprint import base_hash
 from ether_diffusion.playground.tiny import tiny_controlnet, tiny_pipeline
-from PIL import Image
-from torch import Tensor, nn
-
-from helpers import relative_error, replace_weights, shake
 
 COMPONENTS = ("unet", "text_encoder")
 
@@ -192,7 +192,7 @@ def test_a_pipeline_saved_with_an_adapter_on_is_the_base(
 
 
 def two_adapters(pipe: DiffusionPipeline, folder: Path) -> None:
-    """"dog" (two-sided, UNet and text encoder) and "style" (ETHER, UNet alone)."""
+    """ "dog" (two-sided, UNet and text encoder) and "style" (ETHER, UNet alone)."""
     write_adapter(pipe, folder / "dog")
     write_adapter(pipe, folder / "style", ("unet",), EtherConfig("ether", n_blocks=2, targets="cross_attention"), 2)
     ether.load(pipe, folder / "dog", name="dog")
@@ -292,7 +292,7 @@ def test_nothing_to_do_is_an_error_only_where_it_surprises(pipe: DiffusionPipeli
 
 
 def split_adapters(pipe: DiffusionPipeline, folder: Path) -> None:
-    """"words" sits on the text encoder alone and gets fused; "picture" on the UNet alone stays as it is."""
+    """ "words" sits on the text encoder alone and gets fused; "picture" on the UNet alone stays as it is."""
     write_adapter(pipe, folder / "words", ("text_encoder",))
     write_adapter(pipe, folder / "picture", ("unet",))
     write_adapter(pipe, folder / "new", ("unet",))
@@ -342,9 +342,7 @@ def test_a_name_is_taken_whichever_component_has_it(pipe: DiffusionPipeline, tmp
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
-def test_a_strength_that_is_no_number_loads_nothing(
-    pipe: DiffusionPipeline, tmp_path: Path, strength: float
-) -> None:
+def test_a_strength_that_is_no_number_loads_nothing(pipe: DiffusionPipeline, tmp_path: Path, strength: float) -> None:
     write_adapter(pipe, tmp_path)
     with pytest.raises(ValueError, match="the strength of 'dog' must be a finite number"):
         ether.load(pipe, tmp_path, name="dog", strength=strength)

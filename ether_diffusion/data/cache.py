@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 
 from ether_diffusion.files import atomic_path
 
@@ -67,7 +67,7 @@ class TensorCache:
         }
         if path is not None:
             with atomic_path(path) as temporary:
-                save_file(tensors, temporary, metadata={"key": text, "sha256": tensors_hash(tensors)})
+                temporary.write_bytes(serialize(tensors, metadata={"key": text, "sha256": tensors_hash(tensors)}))
         return tensors
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ether_diffusion.adapter import state_problems
@@ -41,6 +44,9 @@ class Checkpoints:
         self.trainables = trainables
         self.config = config
         self.folder = config.output_dir / "checkpoints"
+        if accelerator.is_main_process:
+            for leftover in self.folder.glob(".step-*"):  # of a process that was killed while it saved
+                shutil.rmtree(leftover)
         accelerator.register_save_state_pre_hook(self._save_weights)
         accelerator.register_load_state_pre_hook(self._load_weights)
 
@@ -56,8 +62,7 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             commit(temporary, path)
             if self.config.checkpoints_total_limit is not None:
-                for old in list_checkpoints(self.folder)[: -max(1, self.config.checkpoints_total_limit)]:
-                    shutil.rmtree(old)
+                remove_checkpoints(list_checkpoints(self.folder)[: -max(1, self.config.checkpoints_total_limit)])
         self.accelerator.wait_for_everyone()
 
     def load(self, path: Path) -> int:
@@ -72,9 +77,8 @@ class Checkpoints:
     def _save_weights(self, models: object, weights: list[object], folder: str) -> None:
         weights.clear()  # Accelerate would write the frozen base as well
         if self.accelerator.is_main_process:
-            save_file(
-                {key: value.detach().cpu().contiguous() for key, value in self._state().items()}, Path(folder) / WEIGHTS
-            )
+            state = {key: value.detach().cpu().contiguous() for key, value in self._state().items()}
+            (Path(folder) / WEIGHTS).write_bytes(serialize(state))
             if self.config.method in ETHER_METHODS:
                 save_adapter(self.pipe, self.config, Path(folder))
 
@@ -83,7 +87,8 @@ class Checkpoints:
         state = self._state()
         with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
             saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if problems := state_problems(saved, state):
+        unit_vectors = self.config.method in ETHER_METHODS  # a fresh LoRA is zero, and may be
+        if problems := state_problems(saved, state, unit_vectors):
             raise ValueError(
                 f"the checkpoint {folder} does not fit this run's method or targets:\n" + "\n".join(problems)
             )
@@ -101,7 +106,16 @@ class Checkpoints:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first; half-written ones have other names."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def remove_checkpoints(paths: Sequence[Path]) -> None:
+    """Delete checkpoints; killed meanwhile, it leaves none that looks whole."""
+    for path in paths:
+        doomed = path.with_name(f".{path.name}.old")
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
 
 
 def find_checkpoint(output_dir: Path, wanted: str) -> Path:

@@ -29,7 +29,9 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
         SystemExit: an unknown flag or key (the nearest one is offered), a value of the wrong type, a missing
             setting, or ``--help``.
     """
-    parser = ArgumentParser(description=(config_class.__doc__ or "").split("\n\n")[0], exit_on_error=False)
+    parser = ArgumentParser(
+        description=(config_class.__doc__ or "").split("\n\n")[0], exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     parser.add_class_arguments(config_class, as_group=False)
     names = [field.name for field in dataclasses.fields(config_class)]
@@ -57,6 +59,8 @@ def _hint(message: str, names: list[str]) -> str:
     unknown = re.findall(r"--([\w-]+)", message) if "nrecognized" in message else []
     unknown += re.findall(r"Option '([\w.-]+)' is not accepted", message)
     hints = [suggestion(name.replace("-", "_"), names) for name in unknown]
-    if choice := re.search(r"Literal\[(.*)\]. Got value: (.*)", message):
+    if choice := re.search(r"Literal\[([^\]]*)\].*?(?:Got|Given) value: (\S+)", message):
         hints.append(suggestion(choice[2], re.findall(r"'(\w+)'", choice[1])))
+    if "'no'" in message and "Given value: False" in message:
+        hints.append(', did you mean "no"? YAML reads it as false without the quotes')
     return "".join(hints)

@@ -44,15 +44,20 @@ def encode_prompts_once(
     dependencies = {
         "kind": "prompt",
         "encoders": {name: module_hash(module) for name, module in text_encoders(pipe).items()},
-        "tokenizers": [[sorted(t.get_vocab().items()), t.model_max_length] for t in tokenizers],
         "device": pipe.unet.device.type,
         "versions": [torch.__version__, transformers.__version__, diffusers.__version__],
     }
+
+    def tokens(prompt: str) -> list[list[int]]:
+        return [
+            t(prompt, padding="max_length", max_length=t.model_max_length, truncation=True).input_ids
+            for t in tokenizers
+        ]
 
     def encode(prompt: str) -> dict[str, Tensor]:
         return {key: value[0].cpu().contiguous() for key, value in encode_prompts(pipe, [prompt]).items()}
 
     return {
-        prompt: cache.get_or_compute({**dependencies, "prompt": prompt}, partial(encode, prompt))
+        prompt: cache.get_or_compute({**dependencies, "tokens": tokens(prompt)}, partial(encode, prompt))
         for prompt in dict.fromkeys(prompts)
     }

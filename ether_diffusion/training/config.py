@@ -79,7 +79,7 @@ class TrainingConfig:
         mixed_precision: no, fp16 or bf16; Accelerate's own configuration where it is not given.
         gradient_checkpointing: recompute activations in the backward: less memory, more time.
         allow_tf32: TF32 matrix products on NVIDIA cards.
-        torch_compile: compile the UNet.
+        torch_compile: compile the UNet; on GPUs only.
         snr_gamma: γ of min-SNR loss weighting (arXiv 2303.09556), often 5.
         noise_offset: scale of a constant added to the noise of every channel, often 0.05 to 0.1.
         checkpointing_steps: steps between checkpoints.
@@ -158,13 +158,15 @@ class TrainingConfig:
             self.validation_prompt = [self.validation_prompt]
         if isinstance(self.report_to, str):
             self.report_to = [self.report_to]
-        positive = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps",
-                    "validation_steps", "num_inference_steps", "n_blocks", "rank")  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        self._check_at_least_1("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "n_blocks", "rank")
+        self._check_at_least_1("checkpointing_steps", "validation_steps", "num_inference_steps")
         if self.lr_scheduler == "piecewise_constant" and not self.lr_step_rules:
             raise ValueError('lr_scheduler=piecewise_constant needs lr_step_rules, such as "1:600,0.1:900,0.01"')
+
+    def _check_at_least_1(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     @property
     def resolved_learning_rate(self) -> float:
@@ -241,6 +243,7 @@ class DreamBoothConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_at_least_1("num_class_images", "sample_batch_size")
         if self.instance_data_dir == Path():
             raise ValueError("instance_data_dir is missing: name the folder with the photos of the subject")
         if not self.instance_prompt:

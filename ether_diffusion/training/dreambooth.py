@@ -101,6 +101,7 @@ def run(config: DreamBoothConfig) -> Path:
         {
             "base_hash": hashes,
             "device": str(accelerator.device),
+            "threads": torch.get_num_threads(),
             "num_processes": accelerator.num_processes,
             "trained_parameters": {trainable.component: trainable.num_parameters() for trainable in trainables},
             "instance_images": [str(path.resolve()) for path in subject.paths],
@@ -128,11 +129,9 @@ def make_accelerator(config: DreamBoothConfig) -> Accelerator:
     """Accelerate as the config asks for, or as ``accelerate launch`` was configured.
 
     Raises:
-        ImportError: a tracker is not installed.
+        ImportError: a tracker is not installed, or what the method or the optimiser need.
     """
-    for tracker in config.report_to:
-        if importlib.util.find_spec(tracker) is None:
-            raise ImportError(f"report_to={tracker}: pip install 'ether-diffusion[{tracker}]'")
+    check_installed(config)
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
@@ -148,19 +147,43 @@ def make_accelerator(config: DreamBoothConfig) -> Accelerator:
     )
 
 
+def check_installed(config: DreamBoothConfig) -> None:
+    """Look for the optional packages that ``config`` needs, before anything is loaded or written.
+
+    Raises:
+        ImportError: one is missing; the message says how to install it.
+    """
+    needed = [(f"report_to={tracker}", tracker, tracker) for tracker in config.report_to]
+    if config.optimizer == "adamw8bit":
+        needed.append(("optimizer=adamw8bit", "bitsandbytes", "adam8bit"))
+    if config.optimizer == "prodigy":
+        needed.append(("optimizer=prodigy", "prodigyopt", "prodigy"))
+    if config.method in ("lora", "oft", "boft", "hra"):
+        needed.append((f"method={config.method}", "peft", "study"))
+    for setting, package, extra in needed:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"{setting} needs {package}: pip install 'ether-diffusion[{extra}]'")
+
+
 def make_cache(config: DreamBoothConfig) -> TensorCache:
     """The cache of latents and prompts."""
     return TensorCache(config.cache_dir or config.output_dir / "cache")
 
 
 def prepare_modules(pipe: DiffusionPipeline, config: DreamBoothConfig) -> None:
-    """Gradient checkpointing and compilation of what takes part in training."""
+    """Gradient checkpointing and compilation of what takes part in training.
+
+    Raises:
+        ValueError: compilation on a CPU.
+    """
     if config.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
         if config.train_text_encoder:
             for encoder in text_encoders(pipe).values():
                 encoder.gradient_checkpointing_enable()  # type: ignore[operator]
     if config.torch_compile:
+        if pipe.unet.device.type == "cpu":  # seen with torch 2.13: gradients of attention weights off by two thirds
+            raise ValueError("torch_compile trains on GPUs only: on CPUs its gradients are wrong; leave it out")
         pipe.unet.compile()
 
 

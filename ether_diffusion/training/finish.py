@@ -8,7 +8,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from huggingface_hub import create_repo, upload_folder
-from huggingface_hub.errors import HfHubHTTPError
 
 from ether_diffusion.checkpoint import first_line
 from ether_diffusion.training.config import TrainingConfig
@@ -19,7 +18,7 @@ from ether_diffusion.training.trainables import Trainable, save_trained
 
 logger = logging.getLogger(__name__)
 
-NOT_UPLOADED = ["checkpoints/*", "cache/*", "class_images/*", "tensorboard/*", "wandb/*", ".*"]
+NOT_UPLOADED = ["checkpoints/*", "cache/*", "class_images/*", "ether-diffusion/*", "wandb/*", ".*"]
 
 
 def finish(
@@ -55,7 +54,7 @@ def _push(config: TrainingConfig) -> None:
             ignore_patterns=NOT_UPLOADED,
         )
         logger.info("uploaded to %s", repository)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run is done and kept
         logger.error(
             "not uploaded to %s: %s. The run is complete in %s; log in with `hf auth login` and upload it with "
             "`hf upload %s %s`",

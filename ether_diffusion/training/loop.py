@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.interrupts import Interrupts
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer, make_schedule
 from ether_diffusion.training.report import write_report
-from ether_diffusion.training.run_folder import MetricsFile, Provenance
+from ether_diffusion.training.run_folder import MetricsFile, Provenance, forget_after
 from ether_diffusion.training.samples import Sampler, write_samples
 from ether_diffusion.training.trainables import Trainable
 
@@ -85,6 +86,9 @@ def train(
     with Interrupts() as interrupts, run.progress_bar(step) as bar:
         run.sample_if_due(step, interrupts)
         while step < config.max_train_steps:
+            if received := _any_process(interrupts.received, accelerator):
+                checkpoints.save(step)
+                run.stop_for(received, step)
             began = time.perf_counter()
             losses: list[dict[str, Tensor]] = []
             for _ in range(config.gradient_accumulation_steps):
@@ -102,12 +106,8 @@ def train(
                 schedule.step()
             step += 1
             run.log(step, means, rates, float(norm), time.perf_counter() - began, bar)
-            received = _any_process(interrupts.received, accelerator)
-            finished = step == config.max_train_steps
-            if received or finished or step % config.checkpointing_steps == 0:
+            if step == config.max_train_steps or step % config.checkpointing_steps == 0:
                 checkpoints.save(step)
-            if received and not finished:
-                run.stop_for(received, step)
             run.sample_if_due(step, interrupts)
     accelerator.wait_for_everyone()
 
@@ -131,15 +131,18 @@ class _Run:
         self.checkpoints = checkpoints
         self.before = float(provenance.content["seconds"])
         self.began = time.perf_counter()
-        self.metrics = MetricsFile(config.output_dir, start_step) if accelerator.is_main_process else None
+        self.metrics = None
+        if accelerator.is_main_process:
+            forget_after(config.output_dir, start_step)
+            self.metrics = MetricsFile(config.output_dir, start_step)
 
-    def progress_bar(self, step: int) -> tqdm:
+    def progress_bar(self, step: int) -> tqdm[Any]:
         hidden = not self.accelerator.is_main_process
         total = self.config.max_train_steps
         return tqdm(total=total, initial=step, desc="training", unit="step", disable=hidden, dynamic_ncols=True)
 
     def log(
-        self, step: int, losses: dict[str, float], rates: dict[str, float], norm: float, seconds: float, bar: tqdm
+        self, step: int, losses: dict[str, float], rates: dict[str, float], norm: float, seconds: float, bar: tqdm[Any]
     ) -> None:
         bar.update()
         bar.set_postfix(loss=f"{losses['loss']:.4f}", lr=f"{next(iter(rates.values())):.2e}")
@@ -150,11 +153,15 @@ class _Run:
         self.accelerator.log({**losses, **flat, "grad_norm": norm}, step=step)
 
     def sample_if_due(self, step: int, interrupts: Interrupts) -> None:
-        """Write the grid of a step that is due and not there yet, and renew the report."""
+        """Write the grid of a step that is due and not there yet, and renew the report.
+
+        A signal gives the grid up; the run stops at this step, so that resuming draws it.
+        """
         finished = step == self.config.max_train_steps
         due = finished or step % self.config.validation_steps == 0
-        if self.accelerator.is_main_process and due and self.config.num_validation_images:
-            if not (self.config.output_dir / "samples" / f"step-{step:06d}").is_dir():
+        if self.accelerator.is_main_process and due:
+            folder = self.config.output_dir / "samples" / f"step-{step:06d}"
+            if self.config.num_validation_images and not folder.is_dir():
                 stop = lambda: bool(interrupts.received)  # noqa: E731
                 write_samples(self.task.sampler, self.task.trainables, self.task.prompts, step, stop)
             self.update("running", step)

@@ -10,12 +10,12 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard, ModelCardData
 
 from ether_diffusion.files import write_text
-from ether_diffusion.training.report import HIGHLIGHTS, Run, SamplePrompt, format_value, read_run
+from ether_diffusion.training.config import ETHER_METHODS
+from ether_diffusion.training.run_record import Run, SamplePrompt, format_value, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-ETHER_METHODS = ("ether_plus", "ether", "naive")
-TAGS = ("text-to-image", "diffusers", "diffusers-training", "dreambooth", "stable-diffusion")
-SETTINGS = (*HIGHLIGHTS, "class_prompt", "prior_loss_weight", "guidance_scale", "num_inference_steps")  # no paths
+TAGS = ("text-to-image", "diffusers", "diffusers-training", "stable-diffusion")
+MORE_SETTINGS = ("class_prompt", "prior_loss_weight", "guidance_scale", "num_inference_steps")  # no paths
 
 
 def write_model_card(run_dir: str | Path) -> Path:
@@ -27,23 +27,22 @@ def write_model_card(run_dir: str | Path) -> Path:
         FileNotFoundError: ``run_dir`` is not a run folder.
     """
     run = read_run(run_dir)
-    method = str(run.config.get("method", "ether_plus"))
+    subject = markdown(run.instance_prompt) if run.instance_prompt else None
     data = ModelCardData(
         base_model=run.base if is_hub_id(run.base) else None,
         library_name="diffusers",
-        tags=["ether" if method in ETHER_METHODS else method, *TAGS],
+        tags=["ether" if run.method in ETHER_METHODS else run.method, *TAGS, *(["dreambooth"] if subject else [])],
         instance_prompt=run.instance_prompt,
     )
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         run=run,
-        method=method,
         title=markdown(run.folder.name),
         base=_base_link(run.base),
-        prompt=markdown(run.instance_prompt),
-        loading=loading_code(run, method),
-        settings={key: markdown(format_value(run.config[key])) for key in SETTINGS if key in run.config},
+        subject=subject,
+        loading=loading_code(run),
+        settings={key: markdown(value) for key, value in run.settings(MORE_SETTINGS).items()},
         scores={
             markdown(metric): {markdown(column): format_value(value) for column, value in row.items()}
             for metric, row in run.scores.items()
@@ -61,26 +60,27 @@ def is_hub_id(base: str) -> bool:
     return re.fullmatch(f"{name}/{name}", base, re.ASCII) is not None and not Path(base).exists()
 
 
-def loading_code(run: Run, method: str) -> str:
+def loading_code(run: Run) -> str:
     """The Python lines that load this run and draw one picture, whatever quotes its prompt holds."""
     folder = _literal(run.folder.name)
     base = _literal(run.base if is_hub_id(run.base) else f"path/to/{Path(run.base).name}")
     imports = ["from diffusers import DiffusionPipeline"]
     pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
-    if method == "full":
+    if run.method == "full":
         lines = [f"pipe = DiffusionPipeline.from_pretrained({folder})"]
-    elif method == "lora":
+    elif run.method == "lora":
         lines = [pipeline, f"pipe.load_lora_weights({folder})"]
-    elif method in ETHER_METHODS:
+    elif run.method in ETHER_METHODS:
         imports.insert(0, "import ether_diffusion as ether")
         lines = [pipeline, f"ether.load(pipe, {folder})"]
     else:
         imports.append("from peft import PeftModel")
         lines = [pipeline]
-        for component in run.provenance["trained_parameters"]:
+        for component in run.provenance.trained_parameters:
             adapter = _literal(f"{run.folder.name}/{component}")
             lines.append(f"pipe.{component} = PeftModel.from_pretrained(pipe.{component}, {adapter})")
-    return "\n".join([*imports, "", *lines, f"image = pipe({_literal(run.instance_prompt)}).images[0]"])
+    prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
+    return "\n".join([*imports, "", *lines, f"image = pipe({_literal(prompt)}).images[0]"])
 
 
 def markdown(text: str) -> str:
@@ -99,12 +99,15 @@ def _base_link(base: str) -> str:
     return f"{markdown(Path(base).name)} (a local copy)"
 
 
-def _samples(run: Run) -> list[tuple[str, list[str]]]:
-    """Each prompt with links to its pictures: the base model's, if the run drew any, and the latest."""
+def _samples(run: Run) -> list[tuple[str, int, list[str]]]:
+    """Each prompt and seed with links to its pictures: the base model's, if the run drew any, and the latest."""
     if run.finetuned_step is None:
         return []
     steps = [step for step in (0, run.finetuned_step) if step in run.sample_steps]
-    return [(markdown(prompt["prompt"]), [_picture(run, prompt, step) for step in steps]) for prompt in run.prompts]
+    return [
+        (markdown(prompt["prompt"]), prompt["seed"], [_picture(run, prompt, step) for step in steps])
+        for prompt in run.prompts
+    ]
 
 
 def _picture(run: Run, prompt: SamplePrompt, step: int) -> str:

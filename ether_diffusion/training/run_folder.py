@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,8 +17,10 @@ from typing import Any
 import yaml
 
 from ether_diffusion.files import write_text
-from ether_diffusion.training.checkpoints import find_checkpoint, list_checkpoints
+from ether_diffusion.training.checkpoints import find_checkpoint, list_checkpoints, remove_checkpoints, step_of
 from ether_diffusion.training.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("ether-diffusion", "torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "peft")
 
@@ -33,6 +37,18 @@ RUN_FILES = (
 )
 """What a run writes and ``--overwrite`` removes; caches and class images stay, for they may be used again."""
 
+MODEL_FILES = (
+    "model_index.json",
+    "unet",
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "scheduler",
+)
+"""What runs of full and of peft's methods write too; only in a folder with a run are they a run's own."""
+
 
 def open_run_folder(config: TrainingConfig) -> Path | None:
     """Make the run folder ready, and return the checkpoint to continue from, if one is asked for.
@@ -45,7 +61,8 @@ def open_run_folder(config: TrainingConfig) -> Path | None:
     folder = config.output_dir
     if config.resume is not None:
         return find_checkpoint(folder, config.resume)
-    present = [folder / name for name in RUN_FILES if (folder / name).exists()]
+    own = (*RUN_FILES, *MODEL_FILES) if (folder / "provenance.json").is_file() else RUN_FILES
+    present = [folder / name for name in own if (folder / name).exists()]
     if present and not config.overwrite:
         state = read_provenance(folder).get("status", "unfinished")
         resumable = ", --resume latest to continue it" if list_checkpoints(folder / "checkpoints") else ""
@@ -57,7 +74,8 @@ def open_run_folder(config: TrainingConfig) -> Path | None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", "")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise OSError(f"cannot write to --output_dir {folder}: {error.strerror or error}") from error
     return None
@@ -72,10 +90,10 @@ def write_config(config: TrainingConfig) -> None:
 def changed_settings(config: TrainingConfig) -> list[str]:
     """Settings that differ from those that the run in the folder was started with, as "name: old → new"."""
     path = config.output_dir / "config.yaml"
-    old = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    old = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
     ignored = {"resume", "overwrite", "output_dir"}
     new = {key: value for key, value in config.to_dict().items() if key not in ignored}
-    return [f"{key}: {old[key]} → {new[key]}" for key in new if key in (old or {}) and old[key] != new[key]]
+    return [f"{key}: {old[key]} → {new[key]}" for key in new if key in old and old[key] != new[key]]
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -107,6 +125,17 @@ class Provenance:
         """Change facts and write ``provenance.json``."""
         self.content.update(facts)
         write_text(self.folder / "provenance.json", json.dumps(self.content, indent=1, ensure_ascii=False))
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Remove samples and checkpoints of later steps, which a run resumed from an earlier checkpoint makes anew."""
+    later = [path for path in list_checkpoints(folder / "checkpoints") if step_of(path) > step]
+    if later:
+        logger.warning("going on from step %d: %s are removed", step, ", ".join(path.name for path in later))
+    remove_checkpoints(later)
+    for path in (folder / "samples").glob("step-*"):
+        if step_of(path) > step:
+            shutil.rmtree(path)
 
 
 class MetricsFile:

@@ -87,15 +87,15 @@ def write_samples(
     folder = config.output_dir / "samples"
     seeds = range(config.validation_seed, config.validation_seed + config.num_validation_images)
     jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    listing = [{"file": f"{i:02d}.png", "prompt": prompt, "seed": seed} for i, (prompt, seed) in enumerate(jobs)]
+    named = [(f"{number:02d}.png", prompt, seed) for number, (prompt, seed) in enumerate(jobs)]
+    listing = [{"file": name, "prompt": prompt, "seed": seed} for name, prompt, seed in named]
     try:
         with atomic_path(folder / f"step-{step:06d}") as temporary, _inactive(trainables if step == 0 else []):
             temporary.mkdir()
-            for row in tqdm(listing, desc=f"samples of step {step}", leave=False):
+            for name, prompt, seed in tqdm(named, desc=f"samples of step {step}", leave=False):
                 if stop():
                     raise SamplingInterruptedError
-                image = sampler.images([str(row["prompt"])], [int(row["seed"])])[0]
-                image.save(temporary / str(row["file"]))
+                sampler.images([prompt], [seed])[0].save(temporary / name)
         write_text(folder / "prompts.json", json.dumps(listing, indent=1))
     except SamplingInterruptedError:
         logger.info("the samples of step %d are given up for the signal", step)
@@ -109,21 +109,24 @@ def generate_class_images(sampler: Sampler, folder: Path, prompt: str, number: i
     """Fill ``folder`` with images of the class until there are ``number``; what is there already is kept.
 
     The images are shared out over the processes, each is seeded by its index and written atomically: a killed
-    generation goes on where it stopped.
+    generation goes on where it stopped. Batches are the same then, since their size may change the last bit.
     """
     accelerator = sampler.accelerator
     folder.mkdir(parents=True, exist_ok=True)
     generated = {index: folder / f"class-{index:06d}.png" for index in range(number)}
     own = [path for path in folder.iterdir() if _is_picture(path) and path not in set(generated.values())]
-    missing = [index for index in range(number - len(own)) if not generated[index].is_file()]
+    wanted = range(number - len(own))
+    missing = {index for index in wanted if not generated[index].is_file()}
     accelerator.wait_for_everyone()
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+    batches = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
+    batches = [indices for indices in batches if missing.intersection(indices)]
+    batches = batches[accelerator.process_index :: accelerator.num_processes]
     for indices in tqdm(batches, desc="class images", disable=not batches or not accelerator.is_main_process):
         images = sampler.images([prompt] * len(indices), [seed + index for index in indices])
         for index, image in zip(indices, images, strict=True):
-            with atomic_path(generated[index]) as temporary:
-                image.save(temporary, format="PNG")
+            if index in missing:
+                with atomic_path(generated[index]) as temporary:
+                    image.save(temporary, format="PNG")
     accelerator.wait_for_everyone()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from ether_diffusion.adapter import attach
@@ -140,8 +140,8 @@ def _save_peft(trainable: Trainable, folder: Path) -> None:
     config = trainable.module.peft_config[ADAPTER_NAME]  # type: ignore[index]
     state = {f"base_model.model.{key}": value.contiguous() for key, value in _peft_state(trainable.module).items()}
     with atomic_path(folder) as temporary:
-        config.save_pretrained(temporary)
-        save_file(state, temporary / "adapter_model.safetensors")
+        config.save_pretrained(temporary)  # type: ignore[union-attr]
+        (temporary / "adapter_model.safetensors").write_bytes(serialize(state))
 
 
 def _peft_state(module: nn.Module) -> dict[str, Tensor]:

@@ -25,7 +25,9 @@ NASTY = [
 ]
 
 
-def make_run(tmp_path: Path, *, prompt: str = "a photo of qwe dog", method: str = "ether_plus", **more: object) -> Path:
+def make_run(
+    tmp_path: Path, *, prompt: str | None = "a photo of qwe dog", method: str = "ether_plus", **more: object
+) -> Path:
     run = tmp_path / "dog"
     config = {
         "pretrained_model_name_or_path": "owner/sd15",
@@ -46,7 +48,9 @@ def make_run(tmp_path: Path, *, prompt: str = "a photo of qwe dog", method: str 
         folder = run / "samples" / f"step-{step:06}"
         folder.mkdir(parents=True)
         Image.new("RGB", (8, 8), (step % 256, 0, 0)).save(folder / "00.png")
-    (run / "samples" / "prompts.json").write_text(json.dumps([{"file": "00.png", "prompt": prompt, "seed": 0}]))
+    (run / "samples" / "prompts.json").write_text(
+        json.dumps([{"file": "00.png", "prompt": prompt or "a cat", "seed": 7}])
+    )
     (run / "config.yaml").write_text(yaml.safe_dump(config | more))
     (run / "provenance.json").write_text(json.dumps(provenance))
     return run
@@ -75,7 +79,7 @@ def test_header_is_what_the_hub_reads(tmp_path: Path) -> None:
     assert header == {
         "base_model": "owner/sd15",
         "library_name": "diffusers",
-        "tags": ["ether", "text-to-image", "diffusers", "diffusers-training", "dreambooth", "stable-diffusion"],
+        "tags": ["ether", "text-to-image", "diffusers", "diffusers-training", "stable-diffusion", "dreambooth"],
         "instance_prompt": "a photo of qwe dog",
     }
     assert "398,602 parameters (1.6 MB)" in body
@@ -92,7 +96,7 @@ def test_a_nasty_prompt_comes_back_from_header_and_code(tmp_path: Path, prompt: 
     assert "<script>" not in prose
     assert prose.count("```") == 2  # the fences of the code block
     table = [line for line in prose.splitlines() if "](samples/" in line]
-    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [4]  # three cells
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [5]  # four cells
 
 
 @pytest.mark.parametrize("method", ["ether_plus", "ether", "naive"])
@@ -139,6 +143,20 @@ def test_samples_are_relative_links_to_the_base_and_the_latest_step(tmp_path: Pa
     assert links == ["samples/step-000000/00.png", "samples/step-001400/00.png"]
     (run / "samples" / "step-000000" / "00.png").unlink()
     assert re.findall(r"!\[.*?\]\((.*?)\)", read_card(run)[1]) == links[1:]
+
+
+def test_every_picture_of_the_table_has_its_prompt_and_seed(tmp_path: Path) -> None:
+    rows = [line for line in read_card(make_run(tmp_path))[1].splitlines() if "](samples/" in line]
+    assert [row.split(" | ")[:2] for row in rows] == [["| a photo of qwe dog", "7"]]
+
+
+def test_a_run_without_a_subject_claims_none(tmp_path: Path) -> None:
+    header, body, code = read_card(make_run(tmp_path, prompt=None))
+    assert "instance_prompt" not in header
+    assert "dreambooth" not in header["tags"]
+    assert "trained with ETHER+. [ETHER]" in body
+    assert "subject" not in body
+    assert ("pipe", ["a cat"]) in calls(code)  # the first validation prompt
 
 
 def test_no_path_of_this_machine_is_published(tmp_path: Path) -> None:

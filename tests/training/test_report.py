@@ -16,7 +16,9 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from ether_diffusion.training.report import Run, _moving_average, evenly_spaced, main, read_run, write_report
+from ether_diffusion.training.curves import moving_average
+from ether_diffusion.training.report import evenly_spaced, main, short_path, write_report
+from ether_diffusion.training.run_record import read_run
 
 PROMPTS = ["a photo of qwe dog", "qwe dog in the snow"]
 VOID = {"meta", "img", "input", "br", "link", "wbr", "hr"}
@@ -70,17 +72,21 @@ def picture(path: Path, shade: int = 0, size: tuple[int, int] = (320, 320)) -> P
     return path
 
 
-def metrics(steps: range, **more: float) -> str:
-    rows = [{"step": s, "loss": 1 / s, "lr": {"unet": 6e-3}, "grad_norm": 0.1 * s, **more} for s in steps]
+def metrics(steps: range, **more: object) -> str:
+    rows = [
+        {"step": s, "loss": 1 / s, "lr": {"unet": 6e-3}, "grad_norm": 0.1 * s, "steps_per_second": 2.0, **more}
+        for s in steps
+    ]
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def make_run(tmp_path: Path, steps: tuple[int, ...] = (0, 100, 200), prompts: list[str] = PROMPTS) -> Path:
+def make_run(
+    tmp_path: Path, steps: tuple[int, ...] = (0, 100, 200), prompts: list[str] = PROMPTS, **settings: object
+) -> Path:
     run = tmp_path / "dog"
     references = [picture(tmp_path / "pictures" / f"dog{i}.png", 60 * i, (320, 240 + i)) for i in range(3)]
     provenance = {
         "config_hash": "c0ffee",
-        "base_model": "owner/sd15",
         "base_hash": {"unet": "abc123"},
         "git_revision": "deadbeef",
         "versions": {"torch": "2.9.1"},
@@ -91,7 +97,6 @@ def make_run(tmp_path: Path, steps: tuple[int, ...] = (0, 100, 200), prompts: li
         "step": 1200,
         "instance_images": [str(path) for path in references],
         "class_images": 0,
-        "skipped_images": [{"file": "notes.jpg", "reason": "not a picture"}],
         "started": "2025-11-23T15:06:12+00:00",
         "seconds": 3725.0,
     }
@@ -110,7 +115,7 @@ def make_run(tmp_path: Path, steps: tuple[int, ...] = (0, 100, 200), prompts: li
     (run / "samples").mkdir(parents=True, exist_ok=True)
     (run / "samples" / "prompts.json").write_text(json.dumps(samples))
     (run / "provenance.json").write_text(json.dumps(provenance))
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "config.yaml").write_text(yaml.safe_dump(config | settings))
     (run / "metrics.jsonl").write_text(metrics(range(1, 201)))
     return run
 
@@ -130,10 +135,20 @@ def test_references_base_and_finetuned_stand_side_by_side(tmp_path: Path) -> Non
     columns = {heading: alts for heading, alts in page.columns.items() if alts}
     assert list(columns.items()) == [
         ("References", ["Reference dog0.png", "Reference dog1.png", "Reference dog2.png"]),
-        ("Base model", [f"Base model: {prompt}" for prompt in PROMPTS]),
-        ("Finetuned, step 200", [f"Step 200: {prompt}" for prompt in PROMPTS]),
+        ("Base model", [f"Base model: {prompt}, seed {i}" for i, prompt in enumerate(PROMPTS)]),
+        ("Finetuned, step 200", [f"Step 200: {prompt}, seed {i}" for i, prompt in enumerate(PROMPTS)]),
     ]
     assert len(page.all("img")) == 3 + 2 + 2 + len(PROMPTS) * 3
+
+
+def test_the_first_screen_has_every_prompt_before_it_has_another_seed(tmp_path: Path) -> None:
+    run = make_run(tmp_path, prompts=[f"{animal} {i}" for animal in ("cat", "dog") for i in range(4)])
+    samples = [{"file": f"{i:02}.png", "prompt": "cat" if i < 4 else "dog", "seed": i % 4} for i in range(8)]
+    (run / "samples" / "prompts.json").write_text(json.dumps(samples))
+    page = report(run)
+    order = [("cat", 0), ("dog", 0), ("cat", 1), ("dog", 1), ("cat", 2), ("dog", 2)]
+    assert page.columns["Base model"] == [f"Base model: {prompt}, seed {seed}" for prompt, seed in order]
+    assert page.text.count("6 of 8 samples; all of them stand below.") == 2
 
 
 def test_the_first_screen_says_what_was_trained(tmp_path: Path) -> None:
@@ -141,7 +156,7 @@ def test_the_first_screen_says_what_was_trained(tmp_path: Path) -> None:
     for fact in ("398,592 parameters (1.6 MB)", "owner/sd15", "1,200 of 1,400 steps", "1 h 2 min", "Finished"):
         assert fact in text
     assert re.search(r"ETHER\+ learns\s+a photo of qwe dog", text)
-    for origin in ("c0ffee", "abc123", "deadbeef", "2.9.1", "notes.jpg: not a picture", "a_rare_setting"):
+    for origin in ("c0ffee", "abc123", "deadbeef", "2.9.1", "a_rare_setting"):
         assert origin in text
 
 
@@ -153,7 +168,7 @@ def test_the_base_column_shows_the_pictures_of_step_zero(tmp_path: Path) -> None
     for image in report(run).all("img"):
         decoded = Image.open(io.BytesIO(base64.b64decode(str(image["src"]).split(",")[1]))).convert("RGB")
         colours[image["alt"]] = decoded.getpixel((32, 32))
-    red, green = colours["Base model: a photo of qwe dog"], colours["Step 200: a photo of qwe dog"]
+    red, green = colours["Base model: a photo of qwe dog, seed 0"], colours["Step 200: a photo of qwe dog, seed 0"]
     assert red[0] > 200 > 50 > red[1]
     assert green[1] > 200 > 50 > green[0]
 
@@ -188,7 +203,7 @@ def test_thumbnails_are_at_most_256_pixels_wide_and_keep_their_shape(tmp_path: P
 def test_a_prompt_with_a_script_is_text(tmp_path: Path) -> None:
     nasty = """</q></title><script>alert(1)</script>"><img src=x onerror='alert(2)'>"""
     run = make_run(tmp_path, prompts=[nasty, "plain"])
-    edit(run / "provenance.json", device="<script>", skipped_images=[{"file": "<b>", "reason": "<script>"}])
+    edit(run / "provenance.json", device="<script>", versions={"<b>": "<script>"})
     page = report(run)
     assert page.all("script") == []
     assert page.all("b") == []
@@ -207,14 +222,6 @@ def test_torn_last_line_of_metrics_is_ignored_and_reported(tmp_path: Path) -> No
     assert len(page.all("svg")) == 3
 
 
-def test_a_resumed_run_counts_the_later_row_of_a_step(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    (run / "metrics.jsonl").write_text(metrics(range(1, 6)) + metrics(range(4, 8), loss=9.0))
-    rows = read_run(run).metrics
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
-    assert [row["loss"] for row in rows] == [1, 1 / 2, 1 / 3, 9, 9, 9, 9]
-
-
 @pytest.mark.parametrize("content", [None, ""])
 def test_without_metrics_a_sentence_stands_for_the_curves(tmp_path: Path, content: str | None) -> None:
     run = make_run(tmp_path)
@@ -226,26 +233,43 @@ def test_without_metrics_a_sentence_stands_for_the_curves(tmp_path: Path, conten
     assert "No step has been recorded yet" in page.text
 
 
-def test_curves_show_the_prior_loss_where_there_is_one(tmp_path: Path) -> None:
+def test_curves_show_the_parts_of_the_loss_where_there_is_a_prior(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    assert "prior loss" not in report(run).text
-    (run / "metrics.jsonl").write_text(metrics(range(1, 50), prior_loss=0.3))
-    assert "prior loss" in report(run).text
+    text = report(run).text
+    assert "prior loss" not in text
+    assert "instance loss" not in text
+    (run / "metrics.jsonl").write_text(metrics(range(1, 50), instance_loss=0.2, prior_loss=0.3))
+    text = report(run).text
+    assert "prior loss" in text
+    assert "instance loss" in text
 
 
-def test_losses_that_are_not_finite_are_left_out_of_the_curve_and_named(tmp_path: Path) -> None:
+def test_every_trained_component_has_a_learning_rate_in_its_own_colour(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    (run / "metrics.jsonl").write_text(metrics(range(1, 90)) + metrics(range(90, 92), loss=float("nan")))
+    rates = {"unet": 6e-3, "text_encoder": 3e-3, "text_encoder_2": 3e-3}
+    (run / "metrics.jsonl").write_text(metrics(range(1, 30), lr=rates))
+    assert all(name in report(run).text for name in rates)
+    figure = re.search(r"<h3>Learning rate</h3>(.*?)</figure>", (run / "report.html").read_text(), re.DOTALL)
+    assert figure is not None
+    assert set(re.findall(r"stroke: var\(--(\w+)\)", figure[1])) == {"line", "accent", "second", "third"}
+
+
+def test_a_step_whose_gradient_overflowed_is_a_gap_in_the_norm_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rows = [json.loads(line) for line in metrics(range(1, 4)).splitlines()]
+    del rows[1]["grad_norm"]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = report(run)
-    assert "not finite at 2 steps, the first of them 90" in page.text
-    assert not [path for path in page.all("path") if "nan" in str(path.get("d")).lower()]
+    points = {i: len(re.findall(r"[ML]", str(path["d"]))) for i, path in enumerate(page.all("path"))}
+    curves = [points[i] for i, path in enumerate(page.all("path")) if "var(--accent)" in str(path.get("style"))]
+    assert curves == [3, 3, 2]
 
 
 def test_curves_wear_the_colours_of_the_page_and_ids_are_unique(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     page = report(run)
     html = (run / "report.html").read_text()
-    assert not re.search(r"#(0[1-4])\1\1", html)
+    assert not re.search(r"#(0[1-5])\1\1", html)
     assert html.count("stroke: var(--accent)") >= 3
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids)) > 20
@@ -294,7 +318,7 @@ def test_a_sample_that_is_missing_leaves_a_labelled_gap(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (run / "samples" / "step-000100" / "01.png").unlink()
     labels = [span.get("aria-label") for span in report(run).all("span") if span.get("class") == "missing"]
-    assert labels == ["Missing: Step 100: qwe dog in the snow"]
+    assert labels == ["Missing: Step 100: qwe dog in the snow, seed 1"]
 
 
 def test_a_run_that_has_just_begun_gives_a_report(tmp_path: Path) -> None:
@@ -334,8 +358,55 @@ def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path: Path, name: str) -
 def test_trained_parameters_in_words(tmp_path: Path, count: int, words: str) -> None:
     run = make_run(tmp_path)
     edit(run / "provenance.json", trained_parameters={"unet": count - 2, "text_encoder": 2})
-    loaded: Run = read_run(run)
-    assert loaded.trained == words
+    assert read_run(run).trained == words
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "others"),
+    [("ether_plus", "n_blocks", ["rank"]), ("lora", "rank", ["n_blocks"]), ("full", "seed", ["n_blocks", "rank"])],
+)
+def test_only_the_settings_of_the_method_are_highlighted(
+    tmp_path: Path, method: str, own: str, others: list[str]
+) -> None:
+    run = make_run(tmp_path, method=method, n_blocks=4, rank=8, seed=3)
+    settings = read_run(run).settings()
+    assert own in settings
+    assert not settings.keys() & set(others)
+
+
+def test_a_setting_left_open_is_no_highlight_and_the_learning_rate_is_the_one_that_was_used(tmp_path: Path) -> None:
+    run = make_run(tmp_path, learning_rate=None, resolution=None)
+    warmup = "".join(metrics(range(s, s + 1), lr={"unet": 1e-3 * s, "text_encoder": 1.0}) for s in (1, 2, 3))
+    (run / "metrics.jsonl").write_text(warmup)
+    settings = read_run(run).settings()
+    assert settings["learning_rate"] == "0.003"
+    assert "resolution" not in settings
+    (run / "metrics.jsonl").unlink()
+    assert "learning_rate" not in read_run(run).settings()
+
+
+def test_folders_are_named_by_their_last_two_parts(tmp_path: Path) -> None:
+    here = str(tmp_path)
+    run = make_run(
+        tmp_path,
+        pretrained_model_name_or_path=f"{here}/models/sd15",
+        output_dir=f"{here}/runs/dog",
+        resume=f"{here}/runs/dog/checkpoints/step-000200",
+        cache_dir=f"{here}/shared/cache",
+        instance_data_dir="../photos/pets/dog",
+        class_data_dir=f"{here}/class/dogs",
+    )
+    text = report(run).text
+    assert here not in text
+    assert here not in (run / "report.html").read_text()
+    assert text.count("…/models/sd15") == 2  # the first screen and the settings
+    for short in ("…/runs/dog", "…/checkpoints/step-000200", "…/shared/cache", "…/pets/dog", "…/class/dogs"):
+        assert short in text
+
+
+@pytest.mark.parametrize("path", ["owner/sd15", "runs/dog", "dog", "latest"])
+def test_a_hub_id_or_a_short_path_stays_whole(path: str) -> None:
+    assert short_path(path) == path
 
 
 def test_evenly_spaced_keeps_the_ends() -> None:
@@ -347,8 +418,8 @@ def test_moving_average_is_the_weighted_mean_of_the_past() -> None:
     values, window = [3.0, -1.0, 4.0, 1.5], 5
     weights = [(1 - 1 / window) ** k for k in range(len(values))]
     expected = sum(w * v for w, v in zip(weights, reversed(values), strict=True)) / sum(weights)
-    assert _moving_average(values, window)[-1] == pytest.approx(expected, rel=1e-12)
-    assert _moving_average(values, 1) == values
+    assert moving_average(values, window)[-1] == pytest.approx(expected, rel=1e-12)
+    assert moving_average(values, 1) == values
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

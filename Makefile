@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint bench clean
+
+demo: $(STAMP)            ## train on a small model and open-able report, in about a minute
+	$(BIN)/python -m ether_diffusion.playground.demo .demo
+
+test: $(STAMP)            ## all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)            ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)           ## step time of each method against the frozen model
+	$(BIN)/python benchmarks/step.py
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+clean:                    ## remove the environment and what the demo made
+	rm -rf .venv .demo

@@ -1,0 +1,197 @@
+"""A resumed run is the uninterrupted run: weights, optimiser, schedule, metrics and samples, bit for bit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training.helpers import (
+    checkpoints,
+    draw_photo,
+    metrics,
+    optimizer_state,
+    provenance,
+    same_tensors,
+    samples,
+    schedule_state,
+    trained,
+)
+
+import ether_diffusion.training.loop as loop
+from ether_diffusion.files import write_text
+
+Train = Callable[..., Path]
+
+
+class Unplugged(BaseException):
+    """Stands for a power cut: nothing catches it."""
+
+
+@pytest.fixture
+def unplug(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """``unplug(4)``: the next run ends without a word when step 4 has been logged, saved and sampled."""
+
+    def at(last_step: int) -> None:
+        original = loop._Run.sample_if_due
+
+        def sample_if_due(run: Any, step: int, interrupts: Any) -> None:
+            original(run, step, interrupts)
+            if step == last_step:
+                monkeypatch.setattr(loop._Run, "sample_if_due", original)
+                raise Unplugged
+
+        monkeypatch.setattr(loop._Run, "sample_if_due", sample_if_due)
+
+    return at
+
+
+def assert_same_run(left: Path, right: Path, step: int) -> None:
+    assert metrics(left) == metrics(right)
+    assert same_tensors(trained(left, step), trained(right, step))
+    assert same_tensors(optimizer_state(left, step), optimizer_state(right, step))
+    assert same_tensors(schedule_state(left, step), schedule_state(right, step))
+    assert same_tensors(samples(left), samples(right))
+    assert checkpoints(left) == checkpoints(right)
+
+
+HARD: dict[str, Any] = {
+    "train_text_encoder": True,
+    "with_prior_preservation": True,
+    "class_prompt": "a photo of a dog",
+    "num_class_images": 3,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 2,
+    "gradient_accumulation_steps": 2,
+    "random_flip": True,
+    "noise_offset": 0.1,
+    "snr_gamma": 5.0,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        HARD,
+        {"method": "lora", "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 3},
+        {"method": "full", "mixed_precision": "bf16"},
+        {"method": "oft", "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 3},
+        {"optimizer": "prodigy"},
+        {"aspect_ratio_buckets": True, "train_batch_size": 2},
+    ],
+    ids=["defaults", "hard", "lora", "full", "oft", "prodigy", "buckets"],
+)
+@pytest.mark.parametrize("stop", [4, 3, 1])
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    changes: dict[str, Any], stop: int, train: Train, unplug: Callable[[int], None], wide_photos: Path
+) -> None:
+    """Stopped right at a checkpoint, after one, and with the first checkpoint only, whose vectors may still be zero."""
+    if stop == 3 and changes:
+        pytest.skip("the defaults show it")
+    if changes.get("method") in ("lora", "oft"):
+        pytest.importorskip("peft")
+    if changes.get("optimizer") == "prodigy":
+        pytest.importorskip("prodigyopt")
+    common: dict[str, Any] = {
+        "instance_data_dir": wide_photos,
+        "max_train_steps": 6,
+        "checkpointing_steps": 2 if stop > 1 else 1,
+        "validation_steps": 3,
+        "num_validation_images": 1,
+        "resolution": 32,
+    }
+    whole = train("whole", **common | changes)
+    unplug(stop)
+    with pytest.raises(Unplugged):
+        train("parts", **common | changes)
+    assert len(metrics(whole)) == 6
+    assert provenance(whole)["status"] == "finished"
+    parts = train("parts", resume="latest", **common | changes)
+    assert_same_run(parts, whole, 6)
+    assert provenance(parts)["status"] == "finished"
+
+
+def test_resuming_a_named_checkpoint_forgets_what_came_after_it(train: Train, caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise "latest" would later find the abandoned steps, and the grid would show them."""
+    common: dict[str, Any] = {"checkpointing_steps": 2, "validation_steps": 2, "num_validation_images": 1}
+    run = train(max_train_steps=6, **common)
+    with caplog.at_level(logging.WARNING):
+        train(max_train_steps=4, resume="step-000002", learning_rate=1e-3, **common)
+    assert "going on from step 2: step-000004, step-000006 are removed" in caplog.text
+    assert "learning_rate: None → 0.001" in caplog.text
+    assert checkpoints(run) == ["step-000002", "step-000004"]
+    assert sorted({name.partition("/")[0] for name in samples(run)}) == ["step-000000", "step-000002", "step-000004"]
+    assert [row["step"] for row in metrics(run)] == [1, 2, 3, 4]
+    straight = train("straight", max_train_steps=2, **common)
+    assert same_tensors(trained(run, 2), trained(straight, 2))
+
+
+def test_a_finished_run_goes_on_to_more_steps(train: Train) -> None:
+    run = train(max_train_steps=2)
+    train(max_train_steps=4, resume="latest")
+    longer = train("longer", max_train_steps=4)
+    assert metrics(run) == metrics(longer)
+    assert same_tensors(trained(run, 4), trained(longer, 4))
+
+
+def test_only_the_newest_checkpoints_are_kept(train: Train) -> None:
+    run = train(max_train_steps=5, checkpointing_steps=1, checkpoints_total_limit=2)
+    assert checkpoints(run) == ["step-000004", "step-000005"]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(train: Train) -> None:
+    run = train(max_train_steps=2)
+    write_text(run / "checkpoints" / ".step-000001.tmp" / "model.bin", "half")
+    train(max_train_steps=3, resume="latest")
+    assert checkpoints(run) == ["step-000002", "step-000003"]
+
+
+def test_a_torn_last_line_of_the_metrics_is_dropped(train: Train) -> None:
+    run = train(max_train_steps=2)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    train(max_train_steps=3, resume="latest")
+    assert [row["step"] for row in metrics(run)] == [1, 2, 3]
+
+
+def test_class_images_are_the_same_after_an_interruption(train: Train, tmp_path: Path) -> None:
+    """Whatever is missing is drawn in the same batches; the last bit of a picture may depend on its batch."""
+    common: dict[str, Any] = {
+        "with_prior_preservation": True,
+        "class_prompt": "a photo of a dog",
+        "num_class_images": 5,
+        "sample_batch_size": 3,
+        "max_train_steps": 1,
+    }
+    folder = train(**common) / "class_images"
+    drawn = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(drawn) == [f"class-{index:06d}.png" for index in range(5)]
+    assert len(set(drawn.values())) == 5
+    for missing in (1, 4):
+        (folder / f"class-{missing:06d}.png").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    train(overwrite=True, **common)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == drawn
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_own_class_images_are_used_and_only_the_rest_is_drawn(train: Train, tmp_path: Path) -> None:
+    for shade in range(2):
+        draw_photo(tmp_path / "class" / f"own-{shade}.png", shade)
+    run = train(
+        with_prior_preservation=True,
+        class_prompt="a photo of a dog",
+        class_data_dir=tmp_path / "class",
+        num_class_images=3,
+        max_train_steps=1,
+    )
+    assert sorted(path.name for path in (tmp_path / "class").iterdir()) == [
+        "class-000000.png",
+        "own-0.png",
+        "own-1.png",
+    ]
+    assert provenance(run)["class_images"] == 3
+    assert not (run / "class_images").exists()
