@@ -37,7 +37,7 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
     names = [field.name for field in dataclasses.fields(config_class)]
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        values = parser.parse_args(_spell_out_switches(given, config_class))
+        values = parser.parse_args(_files_first(_spell_out_switches(given, config_class)))
         return config_class(**{name: values[name] for name in names})
     except (ArgumentError, ValueError, TypeError) as error:
         message = " ".join(str(error).split())
@@ -52,6 +52,18 @@ def _spell_out_switches(arguments: list[str], config_class: type[TrainingConfig]
         f"{argument}=true" if argument in switches and after.startswith("--") else argument
         for argument, after in zip(arguments, following, strict=False)
     ]
+
+
+def _files_first(arguments: list[str]) -> list[str]:
+    """Put ``--config FILE`` before the flags: the last one wins, and a flag goes over the file wherever it stands."""
+    files, flags = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--config":
+            files += [argument, *[value for value in [next(rest, None)] if value is not None]]
+        else:
+            (files if argument.startswith("--config=") else flags).append(argument)
+    return files + flags
 
 
 def _hint(message: str, names: list[str]) -> str:

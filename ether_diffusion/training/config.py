@@ -154,6 +154,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
+        self.cache_dir = None if self.cache_dir is None else Path(self.cache_dir)
         if isinstance(self.validation_prompt, str):
             self.validation_prompt = [self.validation_prompt]
         if isinstance(self.report_to, str):
@@ -243,6 +244,8 @@ class DreamBoothConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.instance_data_dir = Path(self.instance_data_dir)
+        self.class_data_dir = None if self.class_data_dir is None else Path(self.class_data_dir)
         self._check_at_least_1("num_class_images", "sample_batch_size")
         if self.instance_data_dir == Path():
             raise ValueError("instance_data_dir is missing: name the folder with the photos of the subject")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def test_a_folder_with_nothing_but_a_broken_picture(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_blocks": 3}, "n_blocks=3 does not divide the 32 features of"),
+        ({"n_blocks": 3}, "n_blocks=3 does not divide the 64 features of down_blocks.1"),
         ({"targets": "atention"}, 'did you mean "attention"?'),
         ({"targets": '["attn9.*"]'}, "attn9.*"),
         ({"sampler": "DDIMSchedular"}, "diffusers has no scheduler 'DDIMSchedular', did you mean \"DDIMScheduler\"?"),
@@ -151,8 +152,6 @@ def test_a_pipeline_of_another_class(complaint: Complaint, tmp_path: Path) -> No
 
 
 def test_a_base_with_a_truncated_file(complaint: Complaint, base_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(base_folder, tmp_path / "model")
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -182,8 +181,6 @@ def test_a_finished_run_is_not_overwritten_unless_asked(
 
 
 def test_overwriting_leaves_a_model_that_is_no_run_alone(train: Train, base_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(base_folder, tmp_path / "run")
     train(overwrite=True, max_train_steps=1)
     assert (tmp_path / "run" / "unet" / "config.json").is_file()

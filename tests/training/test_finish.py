@@ -1,0 +1,101 @@
+"""The end of a run: the upload gets the right files, and its failure costs nothing but itself."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import HfHubHTTPError
+from training.helpers import provenance
+
+from ether_diffusion.training import finish
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Calls to the Hub, which takes everything as user "me"."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def create_repo(repo_id: str, **settings: Any) -> SimpleNamespace:
+        calls.append(("create_repo", {"repo_id": repo_id, **settings}))
+        return SimpleNamespace(repo_id=repo_id if "/" in repo_id else f"me/{repo_id}")
+
+    def upload_folder(**settings: Any) -> None:
+        calls.append(("upload_folder", settings))
+
+    monkeypatch.setattr(finish, "create_repo", create_repo)
+    monkeypatch.setattr(finish, "upload_folder", upload_folder)
+    return calls
+
+
+Hub = list[tuple[str, dict[str, Any]]]
+
+
+@pytest.mark.parametrize(("hub_model_id", "asked", "repository"), [(None, "dog", "me/dog"), ("us/rex", "us/rex", "us/rex")])
+def test_the_finished_run_is_uploaded(
+    hub_model_id: str | None, asked: str, repository: str, train: Train, hub: Hub
+) -> None:
+    run = train("dog", push_to_hub=True, hub_model_id=hub_model_id, max_train_steps=1, resolution=16)
+    (first, created), (second, uploaded) = hub
+    assert (first, second) == ("create_repo", "upload_folder")
+    assert created["repo_id"] == asked
+    assert created["exist_ok"] is True
+    assert (uploaded["repo_id"], Path(uploaded["folder_path"])) == (repository, run)
+
+
+def test_the_upload_has_the_weights_and_leaves_out_what_only_this_machine_needs(train: Train, hub: Hub) -> None:
+    pytest.importorskip("tensorboard")
+    run = train(
+        push_to_hub=True,
+        max_train_steps=1,
+        num_validation_images=1,
+        report_to="tensorboard",
+        with_prior_preservation=True,
+        class_prompt="a dog",
+        num_class_images=1,
+    )
+    ignored = hub[1][1]["ignore_patterns"]
+    files = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
+    kept = {name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)}
+    assert {"ether_weights.safetensors", "README.md", "samples/step-000001/00.png"} <= kept
+    folders = {name.partition("/")[0] for name in set(files) - kept}
+    assert folders == {"checkpoints", "cache", "class_images", "ether-diffusion"}
+    assert {name.partition("/")[0] for name in kept if "/" in name} == {"samples"}
+
+
+class Unreachable(Exception):
+    """As httpx has them: no OSError."""
+
+
+@pytest.mark.parametrize("error", [HfHubHTTPError, Unreachable, OSError, ValueError])
+def test_a_failing_upload_keeps_the_run_and_says_how_to_upload_it(
+    error: type[Exception], train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def create_repo(*args: Any, **settings: Any) -> None:
+        if error is HfHubHTTPError:
+            raise HfHubHTTPError("no access\nmore", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
+        raise error("no access\nmore")
+
+    monkeypatch.setattr(finish, "create_repo", create_repo)
+    with caplog.at_level(logging.ERROR):
+        run = train("dog", push_to_hub=True, hub_model_id="me/dog", max_train_steps=1, resolution=16)
+    [record] = [record for record in caplog.records if record.name == "ether_diffusion.training.finish"]
+    said = record.getMessage()
+    assert said == (
+        f"not uploaded to me/dog: no access. The run is complete in {run}; "
+        f"log in with `hf auth login` and upload it with `hf upload me/dog {run}`"
+    )
+    assert provenance(run)["status"] == "finished"
+    assert (run / "ether_weights.safetensors").is_file()
+
+
+def test_nothing_is_uploaded_unless_asked(train: Train, hub: Hub) -> None:
+    train(max_train_steps=1, resolution=16)
+    assert hub == []
