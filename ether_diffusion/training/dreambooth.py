@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import DDPMScheduler, DiffusionPipeline
 
+from ether_diffusion.checkpoint import first_line
 from ether_diffusion.data.augment import Augmentation
 from ether_diffusion.data.cache import TensorCache
 from ether_diffusion.data.plan import BatchPlan
@@ -57,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (BaseModelError, ImportError, OSError, ValueError, TrainingDivergedError) as error:
         logger.debug("traceback", exc_info=True)
         raise SystemExit(f"error: {error}") from None
+    except torch.OutOfMemoryError as error:
+        advice = "--gradient_checkpointing, --mixed_precision bf16, a smaller --train_batch_size or --resolution"
+        raise SystemExit(f"error: out of memory ({first_line(error)}); what helps: {advice}") from None
     except TrainingInterruptedError as error:
         print(error, file=sys.stderr)
         raise SystemExit(128 + error.signal) from None
@@ -80,12 +85,18 @@ def run(config: DreamBoothConfig) -> Path:
     accelerator = make_accelerator(config)
     with accelerator.main_process_first():
         start = open_run_folder(config) if accelerator.is_main_process or config.resume else None
+    pipe = load_base(config, accelerator.mixed_precision).to(accelerator.device)
+    config = replace(
+        config,
+        mixed_precision=accelerator.mixed_precision,
+        resolution=config.resolution or native_resolution(pipe),
+        learning_rate=config.resolved_learning_rate,
+    )
     if start and accelerator.is_main_process:
         for change in changed_settings(config):
             logger.warning("resuming with another setting, %s", change)
-    pipe = load_base(config, accelerator.mixed_precision).to(accelerator.device)
     hashes = {name: base_hash(getattr(pipe, name)) for name in ("unet", *text_encoders(pipe))}
-    sampler = Sampler(pipe, config, config.resolution or native_resolution(pipe), accelerator)
+    sampler = Sampler(pipe, config, accelerator)
     streams = make_streams(pipe, config, sampler)
     embeds = None
     if not config.train_text_encoder:

@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,12 +84,12 @@ def train(
     parameters = [parameter for trainable in task.trainables for parameter in trainable.parameters()]
     micro_batches = task.batches(step, config.max_train_steps)
     model.train()
-    with Interrupts() as interrupts, run.progress_bar(step) as bar:
+    with Interrupts() as interrupts, run.progress_bar(step) as bar, run.failures_recorded():
         run.sample_if_due(step, interrupts)
         while step < config.max_train_steps:
             if received := _any_process(interrupts.received, accelerator):
                 checkpoints.save(step)
-                run.stop_for(received, step)
+                run.stop_for(received)
             began = time.perf_counter()
             losses: list[dict[str, Tensor]] = []
             for _ in range(config.gradient_accumulation_steps):
@@ -105,7 +106,7 @@ def train(
             if not accelerator.optimizer_step_was_skipped:
                 schedule.step()
             step += 1
-            run.log(step, means, rates, float(norm), time.perf_counter() - began, bar)
+            run.log(step, {**means, "grad_norm": float(norm)}, rates, time.perf_counter() - began, bar)
             if step == config.max_train_steps or step % config.checkpointing_steps == 0:
                 checkpoints.save(step)
             run.sample_if_due(step, interrupts)
@@ -129,6 +130,7 @@ class _Run:
         self.accelerator = accelerator
         self.provenance = provenance
         self.checkpoints = checkpoints
+        self.step = start_step
         self.before = float(provenance.content["seconds"])
         self.began = time.perf_counter()
         self.metrics = None
@@ -142,15 +144,14 @@ class _Run:
         return tqdm(total=total, initial=step, desc="training", unit="step", disable=hidden, dynamic_ncols=True)
 
     def log(
-        self, step: int, losses: dict[str, float], rates: dict[str, float], norm: float, seconds: float, bar: tqdm[Any]
+        self, step: int, measured: dict[str, float], rates: dict[str, float], seconds: float, bar: tqdm[Any]
     ) -> None:
+        self.step = step
         bar.update()
-        bar.set_postfix(loss=f"{losses['loss']:.4f}", lr=f"{next(iter(rates.values())):.2e}")
+        bar.set_postfix(loss=f"{measured['loss']:.4f}", lr=f"{next(iter(rates.values())):.2e}")
         if self.metrics is not None:
-            row = {"step": step, **losses, "lr": rates, "grad_norm": norm, "steps_per_second": 1 / seconds}
-            self.metrics.append(row)
-        flat = {f"lr/{component}": rate for component, rate in rates.items()}
-        self.accelerator.log({**losses, **flat, "grad_norm": norm}, step=step)
+            self.metrics.append({"step": step, **measured, "lr": rates, "steps_per_second": 1 / seconds})
+        self.accelerator.log({**measured, **{f"lr/{c}": rate for c, rate in rates.items()}}, step=step)
 
     def sample_if_due(self, step: int, interrupts: Interrupts) -> None:
         """Write the grid of a step that is due and not there yet, and renew the report.
@@ -164,8 +165,7 @@ class _Run:
             if self.config.num_validation_images and not folder.is_dir():
                 stop = lambda: bool(interrupts.received)  # noqa: E731
                 write_samples(self.task.sampler, self.task.trainables, self.task.prompts, step, stop)
-            self.update("running", step)
-            write_report(self.config.output_dir)
+            self.update("running")
         self.accelerator.wait_for_everyone()
 
     def check_finite(self, loss: float, norm: float, step: int, rates: dict[str, float]) -> None:
@@ -174,26 +174,36 @@ class _Run:
             return
         good = list_checkpoints(self.checkpoints.folder)
         last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-        self.update("failed", step - 1)
         raise TrainingDivergedError(
             f"the {'loss' if not math.isfinite(loss) else 'gradient'} is not finite at step {step} "
             f"(loss {loss}, gradient norm {norm}, learning rate {rates}); {last}. "
             "A lower --learning_rate, or bf16 instead of fp16, usually helps"
         )
 
-    def stop_for(self, received: int, step: int) -> None:
-        self.update("interrupted", step)
-        if self.accelerator.is_main_process:
-            write_report(self.config.output_dir)
+    @contextmanager
+    def failures_recorded(self) -> Iterator[None]:
+        """Whatever ends the run early, its folder and report say so."""
+        try:
+            yield
+        except TrainingInterruptedError:
+            raise
+        except BaseException:
+            self.update("failed")
+            raise
+
+    def stop_for(self, received: int) -> None:
+        self.update("interrupted")
         name = signal.Signals(received).name
         raise TrainingInterruptedError(
-            f"stopped by {name} after step {step}, which is saved; --resume latest goes on from there", received
+            f"stopped by {name} after step {self.step}, which is saved; --resume latest goes on from there", received
         )
 
-    def update(self, status: str, step: int) -> None:
+    def update(self, status: str) -> None:
+        """Record how far the run is, and renew the report."""
         if self.accelerator.is_main_process:
             seconds = self.before + time.perf_counter() - self.began
-            self.provenance.update(status=status, step=step, seconds=round(seconds, 1))
+            self.provenance.update(status=status, step=self.step, seconds=round(seconds, 1))
+            write_report(self.config.output_dir)
 
 
 def _means(losses: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:

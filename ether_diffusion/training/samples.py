@@ -29,19 +29,18 @@ class Sampler:
 
     Args:
         pipe: the pipeline in training.
-        config: steps, guidance and scheduler of the samples.
-        resolution: side of the images in pixels.
+        config: resolution, steps, guidance and scheduler of the samples; its resolution must be set.
         accelerator: for its mixed precision.
 
     Raises:
         ValueError: diffusers has no scheduler of that name.
     """
 
-    def __init__(
-        self, pipe: DiffusionPipeline, config: TrainingConfig, resolution: int, accelerator: Accelerator
-    ) -> None:
+    def __init__(self, pipe: DiffusionPipeline, config: TrainingConfig, accelerator: Accelerator) -> None:
+        if config.resolution is None:
+            raise ValueError("the resolution of samples is not set: give it in pixels")
         self.config = config
-        self.resolution = resolution
+        self.resolution = config.resolution
         self.accelerator = accelerator
         self.pipe = copy.copy(pipe)  # the same modules; from_pipe would cast them
         if config.sampler != "base":

@@ -78,10 +78,10 @@ def train(settings: Callable[..., DreamBoothConfig]) -> Callable[..., Path]:
 
 @pytest.fixture
 def train_with_samples(train: Callable[..., Path]) -> Callable[..., Path]:
-    """The same with one sample at the first and last step."""
+    """The same at the model's own size, with one sample at the first and last step."""
 
     def run(name: str = "run", **changes: Any) -> Path:
-        return train(name, **{"num_validation_images": SMALL["num_validation_images"]} | changes)
+        return train(name, **SMALL | {"resolution": None} | changes)
 
     return run
 

@@ -210,6 +210,27 @@ def test_accumulation_equals_the_larger_batch(prior: bool, train: Train, tmp_pat
         assert [a for a, _ in pairs] == pytest.approx([b for _, b in pairs], rel=1e-5), key
 
 
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for(train: Train) -> None:
+    """With ε = 1 the first step of Adam is lr · g / (|g| + 1): for so small a g, lr times the clipped gradient."""
+    adapter = ether.attach(tiny_pipeline().unet, ether.EtherConfig())
+    start = {f"unet.{key}": value.double() for key, value in adapter.state_dict().items()}
+    moved, norms = {}, {}
+    for limit in (0.0, 1e-3):
+        run = train(
+            f"limit-{limit}",
+            max_grad_norm=limit,
+            adam_epsilon=1.0,
+            learning_rate=1.0,
+            max_train_steps=1,
+            method="ether_plus",
+        )
+        squares = [(trained(run, 1)[key].double() - value).square().sum() for key, value in start.items()]
+        moved[limit], norms[limit] = float(sum(squares)) ** 0.5, metrics(run)[0]["grad_norm"]
+    assert norms[0.0] == norms[1e-3] > 0.03
+    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-2)
+    assert moved[0.0] == pytest.approx(norms[0.0], rel=5e-2)
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(train: Train) -> None:
     plain = train("plain", train_text_encoder=True)
     checkpointed = train("checkpointed", train_text_encoder=True, gradient_checkpointing=True)

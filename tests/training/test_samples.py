@@ -23,7 +23,11 @@ Settings = Callable[..., DreamBoothConfig]
 
 def test_every_prompt_is_drawn_with_every_seed(train: Train, base_folder: Path) -> None:
     run = train(
-        validation_prompt=["a dog", "a cat"], num_validation_images=2, validation_seed=5, max_train_steps=1
+        validation_prompt=["a dog", "a cat"],
+        num_validation_images=2,
+        validation_seed=5,
+        max_train_steps=1,
+        resolution=64,
     )
     listing = json.loads((run / "samples" / "prompts.json").read_text())
     expected = [("a dog", 5), ("a dog", 6), ("a cat", 5), ("a cat", 6)]
@@ -50,7 +54,7 @@ def test_the_sampler_is_the_one_asked_for(settings: Settings, base_folder: Path)
     assert not np.array_equal(images["base"], images["DPMSolverMultistepScheduler"])
 
 
-def test_sampling_leaves_modes_dtypes_and_the_global_generator_as_they_were(
+def test_sampling_evaluates_and_leaves_modes_dtypes_and_the_global_generator_as_they_were(
     settings: Settings, pipe: DiffusionPipeline
 ) -> None:
     pipe.unet.train()
@@ -58,7 +62,11 @@ def test_sampling_leaves_modes_dtypes_and_the_global_generator_as_they_were(
     pipe.text_encoder.eval()
     weights = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
     generator, scheduler = torch.get_rng_state(), dict(pipe.scheduler.config)
+    modes: list[bool] = []
+    hook = pipe.unet.register_forward_pre_hook(lambda unet, inputs: modes.append(unet.training))
     Sampler(pipe, settings(), 64, Accelerator()).images([PROMPT], [0])
+    hook.remove()
+    assert modes == [False, False]
     assert (pipe.unet.training, pipe.vae.training, pipe.text_encoder.training) == (True, False, False)
     assert same_tensors(weights, dict(pipe.unet.state_dict()))
     assert torch.equal(generator, torch.get_rng_state())
