@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,6 +10,8 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 from torch import nn
+
+from ether_diffusion.config import suggestion
 
 PRESETS = ("attention", "self_attention", "cross_attention", "attention+geglu")
 
@@ -82,9 +83,8 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...] = "attention")
     if not isinstance(targets, str):
         return _matching(root, targets)
     if targets not in PRESETS:
-        near = difflib.get_close_matches(targets, PRESETS, n=1)
-        hint = f'did you mean "{near[0]}"?' if near else f'for a name pattern pass a list: ["{targets}"]'
-        raise ValueError(f"unknown targets {targets!r}; the presets are {', '.join(PRESETS)}; {hint}")
+        hint = suggestion(targets, PRESETS) or f'; for a name pattern pass a list: ["{targets}"]'
+        raise ValueError(f"unknown targets {targets!r}{hint}; the presets are {', '.join(PRESETS)}")
     found = list(_attention_targets(root))
     if targets in ("self_attention", "cross_attention"):
         wanted = targets == "cross_attention"

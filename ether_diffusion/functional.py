@@ -99,8 +99,9 @@ def block_matmul_delta(x: Tensor, blocks: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, blocks.dtype)
     difference = blocks - torch.eye(width, dtype=blocks.dtype, device=blocks.device)
     with torch.autocast(x.device.type, enabled=False):
-        chunks = x.to(dtype).unflatten(-1, (n_blocks, width)).unsqueeze(-2)
-        delta = (chunks @ difference.to(dtype).mT).squeeze(-2).flatten(-2)
+        chunks = x.to(dtype).unflatten(-1, (n_blocks, width))
+        # einsum makes one batched product; matmul would copy the blocks for every token
+        delta = torch.einsum("...nw,nvw->...nv", chunks, difference.to(dtype)).flatten(-2)
     return delta.to(x.dtype)
 
 

@@ -234,3 +234,26 @@ def test_naive_keeps_small_differences_in_half_precision(autocast: bool) -> None
     assert actual.dtype == torch.bfloat16
     expected = x.double() @ (blocks[0].double() - torch.eye(FEATURES)).T
     assert relative_error(actual, expected) < torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("method", ["ether", "ether_plus", "naive"])
+def test_the_backward_keeps_no_activation_but_the_input(method: str) -> None:
+    """Per token nothing is saved but x itself and, at most, its chunks: not the blocks once per token."""
+    tokens, width, n_blocks = 512, 64, 4
+    x = torch.randn(tokens, width, requires_grad=True)
+    vectors = torch.randn(n_blocks, width // n_blocks, requires_grad=True)
+    blocks = torch.randn(n_blocks, width // n_blocks, width // n_blocks, requires_grad=True)
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        if method == "ether":
+            reflection_delta(x, vectors)
+        elif method == "ether_plus":
+            relaxed_reflection_delta(x, vectors, vectors)
+        else:
+            block_matmul_delta(x, blocks)
+    assert sum(saved.values()) <= 2 * x.untyped_storage().nbytes()

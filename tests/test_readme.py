@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 
 import ether_diffusion as ether
-from ether_diffusion.playground.demo import draw_subject
+from ether_diffusion.playground.world import write_subject
 from ether_diffusion.training.dreambooth import main as train_dreambooth
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ def workplace(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
     """An empty folder with photos, where the training command of the README has a small base and few steps."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    draw_subject(tmp_path / "dog", 3)
+    write_subject("striped-robot", tmp_path / "dog")
     AcceleratorState._reset_state(True)
     return tmp_path
 

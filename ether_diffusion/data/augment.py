@@ -48,6 +48,14 @@ def cover_size(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int,
     return max(height, round(image_height * width / image_width)), width
 
 
+def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize ``image`` to :func:`cover_size`; one of that size is returned as it is."""
+    height, width = cover_size((image.height, image.width), size)
+    if (image.height, image.width) == (height, width):
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
 def is_deterministic(image_size: tuple[int, int], size: tuple[int, int], settings: Augmentation) -> bool:
     """Say whether every augmentation of the picture is the same, so that its latents may be cached."""
     return not settings.random_flip and (settings.center_crop or cover_size(image_size, size) == size)
@@ -75,8 +83,7 @@ def augment(
         top, left = int(u_top * (spare_height + 1)), int(u_left * (spare_width + 1))
     flipped = settings.random_flip and u_flip < 0.5
 
-    image = image.resize((resized_width, resized_height), Image.Resampling.LANCZOS)
-    image = image.crop((left, top, left + size[1], top + size[0]))
+    image = cover(image, size).crop((left, top, left + size[1], top + size[0]))
     if flipped:
         image = ImageOps.mirror(image)
         left = spare_width - left

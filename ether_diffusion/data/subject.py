@@ -8,8 +8,9 @@ from pathlib import Path
 
 import PIL
 import torch
+from PIL import Image
 
-from ether_diffusion.data.augment import Augmentation, augment, is_deterministic
+from ether_diffusion.data.augment import Augmentation, augment, cover, is_deterministic
 from ether_diffusion.data.buckets import bucket_sizes, check_resolution, nearest_bucket
 from ether_diffusion.data.images import list_images, load_caption, load_image
 
@@ -44,7 +45,7 @@ class SubjectFolder:
         resolution: side of the square that pictures are cut to, in pixels.
         augmentation: how they are cut.
         use_buckets: cut each to the nearest of a few aspect ratios instead, of about the square's area.
-        divisible_by: every side is a multiple of it: the VAE's factor times the UNet's.
+        divisible_by: every side is a multiple of it: the VAE's factor.
         limit: use only the first so many pictures.
 
     Attributes:
@@ -78,6 +79,8 @@ class SubjectFolder:
         self.prompts: list[str] = [load_caption(path) or prompt for path in self.paths]
         buckets = bucket_sizes(resolution, divisible_by) if use_buckets else [(resolution, resolution)]
         image_sizes = [(image.height, image.width) for image in map(load_image, self.paths)]
+        self._original_sizes = image_sizes
+        self._resized: dict[int, Image.Image] = {}
         self.sizes: list[tuple[int, int]] = [nearest_bucket(image_size, buckets) for image_size in image_sizes]
         self.deterministic: bool = all(
             is_deterministic(image_size, size, augmentation)
@@ -88,18 +91,20 @@ class SubjectFolder:
         return len(self.paths)
 
     def example(self, index: int, generator: torch.Generator) -> Example:
-        """Read picture ``index`` and augment it with draws from ``generator``.
+        """Augment picture ``index`` with draws from ``generator``; it is read once and kept at its resized size.
 
         Raises:
             UnreadableImageError: the file has been broken since the folder was listed.
             OSError: the file has gone since the folder was listed.
         """
         size = self.sizes[index]
-        augmented = augment(load_image(self.paths[index]), size, self.augmentation, generator)
+        if index not in self._resized:
+            self._resized[index] = cover(load_image(self.paths[index]), size)
+        augmented = augment(self._resized[index], size, self.augmentation, generator)
         return Example(
             pixel_values=augmented.pixel_values,
             prompt=self.prompts[index],
-            original_size=augmented.original_size,
+            original_size=self._original_sizes[index],
             crop_top_left=augmented.crop_top_left,
             target_size=size,
         )

@@ -1,4 +1,4 @@
-"""The main job from end to end on a laptop: draw a subject, train on it, load the result, compare.
+"""The main job from end to end on a laptop: draw a robot, train on it, load the result, compare.
 
 ``python -m ether_diffusion.playground.demo FOLDER`` needs neither weights nor the Hub. The base has random weights,
 so its images are noise before and after: the demo shows that every step runs, not what finetuning looks like.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -19,38 +17,13 @@ import numpy as np
 import torch
 import yaml
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
-from PIL import Image, ImageDraw
+from PIL import Image
 
 import ether_diffusion as ether
 from ether_diffusion.playground.tiny import tiny_pipeline
+from ether_diffusion.playground.world import write_subject
 
-BACKGROUNDS = ("#9fd3f5", "#cdeac0", "#f7d6bf", "#d9d2f0", "#f4f1de")
-
-
-def draw_subject(folder: Path, count: int = 5) -> None:
-    """Draw ``count`` pictures (128 px PNG) of one striped robot at varying place and size into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        place = random.Random(index)
-        image = Image.new("RGB", (512, 512), BACKGROUNDS[index % len(BACKGROUNDS)])
-        draw = ImageDraw.Draw(image)
-        size = place.uniform(150, 210)
-        x, y = place.uniform(230, 280), place.uniform(250, 290)
-        body = (x - size * 0.5, y - size * 0.2, x + size * 0.5, y + size)
-        draw.rounded_rectangle(body, size * 0.12, fill="#d1495b", outline="#2b2d42", width=8)
-        for stripe in range(3):
-            top = body[1] + size * (0.25 + 0.3 * stripe)
-            draw.rectangle((body[0] + 8, top, body[2] - 8, top + size * 0.14), fill="#edae49")
-        head = (x - size * 0.35, y - size * 0.9, x + size * 0.35, y - size * 0.3)
-        draw.rounded_rectangle(head, size * 0.12, fill="#d1495b", outline="#2b2d42", width=8)
-        for side in (-1, 1):
-            eye = (x + side * size * 0.16, y - size * 0.62)
-            radius = size * 0.09
-            draw.ellipse((eye[0] - radius, eye[1] - radius, eye[0] + radius, eye[1] + radius), fill="white")
-            angle = side * math.pi / 5
-            tip = (x + math.sin(angle) * size * 0.5, y - size * 0.9 - math.cos(angle) * size * 0.3)
-            draw.line((x + side * size * 0.1, y - size * 0.9, *tip), fill="#2b2d42", width=8)
-        image.resize((128, 128), Image.Resampling.LANCZOS).save(folder / f"{index:02d}.png")
+SUBJECT = "striped-robot"
 
 
 def train(folder: Path, config: Path) -> Path:
@@ -92,7 +65,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path(__file__).parents[2] / "configs" / "demo.yaml")
     arguments = parser.parse_args()
     folder = arguments.folder
-    draw_subject(folder / "subject")
+    write_subject(SUBJECT, folder / "subject")
     tiny_pipeline().save_pretrained(folder / "base")
     run = train(folder, arguments.config)
     same = same_image(folder / "base", run)

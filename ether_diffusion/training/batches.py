@@ -52,7 +52,8 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         subject: the pictures.
         stream: "instance" or "prior"; keeps the randomness of the two apart.
         seed: of the run.
-        noise_shape: maps a picture's (height, width) in pixels to its latents' shape.
+        latent_channels: of the autoencoder.
+        vae_factor: pixels per latent.
         num_timesteps: of the noise schedule.
         noise_offset: scale of a constant added to every channel of the noise.
         cached: :func:`encode_once` of the pictures, where nothing random precedes the latents.
@@ -140,7 +141,10 @@ def micro_batches(
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the samples of ``steps`` (from, to), stacked; ``process`` is (index, number)."""
     sampler = MicroBatches(plan, *steps, micro_batch_size, *process)
-    loader = DataLoader(samples, batch_sampler=sampler, num_workers=num_workers, collate_fn=_stack)
+    # its own generator: the loader would draw a seed for its workers from the global one
+    loader = DataLoader(
+        samples, batch_sampler=sampler, num_workers=num_workers, collate_fn=_stack, generator=torch.Generator()
+    )
     yield from loader
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ Config = TypeVar("Config", bound=TrainingConfig)
 def parse_config(config_class: type[Config], arguments: Sequence[str] | None = None) -> Config:
     """Read ``--config FILE.yaml`` and flags into a config; a mistake ends the program with one clear line.
 
-    A flag for a yes or no may stand alone (``--random_flip``) or have a value (``--random_flip false``).
+    A flag that takes a list may be given several times; one for a yes or no may stand alone (``--random_flip``)
+    or have a value (``--random_flip false``).
 
     Args:
         config_class: the dataclass of the program's settings.
@@ -37,7 +39,7 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
     names = [field.name for field in dataclasses.fields(config_class)]
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        values = parser.parse_args(_files_first(_spell_out_switches(given, config_class)))
+        values = parser.parse_args(_files_first(_gather_lists(_spell_out_switches(given, config_class), config_class)))
         return config_class(**{name: values[name] for name in names})
     except (ArgumentError, ValueError, TypeError) as error:
         message = " ".join(str(error).split())
@@ -54,9 +56,25 @@ def _spell_out_switches(arguments: list[str], config_class: type[TrainingConfig]
     ]
 
 
+def _gather_lists(arguments: list[str], config_class: type[TrainingConfig]) -> list[str]:
+    """Make one list of a repeated flag that takes a list: ``--validation_prompt a --validation_prompt b``."""
+    lists = [f"--{field.name}" for field in dataclasses.fields(config_class) if str(field.type).startswith("list[")]
+    joined = tuple(f"{flag}=" for flag in lists)
+    split = [argument.split("=", 1) if argument.startswith(joined) else [argument] for argument in arguments]
+    arguments = [part for parts in split for part in parts]
+    for flag in (flag for flag in lists if arguments.count(flag) > 1):
+        places = [i for i, argument in enumerate(arguments) if argument == flag]
+        values = [arguments[i + 1] for i in places if i + 1 < len(arguments)]
+        dropped = {i for place in places for i in (place, place + 1)}
+        arguments = [argument for i, argument in enumerate(arguments) if i not in dropped]
+        arguments += [f"{flag}={json.dumps(values)}"]
+    return arguments
+
+
 def _files_first(arguments: list[str]) -> list[str]:
     """Put ``--config FILE`` before the flags: the last one wins, and a flag goes over the file wherever it stands."""
-    files, flags = [], []
+    files: list[str] = []
+    flags: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if argument == "--config":

@@ -95,6 +95,7 @@ class TrainingConfig:
         cache_dir: folder for encoded latents and prompts, which may be shared by runs; output_dir/cache by default.
         report_to: trackers besides metrics.jsonl: tensorboard, wandb.
         push_to_hub: upload the finished run to the Hugging Face Hub.
+        hub_private: make a new repository private.
         hub_model_id: repository to upload to; the run folder's name where it is not given.
     """
 
@@ -150,6 +151,7 @@ class TrainingConfig:
     cache_dir: Path | None = None
     report_to: list[Tracker] | Tracker = field(default_factory=list)
     push_to_hub: bool = False
+    hub_private: bool = False
     hub_model_id: str | None = None
 
     def __post_init__(self) -> None:
@@ -161,6 +163,8 @@ class TrainingConfig:
             self.report_to = [self.report_to]
         self._check_at_least_1("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "n_blocks", "rank")
         self._check_at_least_1("checkpointing_steps", "validation_steps", "num_inference_steps")
+        if self.optimizer == "prodigy" and self.text_encoder_lr not in (None, self.resolved_learning_rate):
+            raise ValueError("optimizer=prodigy has one learning rate for all: leave out text_encoder_lr")
         if self.lr_scheduler == "piecewise_constant" and not self.lr_step_rules:
             raise ValueError('lr_scheduler=piecewise_constant needs lr_step_rules, such as "1:600,0.1:900,0.01"')
 
@@ -204,6 +208,7 @@ NOT_OF_THE_RESULT = frozenset(
         "cache_dir",
         "report_to",
         "push_to_hub",
+        "hub_private",
         "hub_model_id",
         "checkpointing_steps",
         "checkpoints_total_limit",

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import DDPMScheduler, DiffusionPipeline
 
 from ether_diffusion.checkpoint import first_line
 from ether_diffusion.data.augment import Augmentation
-from ether_diffusion.data.cache import TensorCache
 from ether_diffusion.data.plan import BatchPlan
+from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
 from ether_diffusion.fingerprint import base_hash
 from ether_diffusion.training.base_model import (
@@ -31,6 +28,7 @@ from ether_diffusion.training.base_model import (
     vae_factor,
 )
 from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once, join, micro_batches, to_batch
+from ether_diffusion.training.class_images import generate_class_images
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.conditioning import encode_prompts_once
 from ether_diffusion.training.config import DreamBoothConfig
@@ -39,8 +37,9 @@ from ether_diffusion.training.finish import finish
 from ether_diffusion.training.loop import Task, TrainingDivergedError, TrainingInterruptedError, train
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.run_folder import Provenance, changed_settings, open_run_folder, write_config
-from ether_diffusion.training.samples import Sampler, generate_class_images
-from ether_diffusion.training.trainables import make_trainables
+from ether_diffusion.training.samples import Sampler
+from ether_diffusion.training.setup import make_accelerator, make_cache, prepare_modules
+from ether_diffusion.training.trainables import check_trainables, make_trainables
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +95,16 @@ def run(config: DreamBoothConfig) -> Path:
         for change in changed_settings(config):
             logger.warning("resuming with another setting, %s", change)
     hashes = {name: base_hash(getattr(pipe, name)) for name in ("unet", *text_encoders(pipe))}
+    check_trainables(pipe, config)
+    objective = Objective(DDPMScheduler.from_config(pipe.scheduler.config), config.snr_gamma)
     sampler = Sampler(pipe, config, accelerator)
     streams = make_streams(pipe, config, sampler)
     embeds = None
     if not config.train_text_encoder:
         prompts = [prompt for stream in streams for prompt in stream.subject.prompts]
-        embeds = encode_prompts_once(pipe, prompts, make_cache(config))
+        with accelerator.main_process_first():  # the others read what it cached
+            embeds = encode_prompts_once(pipe, prompts, make_cache(config))
     trainables = make_trainables(pipe, config)
-    objective = Objective(DDPMScheduler.from_config(pipe.scheduler.config), config.snr_gamma)
     model = DenoisingModel(pipe, trainables, objective, config.prior_loss_weight, embeds)
     prepare_modules(pipe, config)
     subject = streams[0].subject
@@ -136,68 +137,6 @@ def run(config: DreamBoothConfig) -> Path:
     return finish(pipe, trainables, config, accelerator, provenance)
 
 
-def make_accelerator(config: DreamBoothConfig) -> Accelerator:
-    """Accelerate as the config asks for, or as ``accelerate launch`` was configured.
-
-    Raises:
-        ImportError: a tracker is not installed, or what the method or the optimiser need.
-    """
-    check_installed(config)
-    if config.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-    # the last layer of a text encoder has no part in SDXL's embeddings, nor the second one's in the pooled one
-    unused = DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder)
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=list(config.report_to) or None,
-        project_dir=config.output_dir,
-        # the other processes wait while the main one draws samples
-        kwargs_handlers=[unused, InitProcessGroupKwargs(timeout=timedelta(hours=6))],
-    )
-
-
-def check_installed(config: DreamBoothConfig) -> None:
-    """Look for the optional packages that ``config`` needs, before anything is loaded or written.
-
-    Raises:
-        ImportError: one is missing; the message says how to install it.
-    """
-    needed = [(f"report_to={tracker}", tracker, tracker) for tracker in config.report_to]
-    if config.optimizer == "adamw8bit":
-        needed.append(("optimizer=adamw8bit", "bitsandbytes", "adam8bit"))
-    if config.optimizer == "prodigy":
-        needed.append(("optimizer=prodigy", "prodigyopt", "prodigy"))
-    if config.method in ("lora", "oft", "boft", "hra"):
-        needed.append((f"method={config.method}", "peft", "study"))
-    for setting, package, extra in needed:
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(f"{setting} needs {package}: pip install 'ether-diffusion[{extra}]'")
-
-
-def make_cache(config: DreamBoothConfig) -> TensorCache:
-    """The cache of latents and prompts."""
-    return TensorCache(config.cache_dir or config.output_dir / "cache")
-
-
-def prepare_modules(pipe: DiffusionPipeline, config: DreamBoothConfig) -> None:
-    """Gradient checkpointing and compilation of what takes part in training.
-
-    Raises:
-        ValueError: compilation on a CPU.
-    """
-    if config.gradient_checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
-        if config.train_text_encoder:
-            for encoder in text_encoders(pipe).values():
-                encoder.gradient_checkpointing_enable()  # type: ignore[operator]
-    if config.torch_compile:
-        if pipe.unet.device.type == "cpu":  # seen with torch 2.13: gradients of attention weights off by two thirds
-            raise ValueError("torch_compile trains on GPUs only: on CPUs its gradients are wrong; leave it out")
-        pipe.unet.compile()
-
-
 def make_streams(pipe: DiffusionPipeline, config: DreamBoothConfig, sampler: Sampler) -> list[TrainingSamples]:
     """The photos of the subject, and with prior preservation images of its class, generated where missing."""
     augmentation = Augmentation(config.center_crop, config.random_flip)
@@ -216,7 +155,8 @@ def make_streams(pipe: DiffusionPipeline, config: DreamBoothConfig, sampler: Sam
         cached = None
         if subject.deterministic:
             show = sampler.accelerator.is_main_process
-            cached = encode_once(subject, pipe.vae, make_cache(config), show)
+            with sampler.accelerator.main_process_first():  # the others read what it cached
+                cached = encode_once(subject, pipe.vae, make_cache(config), show)
         channels, steps = pipe.vae.config.latent_channels, scheduler.num_train_timesteps
         return TrainingSamples(
             subject, name, config.seed, channels, vae_factor(pipe), steps, config.noise_offset, cached
@@ -245,7 +185,7 @@ def batches(
     loaders = [
         micro_batches(
             samples,
-            BatchPlan(samples.subject.sizes, size, config.seed),
+            BatchPlan(samples.subject.sizes, size, generator(config.seed, samples.stream).initial_seed()),
             (first_step, end_step),
             config.train_batch_size,
             process,

@@ -18,7 +18,10 @@ from ether_diffusion.training.trainables import Trainable, save_trained
 
 logger = logging.getLogger(__name__)
 
-NOT_UPLOADED = ["checkpoints/*", "cache/*", "class_images/*", "ether-diffusion/*", "wandb/*", ".*"]
+NOT_UPLOADED = [
+    *("checkpoints/*", "cache/*", "class_images/*", "ether-diffusion/*", "wandb/*", ".*"),
+    *("report.html", "provenance.json"),  # they hold the photos and the paths of this machine
+]
 
 
 def finish(
@@ -46,7 +49,7 @@ def _push(config: TrainingConfig) -> None:
     """Upload the run folder; a failure costs the upload, not the run."""
     name = config.hub_model_id or config.output_dir.resolve().name
     try:
-        repository = create_repo(name, exist_ok=True).repo_id
+        repository = create_repo(name, private=config.hub_private, exist_ok=True).repo_id
         upload_folder(
             repo_id=repository,
             folder_path=config.output_dir,

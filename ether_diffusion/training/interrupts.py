@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
 
 class Interrupts:
-    """Within the context the first SIGINT or SIGTERM is noted in ``received``; a second SIGINT stops at once."""
+    """Within the context the first SIGINT or SIGTERM is noted in ``received``; a second SIGINT stops at once.
+
+    ``accelerate launch`` with one process dies of a SIGTERM without passing it on; its death counts as one.
+    """
 
     def __init__(self) -> None:
-        self.received = 0
+        self._received = 0
+        self._launcher = os.getppid() if "ACCELERATE_DYNAMO_BACKEND" in os.environ else None
         self._previous: dict[signal.Signals, object] = {}
+
+    @property
+    def received(self) -> int:
+        """Number of the signal, 0 while there was none."""
+        if not self._received and self._launcher is not None and os.getppid() != self._launcher:
+            self._received = signal.SIGTERM
+        return self._received
 
     def __enter__(self) -> Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -23,6 +35,6 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
+        if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        self._received = number

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +26,9 @@ from ether_diffusion.training.report import write_report
 from ether_diffusion.training.run_folder import MetricsFile, Provenance, forget_after
 from ether_diffusion.training.samples import Sampler, write_samples
 from ether_diffusion.training.trainables import Trainable
+
+MAX_SKIPPED_STEPS = 30
+"""The scaler halves its scale of 65536 at every skipped step: after 30 it is far below any that helps."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -103,7 +106,9 @@ def train(
                     optimizer.step()
                     optimizer.zero_grad()
             rates = learning_rates(optimizer)
-            if not accelerator.optimizer_step_was_skipped:
+            skipped = accelerator.optimizer_step_was_skipped
+            run.check_skipped(skipped, rates)
+            if not skipped:
                 schedule.step()
             step += 1
             run.log(step, {**means, "grad_norm": float(norm)}, rates, time.perf_counter() - began, bar)
@@ -131,6 +136,7 @@ class _Run:
         self.provenance = provenance
         self.checkpoints = checkpoints
         self.step = start_step
+        self.skipped = 0
         self.before = float(provenance.content["seconds"])
         self.began = time.perf_counter()
         self.metrics = None
@@ -156,7 +162,7 @@ class _Run:
     def sample_if_due(self, step: int, interrupts: Interrupts) -> None:
         """Write the grid of a step that is due and not there yet, and renew the report.
 
-        A signal gives the grid up; the run stops at this step, so that resuming draws it.
+        A signal gives the grid up; the run stops before its next step, so that resuming draws it.
         """
         finished = step == self.config.max_train_steps
         due = finished or step % self.config.validation_steps == 0
@@ -172,13 +178,20 @@ class _Run:
         # under fp16 an overflowing gradient is the gradient scaler's business: it skips the step
         if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.mixed_precision == "fp16"):
             return
+        what = "loss" if not math.isfinite(loss) else "gradient"
+        self._stop(f"the {what} is not finite at step {step}: loss {loss}, gradient norm {norm}", rates)
+
+    def check_skipped(self, skipped: bool, rates: dict[str, float]) -> None:
+        """The scaler of fp16 skips steps while it looks for its scale; when it skips on and on, there is none."""
+        self.skipped = self.skipped + 1 if skipped else 0
+        if self.skipped >= MAX_SKIPPED_STEPS:
+            self._stop(f"the gradients of {self.skipped} steps up to step {self.step + 1} overflowed in fp16", rates)
+
+    def _stop(self, what: str, rates: dict[str, float]) -> NoReturn:
         good = list_checkpoints(self.checkpoints.folder)
         last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-        raise TrainingDivergedError(
-            f"the {'loss' if not math.isfinite(loss) else 'gradient'} is not finite at step {step} "
-            f"(loss {loss}, gradient norm {norm}, learning rate {rates}); {last}. "
-            "A lower --learning_rate, or bf16 instead of fp16, usually helps"
-        )
+        advice = "a lower --learning_rate, or bf16 instead of fp16, usually helps"
+        raise TrainingDivergedError(f"{what}, learning rate {rates}; {last}; {advice}")
 
     @contextmanager
     def failures_recorded(self) -> Iterator[None]:

@@ -62,7 +62,8 @@ def is_hub_id(base: str) -> bool:
 
 def loading_code(run: Run) -> str:
     """The Python lines that load this run and draw one picture, whatever quotes its prompt holds."""
-    folder = _literal(run.folder.name)
+    name = str(run.config.get("hub_model_id") or run.folder.name)
+    folder = _literal(name)
     base = _literal(run.base if is_hub_id(run.base) else f"path/to/{Path(run.base).name}")
     imports = ["from diffusers import DiffusionPipeline"]
     pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
@@ -77,7 +78,7 @@ def loading_code(run: Run) -> str:
         imports.append("from peft import PeftModel")
         lines = [pipeline]
         for component in run.provenance.trained_parameters:
-            adapter = _literal(f"{run.folder.name}/{component}")
+            adapter = _literal(f"{name}/{component}")
             lines.append(f"pipe.{component} = PeftModel.from_pretrained(pipe.{component}, {adapter})")
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     return "\n".join([*imports, "", *lines, f"image = pipe({_literal(prompt)}).images[0]"])

@@ -28,18 +28,16 @@ def make_optimizer(trainables: list[Trainable], config: TrainingConfig) -> torch
             groups, lr=rate, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon
         )
     if config.optimizer == "adamw8bit":
-        try:
-            import bitsandbytes
-        except ImportError as error:
-            raise ImportError("optimizer=adamw8bit: pip install 'ether-diffusion[adam8bit]'") from error
+        import bitsandbytes
+
         return bitsandbytes.optim.AdamW8bit(
             groups, lr=rate, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon
         )
-    try:
-        import prodigyopt
-    except ImportError as error:
-        raise ImportError("optimizer=prodigy: pip install 'ether-diffusion[prodigy]'") from error
-    return prodigyopt.Prodigy(groups, lr=rate, betas=betas, weight_decay=config.adam_weight_decay)
+    import prodigyopt
+
+    return prodigyopt.Prodigy(
+        groups, lr=rate, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon
+    )
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> LRScheduler:

@@ -34,6 +34,7 @@ RUN_FILES = (
     "pytorch_lora_weights.safetensors",
     "samples",
     "checkpoints",
+    "ether-diffusion",  # TensorBoard's
 )
 """What a run writes and ``--overwrite`` removes; caches and class images stay, for they may be used again."""
 
@@ -82,8 +83,9 @@ def open_run_folder(config: TrainingConfig) -> Path | None:
 
 
 def write_config(config: TrainingConfig) -> None:
-    """Write the resolved settings as ``config.yaml``, which ``--config`` reads back."""
-    text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    """Write the resolved settings as ``config.yaml``, which ``--config`` reads back, to start another such run."""
+    settings = {key: value for key, value in config.to_dict().items() if key not in ("overwrite", "resume")}
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     write_text(config.output_dir / "config.yaml", text)
 
 
@@ -173,13 +175,17 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str | None:
     """Commit of the checkout that this library runs from, with "+changes" if it was edited; None outside of one."""
-    here = Path(__file__).parent
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None  # installed inside somebody else's checkout
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return revision.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
 def now() -> str:

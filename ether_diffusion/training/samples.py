@@ -1,4 +1,4 @@
-"""Images from the model in training: the sample grids, and the class images of prior preservation."""
+"""Images from the model in training: the sample grids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import diffusers
 import torch
@@ -61,8 +60,9 @@ class Sampler:
                 generator=generators,
                 output_type="latent",
             ).images
-        vae = self.pipe.vae  # in fp32, outside autocast: SDXL's overflows in half precision
-        decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        vae = self.pipe.vae  # in fp32, outside autocast: SDXL's overflows in half precision; one by one, to save memory
+        scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+        decoded = torch.cat([vae.decode(each, return_dict=False)[0] for each in scaled.split(1)])
         images: list[Image.Image] = self.pipe.image_processor.postprocess(decoded, output_type="pil")
         return images
 
@@ -102,35 +102,6 @@ def write_samples(
         logger.warning("out of memory while sampling at step %d; training goes on without this grid (%s)", step, error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def generate_class_images(sampler: Sampler, folder: Path, prompt: str, number: int, batch_size: int, seed: int) -> None:
-    """Fill ``folder`` with images of the class until there are ``number``; what is there already is kept.
-
-    The images are shared out over the processes, each is seeded by its index and written atomically: a killed
-    generation goes on where it stopped. Batches are the same then, since their size may change the last bit.
-    """
-    accelerator = sampler.accelerator
-    folder.mkdir(parents=True, exist_ok=True)
-    generated = {index: folder / f"class-{index:06d}.png" for index in range(number)}
-    own = [path for path in folder.iterdir() if _is_picture(path) and path not in set(generated.values())]
-    wanted = range(number - len(own))
-    missing = {index for index in wanted if not generated[index].is_file()}
-    accelerator.wait_for_everyone()
-    batches = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
-    batches = [indices for indices in batches if missing.intersection(indices)]
-    batches = batches[accelerator.process_index :: accelerator.num_processes]
-    for indices in tqdm(batches, desc="class images", disable=not batches or not accelerator.is_main_process):
-        images = sampler.images([prompt] * len(indices), [seed + index for index in indices])
-        for index, image in zip(indices, images, strict=True):
-            if index in missing:
-                with atomic_path(generated[index]) as temporary:
-                    image.save(temporary, format="PNG")
-    accelerator.wait_for_everyone()
-
-
-def _is_picture(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in Image.registered_extensions()
 
 
 def _scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:

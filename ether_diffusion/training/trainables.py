@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from ether_diffusion.adapter import attach
+from ether_diffusion.adapter import attach, check_blocks
 from ether_diffusion.attention import find_targets
-from ether_diffusion.files import atomic_path
+from ether_diffusion.files import atomic_path, commit
 from ether_diffusion.pipelines import adapter_file
 from ether_diffusion.training.base_model import text_encoders
 from ether_diffusion.training.config import ETHER_METHODS, TrainingConfig
@@ -44,6 +45,18 @@ class Trainable:
         return sum(parameter.numel() for parameter in self.parameters())
 
 
+def check_trainables(pipe: DiffusionPipeline, config: TrainingConfig) -> None:
+    """Raise what :func:`make_trainables` would, before anything slow is done.
+
+    Raises:
+        ValueError: targets or n_blocks do not fit the model.
+    """
+    for module in _components(pipe, config).values():
+        targets = find_targets(module, config.target_patterns)
+        if config.method in ETHER_METHODS:
+            check_blocks(targets, config.ether_config())
+
+
 def make_trainables(pipe: DiffusionPipeline, config: TrainingConfig) -> list[Trainable]:
     """Attach what ``config.method`` trains to the UNet and, if asked for, to the text encoders.
 
@@ -51,9 +64,7 @@ def make_trainables(pipe: DiffusionPipeline, config: TrainingConfig) -> list[Tra
         ValueError: targets or n_blocks do not fit the model.
         ImportError: the method comes from peft and that is not installed.
     """
-    components: dict[str, nn.Module] = {"unet": pipe.unet}
-    if config.train_text_encoder:
-        components |= text_encoders(pipe)
+    components = _components(pipe, config)
     if config.method in ETHER_METHODS:
         return [_ether(component, module, config) for component, module in components.items()]
     if config.method == "full":
@@ -70,7 +81,7 @@ def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], config: T
     if config.method in ETHER_METHODS:
         save_adapter(pipe, config, config.output_dir)
     elif config.method == "full":
-        pipe.save_pretrained(config.output_dir)
+        _save_pipeline(pipe, config.output_dir)
     elif config.method == "lora":
         _save_lora(pipe, trainables, config.output_dir)
     else:
@@ -81,6 +92,11 @@ def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], config: T
 def save_adapter(pipe: DiffusionPipeline, config: TrainingConfig, folder: Path) -> None:
     """Write ``ether_weights.safetensors`` of the adapter in training into ``folder``."""
     adapter_file(pipe, ADAPTER_NAME, config.pretrained_model_name_or_path).write(folder)
+
+
+def _components(pipe: DiffusionPipeline, config: TrainingConfig) -> dict[str, nn.Module]:
+    """The components that are trained, by name."""
+    return {"unet": pipe.unet, **(text_encoders(pipe) if config.train_text_encoder else {})}
 
 
 def _ether(component: str, module: nn.Module, config: TrainingConfig) -> Trainable:
@@ -96,11 +112,9 @@ def _full(component: str, module: nn.Module) -> Trainable:
 
 def _peft(component: str, module: nn.Module, config: TrainingConfig) -> Trainable:
     """Inject an adapter of peft into the same projections that ours would act on."""
-    try:
-        import peft
-        from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError as error:
-        raise ImportError(f"method={config.method} comes from peft: pip install 'ether-diffusion[study]'") from error
+    import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     prefix = "text_model." if hasattr(module, "text_model") else ""
     names = [prefix + target.path for target in find_targets(module, config.target_patterns)]
     settings = {
@@ -125,6 +139,14 @@ def _peft(component: str, module: nn.Module, config: TrainingConfig) -> Trainabl
             layer.enable_adapters(active)
 
     return Trainable(component, module, set_active)
+
+
+def _save_pipeline(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Every component whole before it gets its name, and the index, which makes it a pipeline, last."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".pipeline-") as temporary:
+        pipe.save_pretrained(temporary)
+        for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == "model_index.json"):
+            commit(path, folder / path.name)
 
 
 def _save_lora(pipe: DiffusionPipeline, trainables: list[Trainable], folder: Path) -> None:

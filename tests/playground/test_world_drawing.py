@@ -75,6 +75,13 @@ def test_equal_scenes_are_drawn_equal_and_another_variation_differs() -> None:
         assert (pixels(scene) != pixels(replace(scene, variation=6))).any()
 
 
+def test_the_exact_shade_varies_a_little_around_the_palette() -> None:
+    box = (SceneObject("box", Look("blue"), (32, 38), 20),)
+    shades = {tuple(pixels(Scene("bricks", box, variation=v))[44, 27].tolist()) for v in range(40)}  # its front
+    assert len(shades) > 30
+    assert np.abs(np.array([*shades]) - PALETTE["blue"]).max() <= 8
+
+
 @pytest.mark.parametrize("background", BACKGROUNDS)
 def test_an_empty_scene_has_exactly_the_regions_of_its_background(background: str) -> None:
     for variation in range(20):

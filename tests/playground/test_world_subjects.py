@@ -35,6 +35,7 @@ def test_references_share_the_individual_and_differ_in_scene(name: str) -> None:
         (item,) = reference.objects
         assert (item.kind, item.look) == (individual.class_word, individual.look)
     assert len({reference.background for reference in individual.references}) == 3
+    assert len({reference.variation for reference in individual.references}) == 5
     for attribute in ("centre", "size"):
         assert len({getattr(reference.objects[0], attribute) for reference in individual.references}) == 5
     pictures = [np.asarray(draw(reference).image).astype(int) for reference in individual.references]

@@ -14,7 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from training.helpers import checkpoints, draw_photo, metrics, provenance, same_tensors, samples, trained
 
-from ether_diffusion.training import dreambooth
+from ether_diffusion.training import setup
 from ether_diffusion.training.dreambooth import main
 from ether_diffusion.training.loop import TrainingDivergedError
 
@@ -107,9 +107,9 @@ def test_a_missing_package_is_named_before_anything_is_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = dreambooth.importlib.util.find_spec
+    original = setup.importlib.util.find_spec
     monkeypatch.setattr(
-        dreambooth.importlib.util, "find_spec", lambda name, *more: None if name == package else original(name, *more)
+        setup.importlib.util, "find_spec", lambda name, *more: None if name == package else original(name, *more)
     )
     assert complaint(**changes) == f"error: {message}"
     assert not (tmp_path / "run").exists()
@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_changes_anything(
     with pytest.raises(TrainingDivergedError) as stopped:
         train(max_train_steps=6, checkpointing_steps=2, learning_rate=0.25)
     run = Path(str(stopped.value).split("the last good checkpoint is ")[1].split(";")[0]).parents[1]
-    assert str(stopped.value).startswith(f"the {what} is not finite at step 4 ")
+    assert str(stopped.value).startswith(f"the {what} is not finite at step 4: ")
     assert "learning rate {'unet': 0.25}" in str(stopped.value)
     assert f"the last good checkpoint is {run / 'checkpoints' / 'step-000002'}" in str(stopped.value)
     assert len(steps) == 3

@@ -46,7 +46,7 @@ OTHER: dict[str, Any] = {
     "lr_num_cycles": 2,
     "lr_power": 2.5,
     "lr_step_rules": "1:3,0.1",
-    "optimizer": "prodigy",
+    "optimizer": "adamw8bit",
     "adam_beta1": 0.8,
     "adam_beta2": 0.99,
     "adam_weight_decay": 0.01,
@@ -71,6 +71,7 @@ OTHER: dict[str, Any] = {
     "cache_dir": "cache",
     "report_to": ["tensorboard"],
     "push_to_hub": True,
+    "hub_private": True,
     "hub_model_id": "me/dog",
     "instance_data_dir": "cat",
     "instance_prompt": "a photo: of {qwe} cat",
@@ -151,8 +152,11 @@ def test_a_switch_may_stand_alone(arguments: list[str], flip: bool, seed: int) -
 def test_lists_are_given_whole_or_one_by_one() -> None:
     whole = parse_config(DreamBoothConfig, [*GIVEN, '--validation_prompt=["a dog", "a cat"]'])
     singly = parse_config(DreamBoothConfig, [*GIVEN, "--validation_prompt+=a dog", "--validation_prompt+=a cat"])
+    again = parse_config(DreamBoothConfig, [*GIVEN, "--validation_prompt", "a dog", "--validation_prompt", "a cat"])
+    joined = parse_config(DreamBoothConfig, [*GIVEN, "--validation_prompt=a dog", "--validation_prompt=a cat"])
     one = parse_config(DreamBoothConfig, [*GIVEN, "--validation_prompt", "a dog"])
-    assert whole.validation_prompt == singly.validation_prompt == ["a dog", "a cat"]
+    for config in (whole, singly, again, joined):
+        assert config.validation_prompt == ["a dog", "a cat"]
     assert one.validation_prompt == ["a dog"]
 
 
@@ -211,6 +215,7 @@ def test_an_unquoted_no_in_the_file_is_explained(written: Callable[[str], str]) 
         (["--random_flip=maybe"], "Got value: maybe"),
         (["--max_train_steps=0"], "max_train_steps must be at least 1, not 0"),
         (["--lr_scheduler=piecewise_constant"], 'needs lr_step_rules, such as "1:600,0.1:900,0.01"'),
+        (["--optimizer=prodigy", "--text_encoder_lr=0.1"], "one learning rate for all: leave out text_encoder_lr"),
         (["--with_prior_preservation"], 'with_prior_preservation needs class_prompt, such as "a photo of a dog"'),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
         (["stray"], "unrecognized arguments: stray"),

@@ -77,6 +77,8 @@ def test_the_config_of_a_run_repeats_it(flags: Callable[..., list[str]], tmp_pat
     first = tmp_path / "first" / "config.yaml"
     main(["--config", str(first), "--output_dir", str(tmp_path / "second")])
     second = tmp_path / "second" / "config.yaml"
+    resolved = {"learning_rate": 6e-3, "mixed_precision": "no", "resolution": 16}
+    assert yaml.safe_load(first.read_text()).items() >= resolved.items()
     changed = {"output_dir": str(tmp_path / "second")}
     assert yaml.safe_load(second.read_text()) == yaml.safe_load(first.read_text()) | changed
     assert same_tensors(trained(tmp_path / "first", 2), trained(tmp_path / "second", 2))

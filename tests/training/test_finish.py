@@ -38,13 +38,18 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 Hub = list[tuple[str, dict[str, Any]]]
 
 
-@pytest.mark.parametrize(("hub_model_id", "repository"), [(None, "me/dog"), ("us/rex", "us/rex")])
-def test_the_finished_run_is_uploaded(hub_model_id: str | None, repository: str, train: Train, hub: Hub) -> None:
-    run = train("dog", push_to_hub=True, hub_model_id=hub_model_id, max_train_steps=1, resolution=16)
+@pytest.mark.parametrize(
+    ("hub_model_id", "private", "repository"), [(None, True, "me/dog"), ("us/rex", False, "us/rex")]
+)
+def test_the_finished_run_is_uploaded(
+    hub_model_id: str | None, private: bool, repository: str, train: Train, hub: Hub
+) -> None:
+    common = {"push_to_hub": True, "max_train_steps": 1, "resolution": 16}
+    run = train("dog", hub_model_id=hub_model_id, hub_private=private, **common)
     (first, created), (second, uploaded) = hub
     assert (first, second) == ("create_repo", "upload_folder")
     assert created["repo_id"] == (hub_model_id or "dog")
-    assert created["exist_ok"] is True
+    assert (created["exist_ok"], created["private"]) == (True, private)
     assert (uploaded["repo_id"], Path(uploaded["folder_path"])) == (repository, run)
 
 
@@ -63,8 +68,9 @@ def test_the_upload_has_the_weights_and_leaves_out_what_only_this_machine_needs(
     files = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
     kept = {name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)}
     assert {"ether_weights.safetensors", "README.md", "samples/step-000001/00.png"} <= kept
-    folders = {name.partition("/")[0] for name in set(files) - kept}
-    assert folders == {"checkpoints", "cache", "class_images", "ether-diffusion"}
+    left_out = {name.partition("/")[0] for name in set(files) - kept}
+    of_this_machine = {"report.html", "provenance.json"}  # photos and paths
+    assert left_out == {"checkpoints", "cache", "class_images", "ether-diffusion"} | of_this_machine
     assert {name.partition("/")[0] for name in kept if "/" in name} == {"samples"}
 
 

@@ -120,7 +120,7 @@ def test_resuming_a_named_checkpoint_forgets_what_came_after_it(train: Train, ca
     with caplog.at_level(logging.WARNING):
         train(max_train_steps=4, resume="step-000002", learning_rate=1e-3, **common)
     assert "going on from step 2: step-000004, step-000006 are removed" in caplog.text
-    assert "learning_rate: None → 0.001" in caplog.text
+    assert "learning_rate: 0.006 → 0.001" in caplog.text
     assert checkpoints(run) == ["step-000002", "step-000004"]
     assert sorted({name.partition("/")[0] for name in samples(run)}) == ["step-000000", "step-000002", "step-000004"]
     assert [row["step"] for row in metrics(run)] == [1, 2, 3, 4]
@@ -174,15 +174,15 @@ def test_class_images_are_the_same_after_an_interruption(train: Train, monkeypat
         "max_train_steps": 1,
     }
     folder = train(**common) / "class_images"
-    drawn = {path.name: path.read_bytes() for path in folder.iterdir()}
+    drawn = {path.name: path.read_bytes() for path in folder.glob("*.png")}
     assert sorted(drawn) == [f"class-{index:06d}.png" for index in range(5)]
     assert len(set(drawn.values())) == 5
     assert drawn_together == [[0, 1, 2], [3, 4]]
     (folder / "class-000004.png").unlink()
-    kept = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
     train(overwrite=True, **common)
     assert drawn_together[2:] == [[3, 4]]
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == drawn
+    assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == drawn
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
@@ -196,10 +196,23 @@ def test_own_class_images_are_used_and_only_the_rest_is_drawn(train: Train, tmp_
         num_class_images=3,
         max_train_steps=1,
     )
-    assert sorted(path.name for path in (tmp_path / "class").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "class").glob("*.png")) == [
         "class-000000.png",
         "own-0.png",
         "own-1.png",
     ]
     assert provenance(run)["class_images"] == 3
     assert not (run / "class_images").exists()
+
+
+@pytest.mark.parametrize(("setting", "value"), [("class_prompt", "a photo of a cat"), ("num_inference_steps", 3)])
+def test_class_images_of_other_settings_are_not_taken_for_these(setting: str, value: Any, train: Train) -> None:
+    common: dict[str, Any] = {"with_prior_preservation": True, "num_class_images": 1, "max_train_steps": 1}
+    first = {"class_prompt": "a photo of a dog", "num_inference_steps": 2}
+    folder = train(**common, **first) / "class_images"
+    with pytest.raises(
+        ValueError, match=rf"generated otherwise \({setting.removeprefix('class_')}: .* → {value}\)"
+    ) as error:
+        train("again", class_data_dir=folder, **common, **first | {setting: value})
+    assert str(folder) in str(error.value)
+    train("same", class_data_dir=folder, **common, **first)

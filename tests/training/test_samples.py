@@ -45,7 +45,7 @@ def test_samples_come_at_the_start_every_n_steps_and_at_the_end(train: Train) ->
 def test_the_sampler_is_the_one_asked_for(settings: Settings, base_folder: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(base_folder)
     images = {
-        name: np.array(Sampler(pipe, settings(sampler=name), 64, Accelerator()).images([PROMPT], [3])[0])
+        name: np.array(Sampler(pipe, settings(sampler=name, resolution=64), Accelerator()).images([PROMPT], [3])[0])
         for name in ("base", "DDIMScheduler", "DPMSolverMultistepScheduler")
     }
     assert isinstance(pipe.scheduler, DDIMScheduler)
@@ -64,7 +64,7 @@ def test_sampling_evaluates_and_leaves_modes_dtypes_and_the_global_generator_as_
     generator, scheduler = torch.get_rng_state(), dict(pipe.scheduler.config)
     modes: list[bool] = []
     hook = pipe.unet.register_forward_pre_hook(lambda unet, inputs: modes.append(unet.training))
-    Sampler(pipe, settings(), 64, Accelerator()).images([PROMPT], [0])
+    Sampler(pipe, settings(), Accelerator()).images([PROMPT], [0])
     hook.remove()
     assert modes == [False, False]
     assert (pipe.unet.training, pipe.vae.training, pipe.text_encoder.training) == (True, False, False)

@@ -1,0 +1,76 @@
+"""What every training program does first: packages, Accelerate, caches, the modules' modes."""
+
+from __future__ import annotations
+
+import importlib.util
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from diffusers import DiffusionPipeline
+
+from ether_diffusion.data.cache import TensorCache
+from ether_diffusion.training.base_model import text_encoders
+from ether_diffusion.training.config import TrainingConfig
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """Accelerate as the config asks for, or as ``accelerate launch`` was configured.
+
+    Raises:
+        ImportError: a tracker is not installed, or what the method or the optimiser need.
+        ValueError: compilation on a CPU.
+    """
+    check_installed(config)
+    if config.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    # the last layer of a text encoder has no part in SDXL's embeddings, nor the second one's in the pooled one
+    unused = DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=list(config.report_to) or None,
+        project_dir=config.output_dir,
+        # the other processes wait while the main one draws samples
+        kwargs_handlers=[unused, InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+    )
+    if config.torch_compile and accelerator.device.type == "cpu":
+        # seen with torch 2.13: gradients of a UNet's attention weights, without any adapter, off by two thirds
+        raise ValueError("torch_compile trains on GPUs only: on CPUs its gradients are wrong; leave it out")
+    return accelerator
+
+
+def check_installed(config: TrainingConfig) -> None:
+    """Look for the optional packages that ``config`` needs, before anything is loaded or written.
+
+    Raises:
+        ImportError: one is missing; the message says how to install it.
+    """
+    needed = [(f"report_to={tracker}", tracker, tracker) for tracker in config.report_to]
+    if config.optimizer == "adamw8bit":
+        needed.append(("optimizer=adamw8bit", "bitsandbytes", "adam8bit"))
+    if config.optimizer == "prodigy":
+        needed.append(("optimizer=prodigy", "prodigyopt", "prodigy"))
+    if config.method in ("lora", "oft", "boft", "hra"):
+        needed.append((f"method={config.method}", "peft", "study"))
+    for setting, package, extra in needed:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"{setting} needs {package}: pip install 'ether-diffusion[{extra}]'")
+
+
+def make_cache(config: TrainingConfig) -> TensorCache:
+    """The cache of latents and prompts."""
+    return TensorCache(config.cache_dir or config.output_dir / "cache")
+
+
+def prepare_modules(pipe: DiffusionPipeline, config: TrainingConfig) -> None:
+    """Gradient checkpointing and compilation of what takes part in training."""
+    if config.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+        if config.train_text_encoder:
+            for encoder in text_encoders(pipe).values():
+                encoder.gradient_checkpointing_enable()  # type: ignore[operator]
+    if config.torch_compile:
+        pipe.unet.compile()

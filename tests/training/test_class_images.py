@@ -1,0 +1,48 @@
+"""Class images are used again only if they are what would be generated now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+
+from ether_diffusion.playground.tiny import tiny_pipeline
+from ether_diffusion.training.class_images import generate_class_images
+from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.samples import Sampler
+
+Settings = Callable[..., DreamBoothConfig]
+
+
+def generate(pipe: DiffusionPipeline, config: DreamBoothConfig, folder: Path, prompt: str) -> None:
+    generate_class_images(Sampler(pipe, config, Accelerator()), folder, prompt, number=2, batch_size=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompt", "base_seed", "named"),
+    [
+        ({}, "a red car", 0, "prompt: a dog → a red car"),
+        ({"guidance_scale": 2.0}, "a dog", 0, "guidance_scale: 7.5 → 2.0"),
+        ({}, "a dog", 1, "base_hash: "),
+    ],
+    ids=["prompt", "setting", "base"],
+)
+def test_images_generated_otherwise_are_refused_and_kept(
+    changes: dict[str, float], prompt: str, base_seed: int, named: str, settings: Settings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "class"
+    generate(tiny_pipeline(), settings(resolution=16), folder, "a dog")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="choose another --class_data_dir") as refused:
+        generate(tiny_pipeline(seed=base_seed), settings(resolution=16, **changes), folder, prompt)
+    assert named in str(refused.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_own_images_need_no_record(pipe: DiffusionPipeline, settings: Settings, photos: Path) -> None:
+    before = sorted(photos.iterdir())
+    generate(pipe, settings(resolution=16), photos, "a dog")
+    assert sorted(photos.iterdir()) == before
