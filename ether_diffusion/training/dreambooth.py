@@ -91,10 +91,10 @@ def run(config: DreamBoothConfig) -> Path:
         resolution=config.resolution or native_resolution(pipe),
         learning_rate=config.resolved_learning_rate,
     )
-    if start and accelerator.is_main_process:
-        for change in changed_settings(config):
-            logger.warning("resuming with another setting, %s", change)
     hashes = {name: base_hash(getattr(pipe, name)) for name in ("unet", *text_encoders(pipe))}
+    if start and accelerator.is_main_process:
+        for change in changed_settings(config, hashes):
+            logger.warning("resuming with another setting, %s", change)
     check_trainables(pipe, config)
     objective = Objective(DDPMScheduler.from_config(pipe.scheduler.config), config.snr_gamma)
     sampler = Sampler(pipe, config, accelerator)

@@ -89,12 +89,13 @@ def write_config(config: TrainingConfig) -> None:
     write_text(config.output_dir / "config.yaml", text)
 
 
-def changed_settings(config: TrainingConfig) -> list[str]:
-    """Settings that differ from those that the run in the folder was started with, as "name: old → new"."""
+def changed_settings(config: TrainingConfig, base_hash: Mapping[str, str | None]) -> list[str]:
+    """What differs from how the run in the folder was started, the base's weights included, as "name: old → new"."""
     path = config.output_dir / "config.yaml"
     old = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
+    old["base_hash"] = read_provenance(config.output_dir).get("base_hash", base_hash)
     ignored = {"resume", "overwrite", "output_dir"}
-    new = {key: value for key, value in config.to_dict().items() if key not in ignored}
+    new = {key: value for key, value in config.to_dict().items() if key not in ignored} | {"base_hash": base_hash}
     return [f"{key}: {old[key]} → {new[key]}" for key in new if key in old and old[key] != new[key]]
 
 

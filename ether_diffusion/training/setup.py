@@ -7,11 +7,11 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from diffusers import DiffusionPipeline
 
 from ether_diffusion.data.cache import TensorCache
-from ether_diffusion.training.base_model import text_encoders
+from ether_diffusion.training.base_model import DTYPES, text_encoders
 from ether_diffusion.training.config import TrainingConfig
 
 
@@ -20,7 +20,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
     Raises:
         ImportError: a tracker is not installed, or what the method or the optimiser need.
-        ValueError: compilation on a CPU.
+        ValueError: a precision that is not supported, or compilation on a CPU.
     """
     check_installed(config)
     if config.allow_tf32:
@@ -36,9 +36,13 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         # the other processes wait while the main one draws samples
         kwargs_handlers=[unused, InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
+    if accelerator.mixed_precision not in DTYPES:
+        raise ValueError(f"mixed_precision={accelerator.mixed_precision} is not supported: use {', '.join(DTYPES)}")
     if config.torch_compile and accelerator.device.type == "cpu":
         # seen with torch 2.13: gradients of a UNet's attention weights, without any adapter, off by two thirds
         raise ValueError("torch_compile trains on GPUs only: on CPUs its gradients are wrong; leave it out")
+    # only dropout, where a base has any, draws from the global generators
+    set_seed(config.seed, device_specific=True)
     return accelerator
 
 

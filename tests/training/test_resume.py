@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from training.helpers import (
 
 import ether_diffusion.training.loop as loop
 from ether_diffusion.files import write_text
+from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training.samples import Sampler
 
 Train = Callable[..., Path]
@@ -216,3 +218,16 @@ def test_class_images_of_other_settings_are_not_taken_for_these(setting: str, va
         train("again", class_data_dir=folder, **common, **first | {setting: value})
     assert str(folder) in str(error.value)
     train("same", class_data_dir=folder, **common, **first)
+
+
+def test_resuming_on_another_base_is_noticed(
+    train: Train, base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(base_folder, base)
+    train(pretrained_model_name_or_path=str(base), max_train_steps=2)
+    shutil.rmtree(base)
+    tiny_pipeline(seed=1).save_pretrained(base)
+    with caplog.at_level(logging.WARNING):
+        train(pretrained_model_name_or_path=str(base), max_train_steps=3, resume="latest")
+    assert "resuming with another setting, base_hash: {'unet': " in caplog.text

@@ -71,8 +71,8 @@ def test_a_folder_with_a_run_is_refused_and_emptied_only_when_told(file: str, se
 def test_settings_that_differ_from_the_first_start_are_told(settings: Settings) -> None:
     settings().output_dir.mkdir()
     write_config(settings(seed=1, targets=["attn1.*"]))
-    assert changed_settings(settings(seed=1, targets=["attn1.*"], resume="latest", overwrite=True)) == []
-    changes = changed_settings(settings(seed=2, targets=["attn1.*"], resume="latest"))
+    assert changed_settings(settings(seed=1, targets=["attn1.*"], resume="latest", overwrite=True), {}) == []
+    changes = changed_settings(settings(seed=2, targets=["attn1.*"], resume="latest"), {})
     assert changes == ["seed: 1 → 2"]
 
 
