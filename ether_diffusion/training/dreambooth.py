@@ -36,7 +36,13 @@ from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.finish import finish
 from ether_diffusion.training.loop import Task, TrainingDivergedError, TrainingInterruptedError, train
 from ether_diffusion.training.model import DenoisingModel
-from ether_diffusion.training.run_folder import Provenance, changed_settings, open_run_folder, write_config
+from ether_diffusion.training.run_folder import (
+    Provenance,
+    changed_settings,
+    clear_run_folder,
+    open_run_folder,
+    write_config,
+)
 from ether_diffusion.training.samples import Sampler
 from ether_diffusion.training.setup import make_accelerator, make_cache, prepare_modules
 from ether_diffusion.training.trainables import check_trainables, make_trainables
@@ -108,6 +114,8 @@ def run(config: DreamBoothConfig) -> Path:
     model = DenoisingModel(pipe, trainables, objective, config.prior_loss_weight, embeds)
     prepare_modules(pipe, config)
     subject = streams[0].subject
+    if accelerator.is_main_process and not start:
+        clear_run_folder(config.output_dir)
     provenance = Provenance(
         config,
         {

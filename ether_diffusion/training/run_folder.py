@@ -52,7 +52,7 @@ MODEL_FILES = (
 
 
 def open_run_folder(config: TrainingConfig) -> Path | None:
-    """Make the run folder ready, and return the checkpoint to continue from, if one is asked for.
+    """Make sure that the run can be written, and return the checkpoint to continue from, if one is asked for.
 
     Raises:
         FileNotFoundError: there is nothing to resume.
@@ -62,17 +62,13 @@ def open_run_folder(config: TrainingConfig) -> Path | None:
     folder = config.output_dir
     if config.resume is not None:
         return find_checkpoint(folder, config.resume)
-    own = (*RUN_FILES, *MODEL_FILES) if (folder / "provenance.json").is_file() else RUN_FILES
-    present = [folder / name for name in own if (folder / name).exists()]
-    if present and not config.overwrite:
+    if _present(folder) and not config.overwrite:
         state = read_provenance(folder).get("status", "unfinished")
         resumable = ", --resume latest to continue it" if list_checkpoints(folder / "checkpoints") else ""
         raise FileExistsError(
             f"{folder} already holds a run ({state}): choose another --output_dir{resumable}, "
             "or --overwrite to replace it"
         )
-    for path in present:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -80,6 +76,18 @@ def open_run_folder(config: TrainingConfig) -> Path | None:
     except OSError as error:
         raise OSError(f"cannot write to --output_dir {folder}: {error.strerror or error}") from error
     return None
+
+
+def clear_run_folder(folder: Path) -> None:
+    """Remove the run that ``--overwrite`` replaces: when all that the new one needs is known to be there."""
+    for path in _present(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _present(folder: Path) -> list[Path]:
+    """The files of a run that are in the folder."""
+    own = (*RUN_FILES, *MODEL_FILES) if (folder / "provenance.json").is_file() else RUN_FILES
+    return [folder / name for name in own if (folder / name).exists()]
 
 
 def write_config(config: TrainingConfig) -> None:

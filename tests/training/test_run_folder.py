@@ -19,6 +19,7 @@ from ether_diffusion.training.run_folder import (
     MetricsFile,
     Provenance,
     changed_settings,
+    clear_run_folder,
     forget_after,
     open_run_folder,
     write_config,
@@ -65,6 +66,8 @@ def test_a_folder_with_a_run_is_refused_and_emptied_only_when_told(file: str, se
         open_run_folder(settings())
     assert (folder / file).exists()
     open_run_folder(settings(overwrite=True))
+    assert (folder / file).exists()
+    clear_run_folder(folder)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
@@ -101,3 +104,11 @@ def test_provenance_is_whole_after_every_update(settings: Settings) -> None:
     record.update(step=2)
     assert provenance(settings().output_dir) == record.content
     assert (record.content["status"], record.content["step"], record.content["device"]) == ("running", 2, "cpu")
+
+
+def test_a_run_is_not_replaced_by_one_that_cannot_start(train: Train) -> None:
+    run = train(max_train_steps=1)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="n_blocks=7 does not divide"):
+        train(max_train_steps=1, overwrite=True, n_blocks=7)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
