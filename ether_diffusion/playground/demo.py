@@ -7,19 +7,12 @@ so its images are noise before and after: the demo shows that every step runs, n
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-import yaml
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
-from PIL import Image
-
-import ether_diffusion as ether
+from ether_diffusion.playground.same_image import same_image
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.playground.world import write_subject
 
@@ -35,27 +28,6 @@ def train(folder: Path, config: Path) -> Path:
     command += ["--instance_data_dir", str(folder / "subject"), "--output_dir", str(folder / "run"), "--overwrite"]
     subprocess.run(command, check=True)
     return folder / "run"
-
-
-def same_image(base: Path, run: Path) -> bool:
-    """Whether a fresh pipeline over ``base`` with the run's weights draws its last sample again, bit for bit."""
-    settings = yaml.safe_load((run / "config.yaml").read_text())
-    # another number of threads sums in another order
-    torch.set_num_threads(json.loads((run / "provenance.json").read_text())["threads"])
-    pipe = DiffusionPipeline.from_pretrained(base)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-    ether.load(pipe, run)
-    side = settings["resolution"]
-    image = pipe(
-        settings["instance_prompt"],
-        height=side,
-        width=side,
-        num_inference_steps=settings["num_inference_steps"],
-        guidance_scale=settings["guidance_scale"],
-        generator=torch.Generator().manual_seed(settings["validation_seed"]),
-    ).images[0]
-    sample = run / "samples" / f"step-{settings['max_train_steps']:06d}" / "00.png"
-    return bool(np.array_equal(np.asarray(image), np.asarray(Image.open(sample))))
 
 
 def main() -> None:
