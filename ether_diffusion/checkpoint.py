@@ -123,9 +123,11 @@ def find_file(source: str | Path) -> Path:
     if path.is_dir():
         path = path / FILE_NAME
         if not path.is_file():
-            raise FileNotFoundError(f"{path.parent} holds no {FILE_NAME}: has its training finished?")
+            raise FileNotFoundError(f"{path.parent} holds no {FILE_NAME}: {_instead_of_adapter(path.parent)}")
     if path.is_file():
         return path
+    if is_local_name(source):
+        raise FileNotFoundError(f"{source}: there is no such file or folder")
     try:
         return Path(hf_hub_download(str(source), FILE_NAME))
     except HFValidationError:
@@ -133,6 +135,21 @@ def find_file(source: str | Path) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = f"there is no such file or folder, and as a Hub id it could not be fetched ({first_line(error)})"
     raise FileNotFoundError(f"{source}: {reason}")
+
+
+def is_local_name(source: str | Path) -> bool:
+    """Whether a name under which nothing is found is a path and no Hub id: ./dog, a/b/c, runs/dog beside runs/."""
+    text, parent = str(source), Path(source).parent
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or (parent != Path() and parent.is_dir())
+
+
+def _instead_of_adapter(folder: Path) -> str:
+    """What a folder without adapter file is good for."""
+    if (folder / "pytorch_lora_weights.safetensors").is_file():
+        return f'it holds a LoRA, which pipe.load_lora_weights("{folder}") loads'
+    if (folder / "model_index.json").is_file():
+        return f'it holds a whole pipeline, which DiffusionPipeline.from_pretrained("{folder}") loads'
+    return "has its training finished?"
 
 
 def first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ether_diffusion as ether
-from ether_diffusion import AdapterFileError, EtherConfig
+from ether_diffusion import AdapterFileError, EtherConfig, checkpoint
 from ether_diffusion.adapter import host_of
 from ether_diffusion.checkpoint import FILE_NAME, AdapterFile
 from ether_diffusion.fingerprint import base_hash
@@ -315,3 +316,28 @@ def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path) -> No
         assert os.listdir(tmp_path) == [FILE_NAME]
     assert seen == {"first", "second"}
     assert interrupted > 0  # some kills did fall into a save
+
+
+@pytest.mark.parametrize(
+    ("present", "advice"),
+    [
+        ("pytorch_lora_weights.safetensors", "load_lora_weights"),
+        ("model_index.json", "DiffusionPipeline.from_pretrained"),
+        ("metrics.jsonl", "has its training finished?"),
+    ],
+)
+def test_a_folder_without_an_adapter_says_what_it_holds(present: str, advice: str, tmp_path: Path) -> None:
+    (tmp_path / present).write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=re.escape(advice)):
+        AdapterFile.read(tmp_path)
+
+
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(checkpoint, "hf_hub_download", lambda name, file: asked.append(name))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("./dog", "runs/dog", "a/b/c", str(tmp_path / "dog")):
+        with pytest.raises(FileNotFoundError, match="there is no such file or folder"):
+            AdapterFile.read(name)
+    assert asked == []

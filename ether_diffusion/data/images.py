@@ -57,11 +57,7 @@ def list_images(folder: str | Path) -> list[Path]:
         NotADirectoryError: ``folder`` is a file.
         ValueError: ``folder`` holds no readable picture.
     """
-    folder = Path(folder)
-    if not folder.exists():
-        raise FileNotFoundError(f"image folder {folder} does not exist; check the path")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; give the folder that holds the pictures")
+    folder = check_folder(folder)
     paths = [path for path in sorted(folder.iterdir(), key=lambda path: path.name) if _is_readable(path)]
     if not paths:
         raise ValueError(
@@ -69,6 +65,21 @@ def list_images(folder: str | Path) -> list[Path]:
             "put .jpg, .png or .webp files there"
         )
     return paths
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Return ``folder`` if it is one.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        NotADirectoryError: it is a file.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"image folder {folder} does not exist; check the path")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; give the folder that holds the pictures")
+    return folder
 
 
 def load_caption(image_path: str | Path) -> str | None:

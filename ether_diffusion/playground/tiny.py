@@ -1,4 +1,4 @@
-"""Small Stable Diffusion models with random weights: real classes, real files, 64 px, well under a megabyte each.
+"""Small Stable Diffusion models with random weights: real classes, real files, 64 px, a few megabytes.
 
 ``python -m ether_diffusion.playground.tiny FOLDER`` writes one as a diffusers folder. Their images are noise; they
 are there to run and test every step of training and inference where the real weights are out of reach.

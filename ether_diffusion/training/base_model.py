@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
-from ether_diffusion.checkpoint import first_line
+from ether_diffusion.checkpoint import first_line, is_local_name
 from ether_diffusion.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ def load_base(config: TrainingConfig, mixed_precision: str) -> DiffusionPipeline
         BaseModelError: nothing is found under that name, the Hub cannot be reached, or it is no Stable Diffusion.
     """
     name = config.pretrained_model_name_or_path
+    if not Path(name).is_dir() and is_local_name(name):
+        raise BaseModelError(f"there is no folder {name} with a base model: check the path")
     source = {"revision": config.revision} if config.revision else {}
     try:
         index = DiffusionPipeline.load_config(name, **source)

@@ -126,7 +126,10 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path:
     """
     found = list_checkpoints(output_dir / "checkpoints")
     if not found:
-        raise FileNotFoundError(f"nothing to resume: {output_dir} holds no checkpoints; start the run without --resume")
+        raise FileNotFoundError(
+            f"nothing to resume: {output_dir} holds no checkpoints; start the run without --resume "
+            "(with --overwrite, if the folder holds one without checkpoints)"
+        )
     if wanted == "latest":
         return found[-1]
     for path in found:

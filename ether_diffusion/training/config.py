@@ -163,6 +163,9 @@ class TrainingConfig:
             self.report_to = [self.report_to]
         self._check_at_least_1("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "n_blocks", "rank")
         self._check_at_least_1("checkpointing_steps", "validation_steps", "num_inference_steps")
+        if self.resolution is not None and self.resolution % 8:
+            below = max(8, self.resolution // 8 * 8)
+            raise ValueError(f"resolution must be a multiple of 8 pixels, such as {below}, not {self.resolution}")
         if self.optimizer == "prodigy" and self.text_encoder_lr not in (None, self.resolved_learning_rate):
             raise ValueError("optimizer=prodigy has one learning rate for all: leave out text_encoder_lr")
         if self.lr_scheduler == "piecewise_constant" and not self.lr_step_rules:

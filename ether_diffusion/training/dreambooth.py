@@ -16,6 +16,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 
 from ether_diffusion.checkpoint import first_line
 from ether_diffusion.data.augment import Augmentation
+from ether_diffusion.data.images import check_folder
 from ether_diffusion.data.plan import BatchPlan
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
@@ -43,7 +44,7 @@ from ether_diffusion.training.run_folder import (
     open_run_folder,
     write_config,
 )
-from ether_diffusion.training.samples import Sampler
+from ether_diffusion.training.samples import Sampler, scheduler_class
 from ether_diffusion.training.setup import make_accelerator, make_cache, prepare_modules
 from ether_diffusion.training.trainables import check_trainables, make_trainables
 
@@ -90,6 +91,9 @@ def run(config: DreamBoothConfig) -> Path:
     accelerator = make_accelerator(config)
     with accelerator.main_process_first():
         start = open_run_folder(config) if accelerator.is_main_process or config.resume else None
+    check_folder(config.instance_data_dir)
+    if config.sampler != "base":
+        scheduler_class(config.sampler)
     pipe = load_base(config, accelerator.mixed_precision).to(accelerator.device)
     config = replace(
         config,

@@ -60,10 +60,11 @@ def _push(config: TrainingConfig) -> None:
     except Exception as error:  # noqa: BLE001 - whatever it is, the run is done and kept
         logger.error(
             "not uploaded to %s: %s. The run is complete in %s; log in with `hf auth login` and upload it with "
-            "`hf upload %s %s`",
+            "`hf upload %s %s %s`",
             name,
             first_line(error),
             config.output_dir,
             name,
             config.output_dir,
+            " ".join(f"--exclude '{pattern}'" for pattern in NOT_UPLOADED),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 
@@ -41,3 +42,4 @@ class Interrupts:
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._received = number
+        print(f"\n{signal.Signals(number).name}: stopping after this step …", file=sys.stderr, flush=True)

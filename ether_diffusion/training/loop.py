@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import time
@@ -26,6 +27,8 @@ from ether_diffusion.training.report import write_report
 from ether_diffusion.training.run_folder import MetricsFile, Provenance, forget_after
 from ether_diffusion.training.samples import Sampler, write_samples
 from ether_diffusion.training.trainables import Trainable
+
+logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_STEPS = 30
 """The scaler halves its scale of 65536 at every skipped step: after 30 it is far below any that helps."""
@@ -85,6 +88,10 @@ def train(
     step = checkpoints.load(start) if start else 0
     run = _Run(task, config, accelerator, provenance, checkpoints, step)
     parameters = [parameter for trainable in task.trainables for parameter in trainable.parameters()]
+    if step >= config.max_train_steps:
+        logger.warning(
+            "the run is at step %d of %d already: raise --max_train_steps to go on", step, config.max_train_steps
+        )
     micro_batches = task.batches(step, config.max_train_steps)
     model.train()
     with Interrupts() as interrupts, run.progress_bar(step) as bar, run.failures_recorded():

@@ -69,9 +69,9 @@ def open_run_folder(config: TrainingConfig) -> Path | None:
             f"{folder} already holds a run ({state}): choose another --output_dir{resumable}, "
             "or --overwrite to replace it"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+    nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    try:  # without making the folder: a run that cannot start leaves none
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise OSError(f"cannot write to --output_dir {folder}: {error.strerror or error}") from error

@@ -43,7 +43,7 @@ class Sampler:
         self.accelerator = accelerator
         self.pipe = copy.copy(pipe)  # the same modules; from_pipe would cast them
         if config.sampler != "base":
-            self.pipe.register_modules(scheduler=_scheduler_class(config.sampler).from_config(pipe.scheduler.config))
+            self.pipe.register_modules(scheduler=scheduler_class(config.sampler).from_config(pipe.scheduler.config))
         self.pipe.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
@@ -104,7 +104,12 @@ def write_samples(
             torch.cuda.empty_cache()
 
 
-def _scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
+def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
+    """The scheduler of diffusers with that name.
+
+    Raises:
+        ValueError: there is none.
+    """
     names = [n for n in dir(diffusers) if n.endswith("Scheduler")]
     if name not in names:
         raise ValueError(f'diffusers has no scheduler {name!r}{suggestion(name, names)}; "base" takes the base\'s own')

@@ -68,10 +68,10 @@ def test_a_folder_with_nothing_but_a_broken_picture(
         ({"targets": "atention"}, 'did you mean "attention"?'),
         ({"targets": '["attn9.*"]'}, "attn9.*"),
         ({"sampler": "DDIMSchedular"}, "diffusers has no scheduler 'DDIMSchedular', did you mean \"DDIMScheduler\"?"),
-        ({"resolution": 63}, "resolution 63 is not a positive multiple of 2; use 62 or 64"),
+        ({"resolution": 63}, "resolution must be a multiple of 8 pixels, such as 56, not 63"),
         ({"num_class_images": 0}, "num_class_images must be at least 1, not 0"),
         ({"sample_batch_size": 0}, "sample_batch_size must be at least 1, not 0"),
-        ({"resume": "latest"}, "holds no checkpoints; start the run without --resume"),
+        ({"resume": "latest"}, "holds no checkpoints; start the run without --resume (with --overwrite"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -92,9 +92,11 @@ def test_a_failing_upload_keeps_the_run_and_says_how_to_upload_it(
         run = train("dog", push_to_hub=True, hub_model_id="me/dog", max_train_steps=1, resolution=16)
     [record] = [record for record in caplog.records if record.name == "ether_diffusion.training.finish"]
     said = record.getMessage()
+    excluded = " ".join(f"--exclude '{pattern}'" for pattern in finish.NOT_UPLOADED)  # what else would be published
+    assert {"report.html", "provenance.json", "cache/*"} < set(finish.NOT_UPLOADED)
     assert said == (
         f"not uploaded to me/dog: no access. The run is complete in {run}; "
-        f"log in with `hf auth login` and upload it with `hf upload me/dog {run}`"
+        f"log in with `hf auth login` and upload it with `hf upload me/dog {run} {excluded}`"
     )
     assert provenance(run)["status"] == "finished"
     assert (run / "ether_weights.safetensors").is_file()
