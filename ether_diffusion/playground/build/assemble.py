@@ -1,0 +1,58 @@
+"""The folder that is shipped: a diffusers pipeline, the judges beside it, all in fp16 and within the size limit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPModel
+
+from ether_diffusion.playground.build.clip import text_tower
+from ether_diffusion.playground.build.project import Project
+from ether_diffusion.playground.build.unet import noise_scheduler
+from ether_diffusion.playground.build.vocabulary import world_tokenizer
+
+LIMIT = 20_000_000
+"""Bytes of all weights together."""
+JUDGES = ("clip", "dino", "segmenter")
+
+
+def assemble(project: Project, folder: Path) -> int:
+    """Write pipeline and judges to ``folder`` from the finished stages.
+
+    Returns:
+        The bytes of all weights.
+
+    Raises:
+        ValueError: they are more than ``LIMIT``.
+    """
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(project.model("autoencoder")).half(),
+        text_encoder=text_tower(CLIPModel.from_pretrained(project.model("clip"), dtype=torch.float16)),
+        tokenizer=world_tokenizer(),
+        unet=UNet2DConditionModel.from_pretrained(project.model("unet")).half(),
+        scheduler=noise_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    for judge in JUDGES:
+        shutil.copytree(project.model(judge), folder / "judges" / judge)
+    return check_size(folder)
+
+
+def check_size(folder: Path, limit: int = LIMIT) -> int:
+    """The bytes of all safetensors files below ``folder``.
+
+    Raises:
+        ValueError: they are more than ``limit``.
+    """
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.safetensors"))}
+    total = sum(sizes.values())
+    if total > limit:
+        parts = ", ".join(f"{path} {size / 1e6:.2f}" for path, size in sizes.items())
+        raise ValueError(f"the weights take {total / 1e6:.2f} MB, at most {limit / 1e6:.2f} may be: {parts}")
+    return total

@@ -1,0 +1,167 @@
+"""The one training loop of all stages: resumable bit for bit, within steps and minutes, with averaged weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ether_diffusion.data.randomness import generator
+from ether_diffusion.files import atomic_path
+from ether_diffusion.playground.build.presets import Training
+
+Curve = list[tuple[int, float]]
+
+
+class Stage(ABC):
+    """What a stage adds to the loop.
+
+    Attributes:
+        name: one of ``STAGES``.
+        network: all that is trained or remembered between steps; its state is what a checkpoint holds.
+        device: where the network and the data are.
+        training: how long and how fast.
+    """
+
+    name: str
+    network: nn.Module
+    device: torch.device
+    training: Training
+
+    @abstractmethod
+    def loss(self, dice: torch.Generator) -> Tensor:
+        """The loss of one batch, scalar; every draw comes from ``dice``, a generator on the stage's device."""
+
+    def after_step(self, progress: float) -> None:  # noqa: B027 - most stages have nothing to do here
+        """Called after each optimizer step with the share of the training that is done."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the finished model to ``folder``."""
+
+    def rows(self, size: int, dice: torch.Generator) -> Tensor:
+        """A batch of row numbers below ``size``, (batch,) int64."""
+        return torch.randint(size, (self.training.batch,), generator=dice, device=self.device)
+
+
+class Trained(NamedTuple):
+    """What a finished training was.
+
+    Attributes:
+        curve: (step, mean loss since the last point).
+        steps: optimizer steps in all.
+        seconds: what they took in all.
+    """
+
+    curve: Curve
+    steps: int
+    seconds: float
+
+
+def train(stage: Stage, folder: Path, seed: int) -> Trained:
+    """Train the stage from its last checkpoint in ``folder`` to the end and leave the averaged weights in it.
+
+    Raises:
+        RuntimeError: the loss is not finite.
+    """
+    training, network, device = stage.training, stage.network, stage.device
+    average = copy.deepcopy(network).requires_grad_(False) if training.ema else None
+    groups, fused = _groups(network, training.weight_decay), device.type == "cuda"
+    optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=(0.9, 0.99), fused=fused)
+    step, seconds, curve, recent = 0, 0.0, Curve(), torch.zeros((), device=device)
+    path = folder / "checkpoint.pt"
+    if path.exists():
+        state = torch.load(path, map_location=device, weights_only=True)
+        step, seconds, curve, recent = state["step"], state["seconds"], state["curve"], state["recent"]
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+
+    def save() -> None:
+        state: dict[str, object] = {"step": step, "seconds": seconds, "curve": curve, "recent": recent}
+        state |= {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {} if average is None else {"average": average.state_dict()}
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    network.train()
+    bar = tqdm(total=training.steps, initial=step, desc=stage.name, unit="step", mininterval=2)
+    while (progress := _progress(training, step, seconds)) < 1:
+        start = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = training.lr * _warmth(training, step, progress)
+        recent += _step(stage, optimizer, step_generator(seed, stage.name, step, device))
+        step += 1
+        stage.after_step(_progress(training, step, seconds))
+        if average is not None:
+            _follow(average, network, min(training.ema, (1 + step) / (10 + step)))
+        if step % training.log_every == 0:
+            curve.append((step, _mean(recent, training.log_every, stage.name, step)))
+            recent.zero_()
+            bar.set_postfix(loss=f"{curve[-1][1]:.4f}")
+        seconds += time.perf_counter() - start
+        if step % training.save_every == 0:
+            save()
+        bar.update()
+    bar.close()
+    save()
+    if average is not None:
+        network.load_state_dict(average.state_dict())
+    network.eval()
+    return Trained(curve, step, seconds)
+
+
+def step_generator(seed: int, stage: str, step: int, device: torch.device) -> torch.Generator:
+    """A generator on ``device`` that is a pure function of the other arguments."""
+    return torch.Generator(device).manual_seed(generator(seed, stage, step).initial_seed())
+
+
+def _step(stage: Stage, optimizer: torch.optim.Optimizer, dice: torch.Generator) -> Tensor:
+    with torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.device.type == "cuda"):
+        loss = stage.loss(dice)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(stage.network.parameters(), 1.0)
+    optimizer.step()
+    return loss.detach().float()
+
+
+def _mean(total: Tensor, count: int, name: str, step: int) -> float:
+    value = total.item() / count
+    if not math.isfinite(value):
+        raise RuntimeError(f"{name}: the loss is {value} at step {step}: delete its checkpoint and lower --lr {name}=…")
+    return value
+
+
+def _progress(training: Training, step: int, seconds: float) -> float:
+    spent = seconds / (60 * training.minutes) if training.minutes else 0.0
+    return min(max(step / training.steps, spent), 1.0)
+
+
+def _warmth(training: Training, step: int, progress: float) -> float:
+    """Share of the peak learning rate: linear warmup, then a cosine to 1%."""
+    return min((step + 1) / training.warmup, 1.0) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """No decay for vectors and embeddings: it would shrink the tokens that no caption holds."""
+    embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    trained = [p for p in network.parameters() if p.requires_grad]
+    free = [p for p in trained if p.ndim < 2 or id(p) in embeddings]
+    held = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]
+    return [{"params": held, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+    for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(buffer)

@@ -1,0 +1,46 @@
+"""One build: what it makes, from which seed, where its work lies; and what all stages take from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ether_diffusion.data.randomness import generator
+from ether_diffusion.playground.build.presets import Preset
+
+
+@dataclass(frozen=True)
+class Project:
+    """A build.
+
+    Attributes:
+        work: folder of drawings, checkpoints and finished stages.
+        preset: sizes and durations.
+        seed: of every weight, drawing and batch.
+        device: where to train.
+    """
+
+    work: Path
+    preset: Preset
+    seed: int
+    device: torch.device
+
+    @property
+    def drawings(self) -> Path:
+        """Folder of the drawn training pool."""
+        return self.work / "drawings"
+
+    def model(self, stage: str) -> Path:
+        """Folder of a finished stage's model."""
+        return self.work / stage / "model"
+
+    @contextmanager
+    def seeded(self, stage: str) -> Iterator[None]:
+        """Initial weights inside are a pure function of seed and stage; the global generator is left alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(self.seed, "weights", stage).initial_seed())
+            yield

@@ -1,0 +1,81 @@
+"""Stage 5: a ``UNet2DConditionModel`` on cached latents, under the frozen text tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPModel
+
+from ether_diffusion.playground.build.autoencoder import latents_of
+from ether_diffusion.playground.build.clip import text_tower
+from ether_diffusion.playground.build.drawings import CAPTIONS, load_pool
+from ether_diffusion.playground.build.loop import Stage
+from ether_diffusion.playground.build.project import Project
+from ether_diffusion.playground.build.vocabulary import LENGTH, world_tokenizer
+
+DROPOUT = 0.1
+"""Share of the captions that are empty, for classifier-free guidance."""
+SNR_GAMMA = 5.0
+
+
+def noise_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise, predicted as ε."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+class UnetStage(Stage):
+    """Mean squared error of the noise with min-SNR-γ weights (arXiv:2303.09556)."""
+
+    name = "unet"
+    network: UNet2DConditionModel
+
+    def __init__(self, project: Project) -> None:
+        self.device, self.training = project.device, project.preset.training[self.name]
+        with project.seeded(self.name):
+            self.network = UNet2DConditionModel(**project.preset.architecture.unet).to(self.device)
+        clip = CLIPModel.from_pretrained(project.model("clip"), dtype=torch.float32).to(self.device)
+        vae = AutoencoderKL.from_pretrained(project.model("autoencoder")).to(self.device)
+        pool = load_pool(project.drawings, "scenes", project.preset.scenes, ("pictures", "tokens"), self.device)
+        self.tokens = pool["tokens"]
+        self.latents = latents_of(vae, pool["pictures"]) * vae.config.scaling_factor
+        self.text_encoder = text_tower(clip).requires_grad_(False)
+        empty = world_tokenizer()("", padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
+        self.empty = empty.to(self.device)
+        self.alphas = noise_scheduler().alphas_cumprod.to(self.device)
+
+    def loss(self, dice: torch.Generator) -> Tensor:
+        """``min(SNR, γ) / SNR · |ε_θ(√ᾱ x + √(1-ᾱ) ε, t, c) - ε|²``."""
+        rows = self.rows(len(self.latents), dice)
+        columns = torch.randint(CAPTIONS, rows.shape, generator=dice, device=self.device)
+        latents = self.latents[rows]
+        noise = torch.randn(latents.shape, generator=dice, device=self.device)
+        timesteps = torch.randint(len(self.alphas), rows.shape, generator=dice, device=self.device)
+        dropped = torch.rand(rows.shape, generator=dice, device=self.device) < DROPOUT
+        prompt_embeds = self.prompt_embeds(self.tokens[rows, columns], dropped)
+        alpha = self.alphas[timesteps][:, None, None, None]
+        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        predicted = self.network(noisy, timesteps, prompt_embeds).sample
+        error = (predicted.float() - noise).square().mean((1, 2, 3))
+        snr = (alpha / (1 - alpha)).flatten()
+        return (error * snr.clamp(max=SNR_GAMMA) / snr).mean()
+
+    @torch.no_grad()
+    def prompt_embeds(self, tokens: Tensor, dropped: Tensor) -> Tensor:
+        """Token ids (N, L) as a pipeline would encode them, the empty prompt where ``dropped``: (N, 77, width)."""
+        padded = F.pad(tokens.long(), (0, LENGTH - tokens.shape[1]), value=int(self.empty[0, -1]))
+        return self.text_encoder(torch.where(dropped[:, None], self.empty, padded))[0]
+
+    def save(self, folder: Path) -> None:
+        """Write the model in fp16."""
+        self.network.half().save_pretrained(folder)
