@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from ether_diffusion.files import write_text
@@ -22,7 +23,7 @@ from ether_diffusion.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("ether-diffusion", "torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "peft")
+PACKAGES = ("ether-diffusion", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "peft")
 
 RUN_FILES = (
     "config.yaml",
@@ -172,8 +173,8 @@ def _rows(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
-    found = {}
+    """Versions of the packages that a result depends on; torch's with its build, which package metadata may lack."""
+    found = {"torch": str(torch.__version__)}
     for package in PACKAGES:
         try:
             found[package] = version(package)
