@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ether_diffusion.playground.build.autoencoder import SCALES, gradient_loss
-from ether_diffusion.playground.build.clip import contrastive_loss, fits
-from ether_diffusion.playground.build.dino import STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, distillation, spread
+from ether_diffusion.playground.build.clip import contrastive_loss, fits, map_loss
+from ether_diffusion.playground.build.dino import TEMPERATURE, alike_loss
 from ether_diffusion.playground.build.evaluate import seen_figures
 from ether_diffusion.playground.build.judges import Judges
 from ether_diffusion.playground.build.meanings import caption_meaning, scene_meanings
@@ -111,20 +111,21 @@ def test_every_caption_of_the_world_is_true_of_its_own_scene() -> None:
         assert {caption_meaning(each, caption) for caption in full_captions(each)[:20]} <= meanings
 
 
-def test_distillation_crosses_the_views() -> None:
-    dice = torch.Generator().manual_seed(1)
-    taught, learnt, centre = (torch.randn(*shape, generator=dice) / 9 for shape in ((4, 3), (4, 3), (3,)))
+def test_the_alike_loss_picks_the_other_view_among_all_others() -> None:
+    features = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    cosine = [[(a @ b / (a.norm() * b.norm())).item() for b in features] for a in features]
     total = 0.0
-    for student, teacher in ((0, 2), (1, 3), (2, 0), (3, 1)):
-        t = [math.exp((x - c) / TEACHER_TEMPERATURE) for x, c in zip(taught[teacher], centre, strict=True)]
-        s = [math.exp(x / STUDENT_TEMPERATURE) for x in learnt[student]]
-        total -= sum(a / sum(t) * math.log(b / sum(s)) for a, b in zip(t, s, strict=True))
-    assert distillation(taught, learnt, centre).item() == pytest.approx(total / 4, rel=1e-5)
+    for view, other in ((0, 2), (1, 3), (2, 0), (3, 1)):
+        weights = [math.exp(cosine[view][k] / TEMPERATURE) if k != view else 0.0 for k in range(4)]
+        total -= math.log(weights[other] / sum(weights))
+    assert alike_loss(features).item() == pytest.approx(total / 4, rel=1e-9)
 
 
-def test_spread_is_the_log_distance_to_the_nearest() -> None:
-    features = torch.tensor([[2.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, -1.0, 0.0]])
-    assert spread(features).item() == pytest.approx(-math.log(math.sqrt(2)), abs=1e-4)
+def test_the_map_loss_is_the_cross_entropy_of_every_pixel_with_its_patch() -> None:
+    dice = torch.Generator().manual_seed(2)
+    logits, maps = torch.randn(2, 4, 3, generator=dice), torch.randint(3, (2, 6, 6), generator=dice)
+    by_pixel = logits.transpose(1, 2).unflatten(2, (2, 2)).repeat_interleave(3, 2).repeat_interleave(3, 3)
+    assert map_loss(logits, maps).item() == pytest.approx(F.cross_entropy(by_pixel, maps).item(), rel=1e-5)
 
 
 def test_a_crop_of_everything_changes_nothing_and_a_smaller_one_magnifies() -> None:

@@ -55,7 +55,7 @@ def test_foreign_text_falls_into_pieces_and_never_ends_early(tokenizer: CLIPToke
     assert len(tokenizer("xylophone", add_special_tokens=False).input_ids) > 1
 
 
-def test_prompts_are_padded_to_77(tokenizer: CLIPTokenizer) -> None:
+def test_prompts_are_padded_to_the_length_of_the_model(tokenizer: CLIPTokenizer) -> None:
     assert tokenizer.model_max_length == LENGTH
     ids = tokenizer("a ball", padding="max_length").input_ids
     assert len(ids) == LENGTH

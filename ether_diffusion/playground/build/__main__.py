@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
@@ -23,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("folder", type=Path, help="the result; replaced only when all is done")
     options.add_argument("--preset", choices=list(PRESETS), help="default: gpu where there is CUDA, else cpu")
     options.add_argument("--work", type=Path, help="drawings, checkpoints, finished stages; default: FOLDER.work")
+    options.add_argument("--start", type=Path, help="a finished build whose models go on from their weights")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--stages", nargs="+", choices=ALL, default=list(ALL), help="run only these, in build order")
     options.add_argument("--device", help="default: cuda where there is one, else cpu")
@@ -31,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--pairs", type=int, help="pairs of drawings for dino; default: the preset's")
     for name in ("steps", "batch"):
         options.add_argument(f"--{name}", nargs="+", type=_whole, default=[], metavar="STAGE=N")
+    options.add_argument("--bf16", nargs="+", choices=STAGES, default=[], help="stages in bf16 on a CPU, too")
     for name in ("minutes", "lr"):
         options.add_argument(f"--{name}", nargs="+", type=_real, default=[], metavar="STAGE=X")
     return options
@@ -41,13 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
-    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    cpu = not torch.cuda.is_available() or given.device == "cpu"
+    processes = PartialState(cpu=cpu)
+    device = torch.device(given.device) if given.device else processes.device
     preset = PRESETS[given.preset or ("gpu" if device.type == "cuda" else "cpu")]
-    preset = adjust(preset, dict(given.steps), dict(given.batch), dict(given.minutes), dict(given.lr))
+    preset = adjust(preset, dict(given.steps), dict(given.batch), dict(given.minutes), dict(given.lr), given.bf16)
     preset = replace(preset, scenes=given.scenes or preset.scenes, pairs=given.pairs or preset.pairs)
     work = given.work or given.folder.with_name(f"{given.folder.name}.work")
     stages = tuple(stage for stage in ALL if stage in given.stages)
-    run(Project(work, preset, given.seed, device), given.folder, stages, given.workers)
+    run(Project(work, preset, given.seed, device, given.start), given.folder, stages, given.workers)
 
 
 def adjust(
@@ -56,6 +61,7 @@ def adjust(
     batch: dict[str, int],
     minutes: dict[str, float],
     lr: dict[str, float],
+    bf16: Sequence[str] = (),
 ) -> Preset:
     """The preset with other values in the :class:`Training` of the stages that are named."""
     training: dict[str, Training] = {
@@ -65,6 +71,7 @@ def adjust(
             batch=batch.get(stage, default.batch),
             minutes=minutes.get(stage, default.minutes),
             lr=lr.get(stage, default.lr),
+            bf16=stage in bf16 or default.bf16,
         )
         for stage, default in preset.training.items()
     }

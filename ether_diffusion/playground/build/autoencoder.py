@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ether_diffusion.playground.build.drawings import load_pool, to_unit
-from ether_diffusion.playground.build.loop import Stage
+from ether_diffusion.playground.build.loop import Stage, copy_weights
 from ether_diffusion.playground.build.project import Project
 
 KL_WEIGHT = 3e-4
@@ -41,6 +41,12 @@ class AutoencoderStage(Stage):
         kl = posterior.kl().float().mean() / pictures[0].numel()
         error = decoded - pictures
         return error.abs().mean() + GRADIENT_WEIGHT * gradient_loss(error) + KL_WEIGHT * kl
+
+    def start_from(self, folder: Path) -> None:
+        """Go on with the decoder alone: the unet was trained with the encoder's latents."""
+        copy_weights(AutoencoderKL.from_pretrained(folder / "vae"), self.network)
+        self.network.encoder.requires_grad_(False)
+        self.network.quant_conv.requires_grad_(False)
 
     def save(self, folder: Path) -> None:
         """Write the model in fp16, its ``scaling_factor`` set to one over the latents' standard deviation."""

@@ -24,15 +24,13 @@ from transformers import CLIPTokenizer
 
 from ether_diffusion.files import atomic_path
 from ether_diffusion.playground.build.meanings import caption_meaning, scene_meanings
-from ether_diffusion.playground.build.vocabulary import world_tokenizer
+from ether_diffusion.playground.build.vocabulary import LENGTH, world_tokenizer
 from ether_diffusion.playground.world import BACKGROUNDS, KINDS, Scene, draw, random_caption, random_scene
 from ether_diffusion.playground.world.sampling import SIZES, random_look, random_object
 
 CHUNK = 1000
 CAPTIONS = 6
 """Captions drawn for each scene."""
-TOKENS = 48
-"""Tokens kept of a caption; the longest has 40."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -61,14 +59,14 @@ def to_unit(pictures: Tensor) -> Tensor:
 
 
 def caption_tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> NDArray[np.int64]:
-    """(N, ``TOKENS``) token ids, padded with the end of text.
+    """(N, ``LENGTH``) token ids, padded with the end of text.
 
     Raises:
-        ValueError: a caption is longer than ``TOKENS``.
+        ValueError: a caption is longer than ``LENGTH``.
     """
-    ids = tokenizer(captions, padding="max_length", max_length=TOKENS).input_ids
-    if (longest := max(map(len, ids))) > TOKENS:
-        raise ValueError(f"a caption has {longest} tokens, the drawings keep {TOKENS}: raise TOKENS")
+    ids = tokenizer(captions, padding="max_length", max_length=LENGTH).input_ids
+    if (longest := max(map(len, ids))) > LENGTH:
+        raise ValueError(f"a caption has {longest} tokens, a prompt {LENGTH}: raise LENGTH")
     return np.asarray(ids)
 
 
@@ -84,7 +82,7 @@ def scene_chunk(seed: int, start: int, count: int) -> Arrays:
     return {
         "pictures": np.stack([np.asarray(drawing.image) for drawing in drawings]),
         "maps": np.stack([drawing.semantic_map for drawing in drawings]),
-        "tokens": tokens.reshape(count, CAPTIONS, TOKENS).astype(np.int16),
+        "tokens": tokens.reshape(count, CAPTIONS, LENGTH).astype(np.int16),
         "said": np.array([[caption_meaning(s, text) for text in row] for s, row in zip(scenes, texts, strict=True)]),
         "true": np.array([scene_meanings(scene) for scene in scenes]),
     }

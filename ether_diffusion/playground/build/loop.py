@@ -1,4 +1,8 @@
-"""The one training loop of all stages: resumable bit for bit, within steps and minutes, with averaged weights."""
+"""The one training loop of all stages: resumable bit for bit, within steps and minutes, with averaged weights.
+
+Several processes (``accelerate launch --num_processes N -m ether_diffusion.playground.build``) share each batch: every
+one draws its own part, the gradients are averaged, and the first keeps time and checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -39,16 +45,27 @@ class Stage(ABC):
     def loss(self, dice: torch.Generator) -> Tensor:
         """The loss of one batch, scalar; every draw comes from ``dice``, a generator on the stage's device."""
 
-    def after_step(self, progress: float) -> None:  # noqa: B027 - most stages have nothing to do here
-        """Called after each optimizer step with the share of the training that is done."""
+    @abstractmethod
+    def start_from(self, folder: Path) -> None:
+        """Take the weights of the finished build in ``folder``, and freeze what its other models were trained with."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the finished model to ``folder``."""
 
     def rows(self, size: int, dice: torch.Generator) -> Tensor:
-        """A batch of row numbers below ``size``, (batch,) int64."""
-        return torch.randint(size, (self.training.batch,), generator=dice, device=self.device)
+        """This process's part of a batch of row numbers below ``size``, int64."""
+        part = self.training.batch // PartialState().num_processes
+        return torch.randint(size, (part,), generator=dice, device=self.device)
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy the weights into a model of the same architecture, in the target's dtype.
+
+    Raises:
+        RuntimeError: the architectures differ.
+    """
+    target.load_state_dict(source.state_dict())
 
 
 class Trained(NamedTuple):
@@ -70,8 +87,11 @@ def train(stage: Stage, folder: Path, seed: int) -> Trained:
 
     Raises:
         RuntimeError: the loss is not finite.
+        ValueError: the batch cannot be divided among the processes.
     """
-    training, network, device = stage.training, stage.network, stage.device
+    training, network, device, processes = stage.training, stage.network, stage.device, PartialState()
+    if training.batch % processes.num_processes:
+        raise ValueError(f"{stage.name}: a batch of {training.batch} is not to be shared by {processes.num_processes}")
     average = copy.deepcopy(network).requires_grad_(False) if training.ema else None
     groups, fused = _groups(network, training.weight_decay), device.type == "cuda"
     optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=(0.9, 0.99), fused=fused)
@@ -89,25 +109,32 @@ def train(stage: Stage, folder: Path, seed: int) -> Trained:
         state: dict[str, object] = {"step": step, "seconds": seconds, "curve": curve, "recent": recent}
         state |= {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
         state |= {} if average is None else {"average": average.state_dict()}
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        if processes.is_main_process:
+            with atomic_path(path) as temporary:
+                torch.save(state, temporary)
 
     network.train()
-    bar = tqdm(total=training.steps, initial=step, desc=stage.name, unit="step", mininterval=2)
+    bar = tqdm(
+        total=training.steps,
+        initial=step,
+        desc=stage.name,
+        unit="step",
+        mininterval=2,
+        disable=not processes.is_main_process,
+    )
     while (progress := _progress(training, step, seconds)) < 1:
         start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = training.lr * _warmth(training, step, progress)
-        recent += _step(stage, optimizer, step_generator(seed, stage.name, step, device))
+        recent += _step(stage, optimizer, step_generator(seed, stage.name, step, device, processes.process_index))
         step += 1
-        stage.after_step(_progress(training, step, seconds))
         if average is not None:
             _follow(average, network, min(training.ema, (1 + step) / (10 + step)))
         if step % training.log_every == 0:
             curve.append((step, _mean(recent, training.log_every, stage.name, step)))
             recent.zero_()
             bar.set_postfix(loss=f"{curve[-1][1]:.4f}")
-        seconds += time.perf_counter() - start
+        seconds = _first(seconds + time.perf_counter() - start)
         if step % training.save_every == 0:
             save()
         bar.update()
@@ -119,19 +146,42 @@ def train(stage: Stage, folder: Path, seed: int) -> Trained:
     return Trained(curve, step, seconds)
 
 
-def step_generator(seed: int, stage: str, step: int, device: torch.device) -> torch.Generator:
+def step_generator(seed: int, stage: str, step: int, device: torch.device, process: int = 0) -> torch.Generator:
     """A generator on ``device`` that is a pure function of the other arguments."""
-    return torch.Generator(device).manual_seed(generator(seed, stage, step).initial_seed())
+    key = (seed, stage, step, process) if process else (seed, stage, step)
+    return torch.Generator(device).manual_seed(generator(*key).initial_seed())
 
 
 def _step(stage: Stage, optimizer: torch.optim.Optimizer, dice: torch.Generator) -> Tensor:
-    with torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.device.type == "cuda"):
+    bf16 = stage.training.bf16 or stage.device.type == "cuda"
+    with torch.autocast(stage.device.type, torch.bfloat16, enabled=bf16):
         loss = stage.loss(dice)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    _average([parameter.grad for parameter in stage.network.parameters() if parameter.grad is not None])
     torch.nn.utils.clip_grad_norm_(stage.network.parameters(), 1.0)
     optimizer.step()
     return loss.detach().float()
+
+
+def _average(gradients: list[Tensor]) -> None:
+    """Replace the gradients by their means over the processes, in one message."""
+    if PartialState().num_processes == 1:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= PartialState().num_processes
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _first(seconds: float) -> float:
+    """The first process's value, so that all end at the same step."""
+    if PartialState().num_processes == 1:
+        return seconds
+    values = [seconds]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def _mean(total: Tensor, count: int, name: str, step: int) -> float:
@@ -142,6 +192,8 @@ def _mean(total: Tensor, count: int, name: str, step: int) -> float:
 
 
 def _progress(training: Training, step: int, seconds: float) -> float:
+    if step >= training.steps:  # none at all, for a model that was trained before
+        return 1.0
     spent = seconds / (60 * training.minutes) if training.minutes else 0.0
     return min(max(step / training.steps, spent), 1.0)
 

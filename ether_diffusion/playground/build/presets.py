@@ -23,6 +23,7 @@ class Training:
         weight_decay: of the matrices; biases, norms and embeddings have none.
         save_every: steps between two checkpoints.
         log_every: steps between two points of the loss curve.
+        bf16: whether forward passes run in bf16 under autocast, on a CPU too; on CUDA they always do.
     """
 
     steps: int
@@ -34,15 +35,12 @@ class Training:
     weight_decay: float = 0.01
     save_every: int = 500
     log_every: int = 20
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The configurations of the five models, as keywords of their classes' configs.
-
-    Attributes:
-        prototypes: width of DINO's head, which is not kept.
-    """
+    """The configurations of the five models, as keywords of their classes' configs."""
 
     autoencoder: Mapping[str, Any]
     text: Mapping[str, Any]
@@ -50,7 +48,6 @@ class Architecture:
     dino: Mapping[str, Any]
     segmenter: Mapping[str, Any]
     unet: Mapping[str, Any]
-    prototypes: int = 1024
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def _unet(channels: tuple[int, ...], layers: int, cross: int) -> dict[str, Any]:
 
 
 PLAYGROUND = Architecture(
-    autoencoder=_autoencoder((32, 64, 64), 16),
+    autoencoder=_autoencoder((16, 32, 64), 8),
     text=_transformer(128, 3),
     vision=_vision(128, 4),
     dino=_vision(128, 4),
@@ -148,7 +145,6 @@ SMALLEST = Architecture(
     dino=_vision(32, 1),
     segmenter=_segmenter((16, 16), (4, 2), 1),
     unet=_unet((16, 32), 1, 32),
-    prototypes=32,
 )
 """Each model's class at its smallest: to try the program, not the models."""
 
@@ -162,7 +158,7 @@ PRESETS: Mapping[str, Preset] = {
         training={
             "autoencoder": Training(20_000, 256, 1e-3, minutes=6, save_every=1000),
             "clip": Training(12_000, 512, 1e-3, minutes=3, save_every=1000),
-            "dino": Training(12_000, 256, 1e-3, minutes=3, ema=0, save_every=1000),
+            "dino": Training(12_000, 256, 1e-3, minutes=3, save_every=1000),
             "segmenter": Training(6_000, 256, 2e-3, minutes=1.5, save_every=1000),
             "unet": Training(40_000, 512, 8e-4, minutes=8.5, ema=0.9995, save_every=1000),
         },
@@ -176,7 +172,7 @@ PRESETS: Mapping[str, Preset] = {
         training={
             "autoencoder": Training(20_000, 16, 1e-3, minutes=120),
             "clip": Training(20_000, 128, 1e-3, minutes=75),
-            "dino": Training(20_000, 64, 5e-4, minutes=75, ema=0),
+            "dino": Training(20_000, 64, 1e-3, minutes=75),
             "segmenter": Training(8_000, 32, 2e-3, minutes=40),
             "unet": Training(20_000, 64, 8e-4, minutes=300, save_every=200),
         },

@@ -22,12 +22,14 @@ class Project:
         preset: sizes and durations.
         seed: of every weight, drawing and batch.
         device: where to train.
+        start: a finished build whose weights the stages start from, instead of random ones.
     """
 
     work: Path
     preset: Preset
     seed: int
     device: torch.device
+    start: Path | None = None
 
     @property
     def drawings(self) -> Path:

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.playground.build.assemble import assemble
 from ether_diffusion.playground.build.autoencoder import AutoencoderStage
@@ -41,19 +43,23 @@ def run(project: Project, folder: Path, stages: tuple[str, ...] = ALL, workers: 
         FileNotFoundError: a stage that another one needs is not finished.
         ValueError: ``project.work`` belongs to a build of another recipe, or ``folder`` to something else.
     """
-    check_recipe(project)
+    processes = PartialState()
+    with processes.main_process_first():
+        check_recipe(project)
     if "evaluate" in stages:
         check_target(folder)
     for name in stages:
+        processes.wait_for_everyone()
         if missing := [stage for stage in NEEDS.get(name, ()) if not _record_path(project, stage).exists()]:
             raise FileNotFoundError(f"{name} needs {', '.join(missing)}: run these stages first")
         if name == "draw":
-            for what, count in (("scenes", project.preset.scenes), ("pairs", project.preset.pairs)):
-                draw_pool(project.drawings, what, project.seed, count, workers)
-        elif name == "evaluate":
-            finish(project, folder)
-        else:
+            with processes.main_process_first():
+                for what, count in (("scenes", project.preset.scenes), ("pairs", project.preset.pairs)):
+                    draw_pool(project.drawings, what, project.seed, count, workers)
+        elif name != "evaluate":
             run_stage(project, name)
+        elif processes.is_main_process:
+            finish(project, folder)
 
 
 def run_stage(project: Project, name: str) -> None:
@@ -63,7 +69,11 @@ def run_stage(project: Project, name: str) -> None:
         print(f"{name}: finished before")
         return
     stage = CLASSES[name](project)
+    if project.start:
+        stage.start_from(project.start)
     trained = train(stage, path.parent, project.seed)
+    if not PartialState().is_main_process:
+        return
     parameters = sum(p.numel() for p in stage.network.parameters() if p.requires_grad)
     with atomic_path(project.model(name)) as temporary:
         stage.save(temporary)
@@ -96,6 +106,8 @@ def check_recipe(project: Project) -> None:
     preset, path = project.preset, project.work / "recipe.json"
     architecture = json.loads(json.dumps(asdict(preset.architecture)))
     recipe = {"seed": project.seed, "scenes": preset.scenes, "pairs": preset.pairs, "architecture": architecture}
+    if project.start:
+        recipe["start"] = str(project.start)
     if not path.exists():
         write_text(path, json.dumps(recipe, indent=2))
     elif (there := json.loads(path.read_text())) != recipe:

@@ -11,7 +11,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from ether_diffusion.playground.build.clip import UNIT
 from ether_diffusion.playground.build.drawings import load_pool, to_unit
-from ether_diffusion.playground.build.loop import Stage
+from ether_diffusion.playground.build.loop import Stage, copy_weights
 from ether_diffusion.playground.build.project import Project
 from ether_diffusion.playground.build.views import soften
 from ether_diffusion.playground.world import Region
@@ -42,6 +42,10 @@ class SegmenterStage(Stage):
         rows = self.rows(len(self.pictures), dice)
         logits = region_logits(self.network, soften(to_unit(self.pictures[rows]), dice))
         return F.cross_entropy(logits.float(), self.maps[rows].long())
+
+    def start_from(self, folder: Path) -> None:
+        """Go on with the model."""
+        copy_weights(SegformerForSemanticSegmentation.from_pretrained(folder / "judges" / "segmenter"), self.network)
 
     def save(self, folder: Path) -> None:
         """Write the model (fp16) and its image processor."""

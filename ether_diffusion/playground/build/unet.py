@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPModel
@@ -13,7 +12,7 @@ from transformers import CLIPModel
 from ether_diffusion.playground.build.autoencoder import latents_of
 from ether_diffusion.playground.build.clip import text_tower
 from ether_diffusion.playground.build.drawings import CAPTIONS, load_pool
-from ether_diffusion.playground.build.loop import Stage
+from ether_diffusion.playground.build.loop import Stage, copy_weights
 from ether_diffusion.playground.build.project import Project
 from ether_diffusion.playground.build.vocabulary import LENGTH, world_tokenizer
 
@@ -72,9 +71,12 @@ class UnetStage(Stage):
 
     @torch.no_grad()
     def prompt_embeds(self, tokens: Tensor, dropped: Tensor) -> Tensor:
-        """Token ids (N, L) as a pipeline would encode them, the empty prompt where ``dropped``: (N, 77, width)."""
-        padded = F.pad(tokens.long(), (0, LENGTH - tokens.shape[1]), value=int(self.empty[0, -1]))
-        return self.text_encoder(torch.where(dropped[:, None], self.empty, padded))[0]
+        """Token ids (N, L) as a pipeline would encode them, the empty prompt where ``dropped``: (N, L, width)."""
+        return self.text_encoder(torch.where(dropped[:, None], self.empty, tokens.long()))[0]
+
+    def start_from(self, folder: Path) -> None:
+        """Go on with the model."""
+        copy_weights(UNet2DConditionModel.from_pretrained(folder / "unet"), self.network)
 
     def save(self, folder: Path) -> None:
         """Write the model in fp16."""

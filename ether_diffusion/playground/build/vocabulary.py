@@ -15,7 +15,8 @@ from ether_diffusion.playground.world import random_caption, random_scene
 RARE_WORDS = ("sks", "qwe", "zwx", "olis", "vkt", "xjy", "ohwx", "pll")
 """Words without a meaning, one token each, to name subjects with; no caption holds them."""
 CAPTIONS = 20_000
-LENGTH = 77
+LENGTH = 48
+"""Tokens of a prompt, of which a caption of the world takes up to 40; Stable Diffusion has 77."""
 
 Pair = tuple[str, str]
 
