@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     diffusers_logging.disable_progress_bar()
     cpu = not torch.cuda.is_available() or given.device == "cpu"
     processes = PartialState(cpu=cpu)
-    device = torch.device(given.device) if given.device else processes.device
+    device = torch.device(given.device or ("cpu" if cpu else processes.device))
     preset = PRESETS[given.preset or ("gpu" if device.type == "cuda" else "cpu")]
     preset = adjust(preset, dict(given.steps), dict(given.batch), dict(given.minutes), dict(given.lr), given.bf16)
     preset = replace(preset, scenes=given.scenes or preset.scenes, pairs=given.pairs or preset.pairs)

@@ -28,7 +28,8 @@ class AutoencoderStage(Stage):
     def __init__(self, project: Project) -> None:
         self.device, self.training = project.device, project.preset.training[self.name]
         with project.seeded(self.name):
-            self.network = AutoencoderKL(**project.preset.architecture.autoencoder).to(self.device)
+            network = AutoencoderKL(**project.preset.architecture.autoencoder)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
         self.pictures = load_pool(project.drawings, "scenes", project.preset.scenes, ("pictures",), self.device)[
             "pictures"
         ]

@@ -80,6 +80,8 @@ def run_stage(project: Project, name: str) -> None:
     record = {"parameters": parameters, "device": project.device.type} | trained._asdict()
     write_text(path, json.dumps(record))
     (path.parent / "checkpoint.pt").unlink(missing_ok=True)
+    if name == "unet":
+        (path.parent / "latents.safetensors").unlink(missing_ok=True)
 
 
 def finish(project: Project, folder: Path) -> None:
