@@ -25,7 +25,7 @@ def same_image(base: Path, run: Path) -> bool:
     first = json.loads((run / "samples" / "prompts.json").read_text())[0]
     # another number of threads sums in another order
     torch.set_num_threads(json.loads((run / "provenance.json").read_text())["threads"])
-    pipe = DiffusionPipeline.from_pretrained(base)
+    pipe = DiffusionPipeline.from_pretrained(base, dtype=torch.float32)
     if settings["sampler"] != "base":
         pipe.scheduler = getattr(diffusers, settings["sampler"]).from_config(pipe.scheduler.config)
     ether.load(pipe, run)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 
 from ether_diffusion.checkpoint import first_line, is_local_name
+from ether_diffusion.playground import base_folder
 from ether_diffusion.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def load_base(config: TrainingConfig, mixed_precision: str) -> DiffusionPipeline
     Raises:
         BaseModelError: nothing is found under that name, the Hub cannot be reached, or it is no Stable Diffusion.
     """
-    name = config.pretrained_model_name_or_path
+    name = base_folder(config.pretrained_model_name_or_path)
     if not Path(name).is_dir() and is_local_name(name):
         raise BaseModelError(f"there is no folder {name} with a base model: check the path")
     source = {"revision": config.revision} if config.revision else {}

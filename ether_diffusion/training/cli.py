@@ -1,4 +1,4 @@
-"""The command line of a training program: a YAML file, every field a flag, the flag over the file."""
+"""The command line of a program: a YAML file, every field a flag, the flag over the file."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ether_diffusion.config import suggestion
-from ether_diffusion.training.config import TrainingConfig
 
-Config = TypeVar("Config", bound=TrainingConfig)
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def parse_config(config_class: type[Config], arguments: Sequence[str] | None = None) -> Config:
@@ -46,7 +48,7 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
         raise SystemExit(f"{parser.prog}: {message}{_hint(message, names)}") from None
 
 
-def _spell_out_switches(arguments: list[str], config_class: type[TrainingConfig]) -> list[str]:
+def _spell_out_switches(arguments: list[str], config_class: type[DataclassInstance]) -> list[str]:
     """Turn a bare ``--random_flip`` into ``--random_flip=true``."""
     switches = {f"--{field.name}" for field in dataclasses.fields(config_class) if field.type == "bool"}
     following = [*arguments[1:], "--"]
@@ -56,7 +58,7 @@ def _spell_out_switches(arguments: list[str], config_class: type[TrainingConfig]
     ]
 
 
-def _gather_lists(arguments: list[str], config_class: type[TrainingConfig]) -> list[str]:
+def _gather_lists(arguments: list[str], config_class: type[DataclassInstance]) -> list[str]:
     """Make one list of a repeated flag that takes a list: ``--validation_prompt a --validation_prompt b``."""
     lists = [f"--{field.name}" for field in dataclasses.fields(config_class) if str(field.type).startswith("list[")]
     joined = tuple(f"{flag}=" for flag in lists)

@@ -43,7 +43,7 @@ class TrainingConfig:
     """What every training program has: base model, method, optimisation, samples, checkpoints.
 
     Attributes:
-        pretrained_model_name_or_path: base model, a diffusers folder or an id on the Hugging Face Hub.
+        pretrained_model_name_or_path: base model, a diffusers folder, an id on the Hugging Face Hub, or playground.
         revision: branch, tag or commit of the base on the Hub.
         variant: file variant of the base, such as fp16.
         output_dir: the run folder.

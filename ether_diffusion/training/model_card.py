@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ether_diffusion import playground
 from ether_diffusion.files import write_text
 from ether_diffusion.training.config import ETHER_METHODS
-from ether_diffusion.training.run_record import Run, SamplePrompt, format_value, read_run
+from ether_diffusion.training.run_record import Run, SamplePrompt, format_score, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TAGS = ("text-to-image", "diffusers", "diffusers-training", "stable-diffusion")
@@ -44,7 +45,7 @@ def write_model_card(run_dir: str | Path) -> Path:
         loading=loading_code(run),
         settings={key: markdown(value) for key, value in run.settings(MORE_SETTINGS).items()},
         scores={
-            markdown(metric): {markdown(column): format_value(value) for column, value in row.items()}
+            markdown(metric): {markdown(column): format_score(value) for column, value in row.items()}
             for metric, row in run.scores.items()
         },
         samples=_samples(run),
@@ -67,6 +68,8 @@ def loading_code(run: Run) -> str:
     base = _literal(run.base if is_hub_id(run.base) else f"path/to/{Path(run.base).name}")
     imports = ["from diffusers import DiffusionPipeline"]
     pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
+    if run.base == playground.NAME and run.method != "full":
+        imports, pipeline = ["from ether_diffusion import playground"], "pipe = playground.load()"
     if run.method == "full":
         lines = [f"pipe = DiffusionPipeline.from_pretrained({folder})"]
     elif run.method == "lora":
@@ -95,6 +98,8 @@ def _literal(text: str) -> str:
 
 
 def _base_link(base: str) -> str:
+    if base == playground.NAME:
+        return "the playground that comes with ether-diffusion"
     if is_hub_id(base):
         return f"[{markdown(base)}](https://huggingface.co/{base})"
     return f"{markdown(Path(base).name)} (a local copy)"

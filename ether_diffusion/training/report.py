@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from ether_diffusion.files import write_text
 from ether_diffusion.training.curves import draw_curves
-from ether_diffusion.training.run_record import Run, SamplePrompt, format_value, read_run
+from ether_diffusion.training.run_record import Run, SamplePrompt, format_score, format_value, read_run
 
 MAX_STEPS = 12  # sample steps in the grid
 MAX_FIRST_SCREEN = 6  # pictures in each column of the first screen
@@ -72,7 +72,7 @@ def write_report(run_dir: str | Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(value=format_value, duration=_duration, date=_date, short=short_path)
+    environment.filters.update(value=format_value, score=format_score, duration=_duration, date=_date, short=short_path)
     shown = evenly_spaced(run.sample_steps, MAX_STEPS)
     page = environment.get_template("report.html.jinja").render(
         run=run,

@@ -220,6 +220,11 @@ def format_value(value: object) -> str:
             return str(value)
 
 
+def format_score(value: float | None) -> str:
+    """A score with three significant digits, ``–`` for none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3g}"
+
+
 def _megabytes(size: int) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if size >= scale:

@@ -1,0 +1,1 @@
+"""How well images show a subject and follow a prompt."""

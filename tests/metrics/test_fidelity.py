@@ -1,0 +1,52 @@
+"""The scores against sums written out pair by pair."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ether_diffusion.metrics.fidelity import prompt_similarity, similarity_among, subject_similarity, without_token
+
+
+def unit(rows: int, seed: int) -> Tensor:
+    values = torch.randn(rows, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return values / values.norm(dim=-1, keepdim=True)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return math.fsum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
+
+
+def test_subject_similarity_is_over_all_pairs() -> None:
+    generated, references = unit(4, 1), unit(3, 2)
+    pairs = [cosine(a, b) for a in generated for b in references]
+    assert subject_similarity(generated, references) == pytest.approx(sum(pairs) / 12, abs=1e-12)
+
+
+def test_references_are_not_compared_with_themselves() -> None:
+    references = unit(3, 3)
+    pairs = [cosine(references[i], references[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert similarity_among(references) == pytest.approx(sum(pairs) / 3, abs=1e-12)
+    with pytest.raises(ValueError, match="one image"):
+        similarity_among(references[:1])
+
+
+def test_prompts_are_compared_with_their_own_images() -> None:
+    images, prompts = unit(4, 4), unit(4, 5)
+    own = [cosine(a, b) for a, b in zip(images, prompts, strict=True)]
+    assert prompt_similarity(images, prompts) == pytest.approx(sum(own) / 4, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "bare"),
+    [
+        ("a photo of a qwe dog", "a photo of a dog"),
+        ("qwe dog, qweens", "dog, qweens"),
+        ("a dog", "a dog"),
+    ],
+)
+def test_only_the_whole_token_is_taken_out(prompt: str, bare: str) -> None:
+    assert without_token(prompt, "qwe") == bare
