@@ -1,0 +1,1 @@
+"""Whole studies: train, draw and score many subjects with many methods."""

@@ -1,0 +1,67 @@
+"""Pictures from a trained run, loaded as a user would load it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from ether_diffusion import pipelines
+from ether_diffusion.playground import base_folder
+from ether_diffusion.training.config import ETHER_METHODS
+from ether_diffusion.training.run_record import read_run
+
+
+def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipeline:
+    """A fresh pipeline over the run's base with what the run saved: ETHER, LoRA, another adapter of peft, or all of it.
+
+    Raises:
+        FileNotFoundError: ``run_dir`` is not a run folder, or its weights are not there.
+        AdapterFileError: the adapter file does not fit.
+    """
+    run = read_run(run_dir)
+    pipe = load_pipeline(str(run_dir) if run.method == "full" else run.base, device)
+    if run.method in ETHER_METHODS:
+        pipelines.load(pipe, run_dir)
+    elif run.method == "lora":
+        pipe.load_lora_weights(str(run_dir))
+    elif run.method != "full":
+        from peft import PeftModel
+
+        for component in run.provenance.trained_parameters:
+            setattr(pipe, component, PeftModel.from_pretrained(getattr(pipe, component), str(run_dir / component)))
+    return pipe
+
+
+def load_pipeline(name: str, device: torch.device | str = "cpu") -> DiffusionPipeline:
+    """A base model in fp32, without safety checker and progress bar, with the sampler of DreamBooth's evaluations."""
+    pipe = DiffusionPipeline.from_pretrained(base_folder(name), dtype=torch.float32).to(device)
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.safety_checker = None
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def draw(
+    pipe: DiffusionPipeline,
+    prompts: list[str],
+    seeds: list[int],
+    batch_size: int,
+    num_inference_steps: int,
+    guidance_scale: float,
+) -> Iterator[Image.Image]:
+    """One picture per prompt and seed, at the pipeline's own resolution."""
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        yield from pipe(
+            prompts[part],
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+        ).images

@@ -1,0 +1,120 @@
+"""What a benchmark asks: which subjects, on which photos, with which prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ether_diffusion.config import suggestion
+from ether_diffusion.playground.world import SUBJECTS, subject, write_subject
+
+LIVE_CLASSES = ("cat", "dog")
+"""Classes of the DreamBooth benchmark whose subjects are alive and get the other prompt list."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject of a benchmark.
+
+    Attributes:
+        name: unique, fit for a folder.
+        class_word: what it is: "dog".
+        references: folder with its photos.
+        prompts: what to draw, with ``{token}`` where the rare word goes.
+    """
+
+    name: str
+    class_word: str
+    references: Path
+    prompts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if without := [prompt for prompt in self.prompts if "{token}" not in prompt]:
+            raise ValueError(f"subject {self.name}: prompts without {{token}}: {'; '.join(without)}")
+        if not self.prompts:
+            raise ValueError(f"subject {self.name} has no prompts")
+
+
+def load_protocol(name: str, data_dir: Path | None, work: Path, only: Sequence[str] = ()) -> list[Subject]:
+    """The subjects of a protocol, in its order.
+
+    Args:
+        name: ``playground``; ``dreambooth``, whose 30 folders and ``prompts_and_classes.txt`` lie in ``data_dir``; or a
+            YAML file: a list of ``{name, class, references, prompts}``, folders relative to the file.
+        data_dir: where the photos of ``dreambooth`` are.
+        work: folder that the playground's photos are drawn into.
+        only: names of the subjects to take; all where it is empty.
+
+    Raises:
+        FileNotFoundError: photos, or the file, are not there.
+        ValueError: a name in ``only`` is not one of the protocol's, or the protocol says something impossible.
+    """
+    if name == "playground":
+        subjects = _playground(work)
+    elif name == "dreambooth":
+        if data_dir is None:
+            raise ValueError("the protocol dreambooth needs data_dir: the folder with the 30 subjects' folders")
+        subjects = _dreambooth(data_dir)
+    else:
+        subjects = _from_yaml(Path(name))
+    known = [each.name for each in subjects]
+    for wanted in only:
+        if wanted not in known:
+            raise ValueError(f"protocol {name} has no subject {wanted!r}{suggestion(wanted, known)}")
+    return [each for each in subjects if not only or each.name in only]
+
+
+def _playground(work: Path) -> list[Subject]:
+    found = []
+    for name in SUBJECTS:
+        individual = subject(name)
+        if not (work / name).exists():
+            write_subject(name, work / name)
+        found.append(Subject(name, individual.class_word, work / name, individual.prompts))
+    return found
+
+
+def _dreambooth(data_dir: Path) -> list[Subject]:
+    listing = data_dir / "prompts_and_classes.txt"
+    if not listing.is_file():
+        raise FileNotFoundError(f"{listing} is missing: it lists the classes and prompts of the DreamBooth benchmark")
+    text = listing.read_text(encoding="utf-8")
+    rows = re.findall(r"^([\w-]+),([\w -]+)$", text.split("Prompts")[0], flags=re.MULTILINE)
+    lists = [re.findall(r"'([^'\n]*\{0\}[^'\n]*)'", part) for part in text.split("prompt_list")[1:]]
+    if len(lists) != 2 or len(rows) < 2:
+        raise ValueError(f"{listing} is not the benchmark's: it should have a list of classes and two of prompts")
+    found = []
+    for name, kind in rows:
+        if name == "subject_name":
+            continue
+        prompts = tuple(p.replace("{0}", "{token}").replace("{1}", kind) for p in lists[kind in LIVE_CLASSES])
+        found.append(Subject(name, kind, _folder(data_dir / name), prompts))
+    return found
+
+
+def _from_yaml(path: Path) -> list[Subject]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; a protocol is playground, dreambooth or a YAML file of subjects")
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    keys = {"name", "class", "references", "prompts"}
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and set(entry) == keys for entry in entries):
+        raise ValueError(f"{path}: a list of subjects is expected, each with {', '.join(sorted(keys))}")
+    names = [entry["name"] for entry in entries]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{path}: several subjects are called {', '.join(sorted(twice))}")
+    return [
+        Subject(
+            str(entry["name"]), str(entry["class"]), _folder(path.parent / entry["references"]), tuple(entry["prompts"])
+        )
+        for entry in entries
+    ]
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path} with a subject's photos")
+    return path

@@ -1,0 +1,201 @@
+"""A whole benchmark at its smallest: every method, killed and resumed, with a job that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from torch import Tensor
+
+from ether_diffusion.evaluation import benchmark
+from ether_diffusion.evaluation.benchmark import run_jobs, take_share
+from ether_diffusion.evaluation.images import draw, load_pipeline, load_run
+from ether_diffusion.evaluation.jobs import BenchmarkConfig, Job, all_jobs
+from ether_diffusion.evaluation.protocols import Subject
+from ether_diffusion.training import dreambooth
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+class Colours:
+    """A judge to whom an image is its mean colour and a text its length; it counts what it looks at."""
+
+    identity = "colours"
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def image_features(self, images: list[Image.Image]) -> Tensor:
+        self.looks += len(images)
+        means = torch.tensor(np.array([np.asarray(image, np.float32).mean((0, 1)) for image in images]))
+        return torch.nn.functional.normalize(means, dim=-1)
+
+    def text_features(self, prompts: list[str]) -> Tensor:
+        return torch.nn.functional.normalize(torch.tensor([[len(p), 1.0, 2.0] for p in prompts]), dim=-1)
+
+
+def judges() -> Any:
+    return benchmark.Judges(Colours(), Colours())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def dog(tmp_path: Path) -> Subject:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for shade in (40, 200):
+        Image.new("RGB", (32, 32), (shade, 90, 60)).save(folder / f"{shade}.png")
+    return Subject("dog", "dog", folder, ("a {token} dog", "a {token} dog in snow"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, base_folder: Path) -> BenchmarkConfig:
+    return BenchmarkConfig(
+        output_dir=tmp_path / "bench",
+        arms={"ether": {"method": "ether", "learning_rate": [0.1, 0.2]}},
+        training={"pretrained_model_name_or_path": str(base_folder), "max_train_steps": 2, "resolution": 32},
+        images_per_prompt=2,
+        num_inference_steps=2,
+        batch_size=3,
+    )
+
+
+def rows_of(config: BenchmarkConfig, job: Job) -> dict[str, Any]:
+    return json.loads((config.output_dir / "results" / f"{job.key}.json").read_text())
+
+
+def test_every_rate_is_an_arm_beside_the_base(config: BenchmarkConfig, dog: Subject) -> None:
+    config.seeds = [0, 5]
+    keys = [job.key for job in all_jobs(config, [dog])]
+    assert keys == [f"{arm}/dog/seed-{seed}" for seed in (0, 5) for arm in ("base", "ether@0.1", "ether@0.2")]
+    training = all_jobs(config, [dog])[2].training_config(config, Path("run"))
+    assert (training.method, training.learning_rate, training.seed) == ("ether", 0.2, 0)
+    assert training.instance_prompt == "a photo of a qwe dog"
+    assert training.max_train_steps == training.checkpointing_steps == 2
+
+
+def test_a_setting_that_does_not_exist_is_refused_with_its_arm(config: BenchmarkConfig, dog: Subject) -> None:
+    config.arms = {"mine": {"metod": "ether"}}
+    with pytest.raises(ValueError, match=r"arm mine: .*metod"):
+        all_jobs(config, [dog])[1].training_config(config, Path("run"))
+    with pytest.raises(ValueError, match="cannot be called base"):
+        BenchmarkConfig(Path("x"), arms={"base": {}}, training={"pretrained_model_name_or_path": "x"})
+    with pytest.raises(ValueError, match="needs pretrained_model"):
+        BenchmarkConfig(Path("x"))
+
+
+def test_images_are_scored_pair_by_pair_and_looked_at_once(config: BenchmarkConfig, dog: Subject) -> None:
+    jobs, eyes = all_jobs(config, [dog]), judges()
+    assert run_jobs(jobs, config, eyes, CPU) == {}
+    assert eyes.dino.looks == eyes.clip.looks == 3 * (4 + 2)
+    record = rows_of(config, jobs[1])
+    assert record["trained_parameters"] == {"unet": sum(record["trained_parameters"].values())}
+    assert [row["prompt"] for row in record["images"]] == 2 * ["a qwe dog"] + 2 * ["a qwe dog in snow"]
+    photos = Colours().image_features([Image.open(path).convert("RGB") for path in sorted(dog.references.iterdir())])
+    for row in record["images"]:
+        picture = Image.open(config.output_dir / "images" / jobs[1].key / row["file"])
+        seen = Colours().image_features([picture])
+        assert row["dino"] == pytest.approx(np.mean([float(seen[0] @ photo) for photo in photos]), abs=1e-6)
+        text = Colours().text_features([row["prompt"].replace("qwe ", "")])
+        assert row["clip_t"] == pytest.approx(float(seen[0] @ text[0]), abs=1e-6)
+    images = [np.asarray(Image.open(config.output_dir / "images" / job.key / "0000.png")).astype(int) for job in jobs]
+    assert all(np.abs(a - b).max() > 0 for a, b in ((images[0], images[1]), (images[1], images[2])))
+
+
+def test_a_killed_benchmark_goes_on_where_it_was(
+    config: BenchmarkConfig, dog: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = all_jobs(config, [dog])
+    run_jobs(jobs, config, judges(), CPU)
+    whole = [rows_of(config, job)["images"] for job in jobs]
+
+    config.output_dir = tmp_path / "killed"
+    stages = [(dreambooth, "run"), (benchmark, "_draw_all"), (benchmark, "score_images")]
+    for module, name in stages:
+        with monkeypatch.context() as patch:
+
+            def killed(*arguments: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(module, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                run_jobs(jobs[1:2], config, judges(), CPU)
+    run_jobs(jobs, config, judges(), CPU)
+    assert [rows_of(config, job)["images"] for job in jobs] == whole
+
+    eyes = judges()
+    run_jobs(jobs, config, eyes, CPU)
+    assert eyes.dino.looks == 0
+
+
+def test_a_job_that_fails_is_told_and_the_rest_goes_on(config: BenchmarkConfig, dog: Subject, tmp_path: Path) -> None:
+    empty = Subject("cat", "cat", tmp_path / "empty", ("a {token} cat",))
+    empty.references.mkdir()
+    config.arms = {"ether": {"method": "ether"}}
+    jobs = all_jobs(config, [empty, dog])
+    failed = run_jobs(jobs, config, judges(), CPU)
+    assert set(failed) == {"base/cat/seed-0", "ether/cat/seed-0"}
+    assert rows_of(config, jobs[3])["subject"] == "dog"
+    assert (config.output_dir / "results" / "ether/cat/seed-0.error.txt").is_file()
+    for shade in (1, 2):
+        Image.new("RGB", (32, 32), (shade, 2, 3)).save(empty.references / f"{shade}.png")
+    assert run_jobs(jobs, config, judges(), CPU) == {}
+    assert not list((config.output_dir / "results").rglob("*.error.txt"))
+
+
+def test_scores_of_other_settings_are_not_mixed_in(config: BenchmarkConfig, dog: Subject) -> None:
+    jobs = all_jobs(config, [dog])[:1]
+    run_jobs(jobs, config, judges(), CPU)
+    config.guidance_scale = 3
+    assert "other settings" in run_jobs(jobs, config, judges(), CPU)[jobs[0].key]
+
+
+METHODS = ("ether", "ether_plus", "naive", "lora", "oft", "boft", "hra", "full")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_loaded_as_it_was_trained(
+    method: str, config: BenchmarkConfig, dog: Subject, tmp_path: Path
+) -> None:
+    """The run's own last sample, drawn with the model in memory, is drawn again."""
+    training = Job(method, {"method": method, "learning_rate": 1e-2}, dog, 0).training_config(config, tmp_path / "run")
+    training.num_validation_images, training.num_inference_steps = 1, 3
+    training.validation_prompt = ["a qwe dog"]
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    dreambooth.run(training)
+    sample = np.asarray(Image.open(tmp_path / "run" / "samples" / "step-000002" / "00.png")).astype(int)
+    arguments = {"batch_size": 1, "num_inference_steps": 3, "guidance_scale": training.guidance_scale}
+    pipe = load_run(tmp_path / "run")
+    pipe.unet.config.sample_size = 32 // pipe.vae_scale_factor
+    again = np.asarray(next(draw(pipe, ["a qwe dog"], [0], **arguments))).astype(int)  # type: ignore[arg-type]
+    assert np.abs(again - sample).max() <= 1
+    base = load_pipeline(config.base_model)
+    base.unet.config.sample_size = pipe.unet.config.sample_size
+    before = np.asarray(next(draw(base, ["a qwe dog"], [0], **arguments))).astype(int)  # type: ignore[arg-type]
+    assert np.abs(before - sample).max() > 3
+
+
+def test_a_process_takes_its_share_and_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is restored
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert take_share() == (1, 3)
+    assert benchmark.os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "WORLD_SIZE" not in benchmark.os.environ
+    assert take_share() == (0, 1)

@@ -1,0 +1,78 @@
+"""The table against means and percentiles computed by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ether_diffusion.evaluation.jobs import Job
+from ether_diffusion.evaluation.protocols import Subject
+from ether_diffusion.evaluation.summary import METRICS, best_rates, bootstrap, markdown, summarize, write_summary
+
+
+def result(arm: str, rate: float | None, subject: str, seed: int, values: list[float]) -> dict[str, Any]:
+    images = [{"file": f"{n}.png", "prompt": "p"} | dict.fromkeys(METRICS, value) for n, value in enumerate(values)]
+    more = {} if arm == "base" else {"trained_parameters": {"unet": 7}}
+    return {"arm": arm, "learning_rate": rate, "subject": subject, "seed": seed, "judges": {}, "images": images} | more
+
+
+def test_subjects_count_alike_however_many_images_they_have() -> None:
+    rows = summarize(
+        [
+            result("lora", 1e-3, "dog", 0, [0.0, 0.2]),
+            result("lora", 1e-3, "dog", 1, [0.4, 0.6]),
+            result("lora", 1e-3, "cat", 0, [0.9]),
+            result("lora", 1e-3, "cat", 1, [0.7]),
+        ]
+    )
+    (row,) = rows
+    score = row["scores"]["dino"]
+    assert score["mean"] == pytest.approx((0.3 + 0.8) / 2)
+    by_seed = [(0.0 + 0.2 + 0.9) / 3, (0.4 + 0.6 + 0.7) / 3]
+    assert score["spread"] == pytest.approx(np.std(by_seed, ddof=1))
+    assert (row["subjects"], row["seeds"], row["images"], row["parameters"]) == (2, [0, 1], 6, 7)
+
+
+def test_the_interval_is_that_of_all_resamples() -> None:
+    """Of three values the 27 equally likely resamples can be listed."""
+    values = [0.0, 1.0, 5.0]
+    means = [sum(drawn) / 3 for drawn in itertools.product(values, repeat=3)]
+    low, high = bootstrap(values)
+    assert low == pytest.approx(np.percentile(means, 2.5, method="inverted_cdf"), abs=1e-9)
+    assert high == pytest.approx(np.percentile(means, 97.5, method="inverted_cdf"), abs=1e-9)
+    assert bootstrap(values) == (low, high)
+    assert bootstrap([0.25]) == (0.25, 0.25)
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap([])
+
+
+def test_the_best_rate_of_every_arm() -> None:
+    rows = summarize(
+        [
+            result("base", None, "dog", 0, [0.1]),
+            result("lora", 1e-3, "dog", 0, [0.3]),
+            result("lora", 1e-2, "dog", 0, [0.2]),
+        ]
+    )
+    assert [(row["arm"], row["learning_rate"]) for row in best_rates(rows)] == [("base", None), ("lora", 1e-3)]
+    table = markdown(rows).splitlines()
+    assert len(table) == 5
+    assert table[3].startswith("| lora | 0.001 | 7 | 0.300 [0.300, 0.300] |")
+
+
+def test_what_is_not_done_is_named(tmp_path: Path) -> None:
+    dog = Subject("dog", "dog", tmp_path, ("a {token} dog",))
+    jobs = [Job("base", {}, dog, 0), Job("lora", {"learning_rate": 1e-3}, dog, 0)]
+    path = tmp_path / "results" / f"{jobs[0].key}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result("base", None, "dog", 0, [0.25, 0.5])))
+    text = write_summary(tmp_path, jobs)
+    assert "1 of 2 jobs are not in this table: lora@0.001/dog/seed-0" in text
+    assert json.loads((tmp_path / "summary.json").read_text())["missing"] == ["lora@0.001/dog/seed-0"]
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [(line["subject"], line["dino"]) for line in lines] == [("dog", 0.25), ("dog", 0.5)]
