@@ -106,6 +106,23 @@ def test_the_record_says_what_was_built_and_how_good_it_is(built: Path) -> None:
     assert Image.open(built / "curves.png").width > 1000
 
 
+def test_a_build_that_goes_on_from_another_says_so(built: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "more"
+    options = [str(folder), "--preset", "trial", "--seed", "3", "--device", "cpu", "--workers", "1"]
+    main([*options, "--start", str(built), "--steps", "dino=0", "segmenter=0"])
+    record, before = (json.loads((each / "build.json").read_text()) for each in (folder, built))
+    assert record["started_from"]["stages"] == before["stages"]
+    assert record["stages"]["dino"]["steps"] == 0
+    new, old = (load_file(each / "judges" / "dino" / "model.safetensors") for each in (folder, built))
+    assert all(torch.equal(new[key], old[key]) for key in old)
+    for file, frozen in (("vae", "encoder."), ("text_encoder", "")):
+        name = next((built / file).glob("*.safetensors")).name
+        new, old = (load_file(each / file / name) for each in (folder, built))
+        same = {key for key in old if torch.equal(new[key], old[key])}
+        assert {key for key in old if key.startswith(frozen)} <= same
+        assert file == "text_encoder" or same != set(old)
+
+
 def test_the_report_tells_reached_from_missed(built: Path) -> None:
     record = json.loads((built / "build.json").read_text())
     record["figures"] = {"clip_class": {"value": 0.98, "target": 0.97, "reached": True}, "drawn_class": {"value": 1.0}}

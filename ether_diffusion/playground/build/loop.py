@@ -1,7 +1,7 @@
 """The one training loop of all stages: resumable bit for bit, within steps and minutes, with averaged weights.
 
-Several processes (``python -m torch.distributed.run --nproc_per_node=N -m ether_diffusion.playground.build``) share each
-batch: every one draws its own part, the gradients are averaged, and the first keeps time and checkpoints.
+Several processes (``python -m torch.distributed.run --nproc_per_node=N -m ether_diffusion.playground.build``) share
+each batch: every one draws its own part, the gradients are averaged, and the first keeps time and checkpoints.
 """
 
 from __future__ import annotations

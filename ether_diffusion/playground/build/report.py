@@ -25,8 +25,15 @@ Record = dict[str, Any]
 
 
 def build_record(project: Project, stages: Mapping[str, Record], figures: Figures, size: int) -> Record:
-    """All that is to be known of a build; ``stages`` are the finished stages' own records."""
+    """All that is to be known of a build; ``stages`` are the finished stages' own records.
+
+    A build that went on from another one has that one's training under ``started_from``.
+    """
+    earlier = json.loads((project.start / "build.json").read_text()) if project.start else {}
+    kept = ("seed", "device", "minutes", "stages", "recipe", "started_from")
+    lineage = {"started_from": {name: earlier[name] for name in kept if name in earlier}} if earlier else {}
     return {
+        **lineage,
         "seed": project.seed,
         "device": torch.cuda.get_device_name(project.device) if project.device.type == "cuda" else platform.machine(),
         "minutes": round(sum(record["seconds"] for record in stages.values()) / 60, 1),

@@ -1,0 +1,58 @@
+"""The program as it is typed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ether_diffusion.evaluation.benchmark import main
+from ether_diffusion.evaluation.jobs import BenchmarkConfig, all_jobs
+from ether_diffusion.evaluation.protocols import load_protocol
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_benchmark_on_the_playground(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load((ROOT / "configs" / "eval_playground.yaml").read_text())
+    config["training"]["max_train_steps"] = 2
+    config["arms"] = {"ether_plus": {"method": "ether_plus"}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["--config", str(tmp_path / "small.yaml"), "--output_dir", str(tmp_path / "out")]
+    arguments += ["--subjects=[gift-box]", "--images_per_prompt", "1", "--num_inference_steps", "2"]
+    main(arguments)
+    assert "| ether_plus |" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["arm"] for row in summary["rows"]] == ["base", "ether_plus"]
+    assert summary["missing"] == []
+    prompts = load_protocol("playground", None, tmp_path / "out" / "subjects", ["gift-box"])[0].prompts
+    assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 2 * len(prompts)
+    assert not (tmp_path / "out" / "runs").exists() or not list((tmp_path / "out" / "runs").rglob("*.safetensors"))
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    out = ["--output_dir", str(tmp_path / "out")]
+    base = ["--training", '{"pretrained_model_name_or_path": "playground"}']
+    with pytest.raises(SystemExit, match="pretrained_model_name_or_path"):
+        main(out)
+    with pytest.raises(SystemExit, match=r"arm mine: .*metod"):
+        main([*out, *base, "--arms", '{"mine": {"metod": "ether"}}'])
+    with pytest.raises(SystemExit, match=r"no subject 'gift-bx'.*gift-box"):
+        main([*out, *base, "--subjects=[gift-bx]"])
+
+
+def test_the_configs_name_settings_that_exist(tmp_path: Path) -> None:
+    for path in (ROOT / "configs").glob("eval_*.yaml"):
+        config = BenchmarkConfig(output_dir=tmp_path, **yaml.safe_load(path.read_text()))
+        for job in all_jobs(config, load_protocol("playground", None, tmp_path)):
+            job.training_config(config, tmp_path)
+
+
+def test_the_script_says_what_it_takes() -> None:
+    script = str(ROOT / "eval" / "dreambench.py")
+    ended = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+    assert "--images_per_prompt" in ended.stdout
