@@ -4,8 +4,8 @@ STAMP := .venv/.installed
 
 .PHONY: demo test lint bench clean
 
-demo: $(STAMP)            ## train on a small model and open-able report, in about a minute
-	$(BIN)/python -m ether_diffusion.playground.demo .demo
+demo: $(STAMP)            ## train on a small model and open its report, in a few minutes
+	$(BIN)/python -m ether_diffusion.demo .demo
 
 test: $(STAMP)            ## all tests
 	$(BIN)/python -m pytest -n 2

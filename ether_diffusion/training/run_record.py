@@ -221,8 +221,8 @@ def format_value(value: object) -> str:
 
 
 def format_score(value: float | None) -> str:
-    """A score with three significant digits, ``–`` for none."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3g}"
+    """A score to the third decimal, ``–`` for none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def _megabytes(size: int) -> str:

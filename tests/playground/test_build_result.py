@@ -58,6 +58,11 @@ def test_the_folder_is_a_pipeline_that_draws(built: Path) -> None:
     assert not np.array_equal(draw[0], draw[2])
 
 
+def test_it_does_not_tell_where_it_was_made(built: Path) -> None:
+    for path in (*built.rglob("*.json"), *built.rglob("*.md")):
+        assert str(built.parent) not in path.read_text(encoding="utf-8"), path
+
+
 def test_all_weights_are_fp16(built: Path) -> None:
     files = [path for path in built.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt")]
     assert len(files) == 6

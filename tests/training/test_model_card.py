@@ -188,7 +188,7 @@ def test_unfinished_run_and_scores_are_told(tmp_path: Path) -> None:
     body = read_card(run)[1]
     assert "**This run is not finished** (status: interrupted)" in body
     assert "600 of 1,400 steps" in body
-    assert "| DINO | finetuned | 0.66 |" in body
+    assert "| DINO | finetuned | 0.660 |" in body
     assert "No score was measured" not in body
 
 

@@ -336,7 +336,7 @@ def test_scores_stand_in_a_table_when_there_are_any(tmp_path: Path) -> None:
     assert "DINO" not in report(run).text
     (run / "scores.json").write_text(json.dumps({"DINO": {"base": 0.31, "finetuned": 0.66}, "LPIPS": {"base": 0.7}}))
     cells = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (write_report(run)).read_text()))
-    assert "Metric Base Finetuned DINO 0.31 0.66 LPIPS 0.7 –" in cells
+    assert "Metric Base Finetuned DINO 0.310 0.660 LPIPS 0.700 –" in cells
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "provenance.json"])

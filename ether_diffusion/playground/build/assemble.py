@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -39,9 +40,18 @@ def assemble(project: Project, folder: Path) -> int:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    for config in folder.glob("*/config.json"):
+        forget_origin(config)
     for judge in JUDGES:
         shutil.copytree(project.model(judge), folder / "judges" / judge)
     return check_size(folder)
+
+
+def forget_origin(config: Path) -> None:
+    """Take out of a model's configuration the folder of this machine that it was loaded from."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.pop("_name_or_path", None)
+    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def check_size(folder: Path, limit: int = LIMIT) -> int:
