@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from PIL import Image
 from tqdm import tqdm
 
 from ether_diffusion.checkpoint import first_line
@@ -89,18 +88,19 @@ def run_job(job: Job, config: BenchmarkConfig, judges: Judges, device: torch.dev
     """Train, draw and score one subject, each unless it is there; the scores are written last.
 
     Raises:
-        ValueError: scores are there that were made with other settings.
+        ValueError: scores or images are there that were made with other settings.
     """
     result = config.output_dir / "results" / f"{job.key}.json"
     if result.is_file():
-        if (made_with := json.loads(result.read_text())["settings_hash"]) != config.hash():
-            raise ValueError(f"{result} was made with other settings ({made_with}): choose another output_dir")
+        _check_settings(result, job, config)
         return
     images, run = config.output_dir / "images" / job.key, config.output_dir / "runs" / job.key
-    facts: dict[str, Any] = {}
-    if not images.is_dir():
+    facts: dict[str, Any] = {"settings_hash": job.hash(config)}
+    if images.is_dir():
+        _check_settings(images / "facts.json", job, config)
+    else:
         if job.arm != BASE:
-            facts = _train(job, config, run)
+            facts |= _train(job, config, run)
         pipe = load_pipeline(config.base_model, device) if job.arm == BASE else load_run(run, device)
         with atomic_path(images) as temporary:
             temporary.mkdir()
@@ -112,7 +112,6 @@ def run_job(job: Job, config: BenchmarkConfig, judges: Judges, device: torch.dev
         "learning_rate": job.settings.get("learning_rate"),
         "subject": job.subject.name,
         "seed": job.seed,
-        "settings_hash": config.hash(),
         "judges": judges.identity,
         **json.loads((images / "facts.json").read_text()),
         "images": rows,
@@ -130,7 +129,7 @@ def score_images(images: Path, subject: Subject, config: BenchmarkConfig, judges
     """
     prompts = [prompt for prompt in subject.prompts for _ in range(config.images_per_prompt)]
     names = [f"{number:04d}.png" for number in range(len(prompts))]
-    pictures = [_open(images / name) for name in names]
+    pictures = [load_image(images / name) for name in names]
     references = [load_image(path) for path in list_images(subject.references)]
     by_dino = judges.dino.image_features(pictures) @ judges.dino.image_features(references).T
     seen = judges.clip.image_features(pictures)
@@ -151,6 +150,11 @@ def score_images(images: Path, subject: Subject, config: BenchmarkConfig, judges
     ]
 
 
+def _check_settings(path: Path, job: Job, config: BenchmarkConfig) -> None:
+    if (made_with := json.loads(path.read_text())["settings_hash"]) != job.hash(config):
+        raise ValueError(f"{path} was made with other settings ({made_with}): remove it, or choose another output_dir")
+
+
 def _train(job: Job, config: BenchmarkConfig, run: Path) -> dict[str, Any]:
     AcceleratorState._reset_state(True)  # of the run before
     GradientState._reset_state()
@@ -167,11 +171,6 @@ def _draw_all(pipe: Any, job: Job, config: BenchmarkConfig, folder: Path) -> Non
     drawn = draw(pipe, asked, seeds, config.batch_size, config.num_inference_steps, config.guidance_scale)
     for number, picture in enumerate(tqdm(drawn, total=len(asked), desc="draw", leave=False)):
         picture.save(folder / f"{number:04d}.png")
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -72,12 +72,6 @@ class BenchmarkConfig:
         """The base model of all arms."""
         return str(self.training["pretrained_model_name_or_path"])
 
-    def hash(self) -> str:
-        """Stands for the settings that every score depends on, whatever arms, subjects and seeds there are."""
-        names = ("training", "token", "images_per_prompt", "num_inference_steps", "guidance_scale", "dino", "clip")
-        settings = {name: getattr(self, name) for name in names}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
 
 @dataclass(frozen=True)
 class Job:
@@ -101,6 +95,13 @@ class Job:
         rate = self.settings.get("learning_rate")
         arm = self.arm if rate is None else f"{self.arm}@{rate:g}"
         return f"{arm}/{self.subject.name}/seed-{self.seed}"
+
+    def hash(self, config: BenchmarkConfig) -> str:
+        """Stands for all settings that its scores depend on, the arm's and the benchmark's."""
+        names = ("training", "token", "images_per_prompt", "num_inference_steps", "guidance_scale", "dino", "clip")
+        settings = {name: getattr(config, name) for name in names}
+        settings |= {"arm": self.settings, "class": self.subject.class_word, "prompts": self.subject.prompts}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     def training_config(self, config: BenchmarkConfig, folder: Path) -> DreamBoothConfig:
         """The settings of its training run, which draws no samples of its own.

@@ -20,15 +20,50 @@ from ether_diffusion.playground import judge_folder
 BATCH = 32
 
 
-class Dino:
+class Backbone:
+    """A model in fp32 with its image processor.
+
+    Args:
+        name: what it is called.
+        folder: Hub id or folder that it is loaded from.
+        model: the model, loaded from there.
+        device: where to compute.
+
+    Attributes:
+        identity: the name, and a hash of the weights.
+    """
+
+    def __init__(self, name: str, folder: str, model: nn.Module, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.processor = AutoImageProcessor.from_pretrained(folder)
+        self.identity = f"{name} ({weights_hash(model)})"
+        self.model: Any = model.requires_grad_(False).eval().to(self.device)
+
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit features of the images, (N, d) fp32 on the CPU.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not images:
+            raise ValueError("there are no images to look at")
+        seen = []
+        for start in range(0, len(images), BATCH):
+            rgb = [image.convert("RGB") for image in images[start : start + BATCH]]
+            seen.append(self._features(self.processor(images=rgb, return_tensors="pt").pixel_values.to(self.device)))
+        return F.normalize(torch.cat(seen).cpu(), dim=-1)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Features (N, d) of processed images (N, 3, H, W)."""
+        raise NotImplementedError
+
+
+class Dino(Backbone):
     """DINO's CLS token of the last layer, after its norm.
 
     Args:
         name: of a ``ViTModel``, such as ``facebook/dino-vits16``.
         device: where to compute.
-
-    Attributes:
-        identity: the name, and a hash of the weights.
 
     Raises:
         OSError: there is no such model, or it cannot be fetched.
@@ -36,30 +71,19 @@ class Dino:
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
         folder = judge_folder(name, "dino")
-        self.name, self.device = name, torch.device(device)
-        self.processor = AutoImageProcessor.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
-        self.identity = f"{name} ({weights_hash(self.model)})"
-        self.model.requires_grad_(False).eval().to(self.device)
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
+        super().__init__(name, folder, model, device)
 
-    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit features of the images, (N, d) fp32 on the CPU."""
-        seen = [
-            self.model(pixel_values=pixels).last_hidden_state[:, 0]
-            for pixels in _pixels(self.processor, images, self.device)
-        ]
-        return F.normalize(torch.cat(seen).cpu(), dim=-1)
+    def _features(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).last_hidden_state[:, 0]
 
 
-class Clip:
+class Clip(Backbone):
     """CLIP's projected image and text features.
 
     Args:
         name: of a ``CLIPModel``, such as ``openai/clip-vit-large-patch14``.
         device: where to compute.
-
-    Attributes:
-        identity: the name, and a hash of the weights.
 
     Raises:
         OSError: there is no such model, or it cannot be fetched.
@@ -67,20 +91,11 @@ class Clip:
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
         folder = judge_folder(name, "clip")
-        self.name, self.device = name, torch.device(device)
-        self.processor = AutoImageProcessor.from_pretrained(folder)
+        super().__init__(name, folder, CLIPModel.from_pretrained(folder, dtype=torch.float32), device)
         self.tokenizer = CLIPTokenizer.from_pretrained(folder)
-        self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
-        self.identity = f"{name} ({weights_hash(self.model)})"
-        self.model.requires_grad_(False).eval().to(self.device)
 
-    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Unit features of the images, (N, d) fp32 on the CPU."""
-        seen = [
-            self.model.get_image_features(pixel_values=pixels).pooler_output
-            for pixels in _pixels(self.processor, images, self.device)
-        ]
-        return F.normalize(torch.cat(seen).cpu(), dim=-1)
+    def _features(self, pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         """Unit features of the prompts, cut at the model's greatest length, (N, d) fp32 on the CPU."""
@@ -95,18 +110,3 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def _pixels(processor: Any, images: Sequence[Image.Image], device: torch.device) -> list[Tensor]:
-    """The images as the model takes them, in batches.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if not images:
-        raise ValueError("there are no images to look at")
-    rgb = [image.convert("RGB") for image in images]
-    return [
-        processor(images=rgb[start : start + BATCH], return_tensors="pt").pixel_values.to(device)
-        for start in range(0, len(rgb), BATCH)
-    ]

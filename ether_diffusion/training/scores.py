@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ether_diffusion.data.images import load_image
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import Clip, Dino
 from ether_diffusion.metrics.fidelity import (
@@ -56,7 +57,7 @@ def score_run(run_dir: str | Path, dino: Dino, clip: Clip, token: str | None = N
         raise NothingToScoreError(f"{run.folder} has no samples of the finetuned model: let it reach validation_steps")
     steps = {"base": 0, "finetuned": run.finetuned_step}
     samples = {
-        column: [_open(run.folder / run.sample(step, prompt["file"])) for prompt in run.prompts]
+        column: [load_image(run.folder / run.sample(step, prompt["file"])) for prompt in run.prompts]
         for column, step in steps.items()
         if step in run.sample_steps
     }
@@ -92,12 +93,7 @@ def _references(run: Run) -> list[Image.Image]:
         raise NothingToScoreError(f"{run.folder} recorded no pictures of the subject: there is nothing to compare with")
     if gone := [str(path) for path in paths if not path.is_file()]:
         raise NothingToScoreError(f"the subject's pictures are gone: {', '.join(gone)}; put them back")
-    return [_open(path) for path in paths]
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    return [load_image(path) for path in paths]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -163,6 +163,21 @@ def test_scores_of_other_settings_are_not_mixed_in(config: BenchmarkConfig, dog:
     assert "other settings" in run_jobs(jobs, config, judges(), CPU)[jobs[0].key]
 
 
+@pytest.mark.parametrize("killed_before_scoring", [False, True])
+def test_an_arm_that_changed_is_not_taken_for_the_old_one(
+    killed_before_scoring: bool, config: BenchmarkConfig, dog: Subject
+) -> None:
+    config.arms = {"mine": {"method": "ether", "n_blocks": 1}}
+    job = all_jobs(config, [dog])[1]
+    run_jobs([job], config, judges(), CPU)
+    if killed_before_scoring:
+        (config.output_dir / "results" / f"{job.key}.json").unlink()
+    config.arms["mine"]["n_blocks"] = 2
+    changed = all_jobs(config, [dog])[1]
+    assert changed.key == job.key
+    assert "other settings" in run_jobs([changed], config, judges(), CPU)[job.key]
+
+
 METHODS = ("ether", "ether_plus", "naive", "lora", "oft", "boft", "hra", "full")
 
 
