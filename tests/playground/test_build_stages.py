@@ -27,7 +27,7 @@ from ether_diffusion.playground.build.drawings import (
     paired_scene,
     to_unit,
 )
-from ether_diffusion.playground.build.loop import Stage, step_generator, train
+from ether_diffusion.playground.build.loop import Fp32Attention, Stage, step_generator, train
 from ether_diffusion.playground.build.presets import PRESETS, STAGES, Training
 from ether_diffusion.playground.build.project import Project
 from ether_diffusion.playground.build.runner import CLASSES
@@ -287,6 +287,24 @@ def test_embeddings_and_vectors_do_not_decay(project: Project) -> None:
     assert any(p is rare for p in free["params"])
     assert any(p is network.clip.text_projection.weight for p in held["params"])
     assert len(held["params"]) + len(free["params"]) == len(list(network.parameters()))
+
+
+def test_attention_amid_autocast_runs_in_fp32_and_the_rest_does_not() -> None:
+    query, key, value = torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
+    exact = nn.functional.scaled_dot_product_attention(query, key, value)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = nn.functional.scaled_dot_product_attention(query, key, value)
+        with Fp32Attention():
+            seen = nn.functional.scaled_dot_product_attention(query, key, value)
+            projected = nn.functional.linear(query, weight)
+    assert torch.equal(seen, exact)
+    assert not torch.equal(rough.float(), exact)
+    assert projected.dtype == torch.bfloat16
+    with Fp32Attention():
+        assert nn.functional.scaled_dot_product_attention(query.bfloat16(), key.bfloat16(), value.bfloat16()).dtype == (
+            torch.bfloat16
+        )
 
 
 def test_step_generators_differ_by_step_and_stage() -> None:
