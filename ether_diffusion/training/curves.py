@@ -1,45 +1,23 @@
-"""The curves of a run as SVG for an HTML page, in the page's own colours and font."""
+"""The curves of a run as SVG for an HTML page."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
 
-import matplotlib
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
 from ether_diffusion.training.run_record import MetricsRow
 
 MAX_DOTS = 600  # single steps drawn per curve
 
-# matplotlib draws with these stand-ins; the page's theme colours replace them
-_INK = {
-    "#010101": "currentColor",
-    "#020202": "var(--line)",
-    "#030303": "var(--accent)",
-    "#040404": "var(--second)",
-    "#050505": "var(--third)",
-}
-_TEXT, _RULE, *_COLOURS = _INK
 _DASHES = ("-", "--", ":")
 
 Points = list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """An inline SVG with the sentence that explains it."""
-
-    title: str
-    svg: Markup
-    caption: str
 
 
 def draw_curves(metrics: list[MetricsRow]) -> list[Curve]:
@@ -78,50 +56,24 @@ def _series(metrics: list[MetricsRow], key: Literal["loss", "instance_loss", "pr
 
 
 def _draw(title: str, series: dict[str, Points], caption: str, window: int) -> Curve:
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10}):
+    with figure_style(title):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
         axes = figure.subplots()
         for i, (name, points) in enumerate(series.items()):
             _plot(axes, name, points, i, window)
-        _dress(axes, legend=len(series) > 1)
-        return Curve(title, _inline_svg(figure, title), caption)
+        dress(axes, "step", legend=len(series) > 1)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+        axes.ticklabel_format(axis="y", scilimits=(-2, 4), useMathText=False)
+        return Curve(title, inline_svg(figure, title, f"{title} over the training steps"), caption)
 
 
 def _plot(axes: Axes, name: str, points: Points, i: int, window: int) -> None:
     """The ``i``-th series: a line, and single steps as dots where the line is smoothed or has no length."""
-    colour, dashes = _COLOURS[i % len(_COLOURS)], _DASHES[i % len(_DASHES)]
+    colour, dashes = COLOURS[i % len(COLOURS)], _DASHES[i % len(_DASHES)]
     steps = [step for step, _ in points]
     values = [value for _, value in points]
     if window > 1 or len(points) == 1:
         stride = math.ceil(len(points) / MAX_DOTS)
         axes.plot(steps[::stride], values[::stride], ".", color=colour, alpha=0.3, markersize=5, markeredgewidth=0)
     axes.plot(steps, moving_average(values, window), color=colour, linewidth=1.8, linestyle=dashes, label=name)
-
-
-def _dress(axes: Axes, legend: bool) -> None:
-    axes.set_xlabel("step", color=_TEXT)
-    axes.tick_params(colors=_TEXT, length=0)
-    axes.grid(color=_RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-    axes.margins(x=0.02)
-    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
-    axes.ticklabel_format(axis="y", scilimits=(-2, 4), useMathText=False)
-    axes.yaxis.get_offset_text().set_color(_TEXT)
-    if legend:
-        axes.legend(frameon=False, labelcolor=_TEXT)
-
-
-def _inline_svg(figure: Figure, title: str) -> Markup:
-    """The figure as an SVG element; its ids differ from its neighbours'."""
-    buffer = io.StringIO()
-    without_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=without_metadata)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    prefix = title.lower().replace(" ", "-")
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    for ink, themed in _INK.items():
-        svg = svg.replace(ink, themed)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{title} over the training steps"', 1))

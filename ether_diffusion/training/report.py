@@ -6,18 +6,15 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image, ImageOps
-
 from ether_diffusion.files import write_text
+from ether_diffusion.page.pictures import Picture, thumbnail
+from ether_diffusion.page.render import render
 from ether_diffusion.training.curves import draw_curves
 from ether_diffusion.training.run_record import Run, SamplePrompt, format_score, format_value, read_run
 
@@ -35,15 +32,6 @@ FOLDERS = (
     "class_data_dir",
 )
 """Settings that may name a folder of this machine, which the page shortens."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A thumbnail: ``source`` is a data URI, or ``None`` where the file is missing or cannot be read."""
-
-    source: str | None
-    alt: str
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -65,16 +53,10 @@ def write_report(run_dir: str | Path) -> Path:
         FileNotFoundError: ``run_dir`` is not a run folder.
     """
     run = read_run(run_dir)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(value=format_value, score=format_score, duration=_duration, date=_date, short=short_path)
     shown = evenly_spaced(run.sample_steps, MAX_STEPS)
-    page = environment.get_template("report.html.jinja").render(
+    page = render(
+        Path(__file__).with_name("report.html.jinja"),
+        {"value": format_value, "score": format_score, "duration": _duration, "date": _date, "short": short_path},
         run=run,
         provenance=run.provenance,
         galleries=[
@@ -98,9 +80,11 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def evenly_spaced(items: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of ``items``, at even distances, the first and the last among them."""
+    """At most ``count`` of ``items``, at even distances, the first and, unless it is to be one, the last among them."""
     if len(items) <= count:
         return list(items)
+    if count == 1:
+        return [items[0]]
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
@@ -108,19 +92,6 @@ def short_path(path: str) -> str:
     """The last two parts of a path, so that a published page does not tell where things lie; Hub ids stay whole."""
     parts = Path(path).parts
     return path if len(parts) <= 2 else "…/" + "/".join(parts[-2:])
-
-
-def thumbnail(path: Path, size: int) -> str | None:
-    """The picture within ``size`` by ``size`` pixels as a WebP data URI; ``None`` if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            small = ImageOps.exif_transpose(image).convert("RGB")
-    except OSError:
-        return None
-    small.thumbnail((size, size), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=82)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _references(run: Run) -> Gallery:

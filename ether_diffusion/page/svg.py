@@ -1,0 +1,76 @@
+"""Figures inside a page, in its own colours and font."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# matplotlib draws with these stand-ins; the page's theme colours replace them
+_INK = {
+    "#010101": "currentColor",
+    "#020202": "var(--line)",
+    "#030303": "var(--accent)",
+    "#040404": "var(--second)",
+    "#050505": "var(--third)",
+    "#060606": "var(--fourth)",
+    "#070707": "var(--fifth)",
+    "#080808": "var(--sixth)",
+}
+TEXT, RULE, *COLOURS = _INK
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An inline SVG with the sentence that explains it."""
+
+    title: str
+    svg: Markup
+    caption: str
+
+
+@contextmanager
+def figure_style(title: str) -> Iterator[None]:
+    """What is drawn inside keeps its text as text, and is the same for the same data."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10}):
+        yield
+
+
+def dress(axes: Axes, x_label: str, legend: bool) -> None:
+    """Axes as all figures have them: a light grid, no frame."""
+    axes.set_xlabel(x_label, color=TEXT)
+    axes.tick_params(colors=TEXT, which="both", length=0)
+    axes.grid(color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.margins(x=0.02)
+    axes.yaxis.get_offset_text().set_color(TEXT)
+    if legend:
+        axes.legend(frameon=False, labelcolor=TEXT)
+
+
+def inline_svg(figure: Figure, title: str, label: str) -> Markup:
+    """The figure as an SVG element.
+
+    Args:
+        figure: drawn in ``TEXT``, ``RULE`` and ``COLOURS``.
+        title: unique in the page; keeps the ids of figures apart.
+        label: what a screen reader says.
+    """
+    buffer = io.StringIO()
+    without_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=without_metadata)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    prefix = re.sub(r"[^a-z0-9]+", "-", title.lower())
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    for ink, themed in _INK.items():
+        svg = svg.replace(ink, themed)
+    return Markup(svg.replace("<svg", Markup('<svg role="img" aria-label="{}"').format(label), 1))
