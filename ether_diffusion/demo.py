@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ether_diffusion import playground
-from ether_diffusion.metrics.backbones import Clip, Dino
+from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.playground.same_image import same_image
 from ether_diffusion.playground.world import write_subject
 from ether_diffusion.training.scores import score_run
@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     write_subject(SUBJECT, arguments.folder / "subject")
     run = train(arguments.folder, arguments.config)
-    scores = score_run(run, Dino(playground.NAME), Clip(playground.NAME), TOKEN)
+    scores = score_run(run, load_judges(playground.NAME, playground.NAME), TOKEN)
     for metric, row in scores.items():
         print(f"{metric:26} base {row['base']:.3f}, finetuned {row['finetuned']:.3f}")
     same = same_image(playground.BASE, run)

@@ -9,31 +9,32 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from ether_diffusion.checkpoint import first_line
-from ether_diffusion.data.images import list_images, load_image
-from ether_diffusion.data.randomness import generator
-from ether_diffusion.evaluation.images import draw, load_pipeline, load_run
+from ether_diffusion.data.images import list_images
+from ether_diffusion.evaluation.distances import mean_distances
+from ether_diffusion.evaluation.images import Asked, draw, load_pipeline, load_run
 from ether_diffusion.evaluation.jobs import BASE, BenchmarkConfig, Job, all_jobs
-from ether_diffusion.evaluation.protocols import Subject, load_protocol
+from ether_diffusion.evaluation.protocols import load_protocol
 from ether_diffusion.evaluation.summary import write_summary
 from ether_diffusion.files import atomic_path, write_text
-from ether_diffusion.metrics.backbones import Clip, Dino
-from ether_diffusion.metrics.fidelity import without_token
+from ether_diffusion.fingerprint import base_hash
+from ether_diffusion.metrics.judges import load_judges
+from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.cli import parse_config
 
 logger = logging.getLogger(__name__)
 
 DISTRIBUTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 def take_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -51,126 +52,165 @@ def take_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
 
 
 @dataclass
-class Judges:
-    """The models that score, loaded once.
+class Bench:
+    """Where jobs are done.
 
     Attributes:
-        dino: for DINO.
-        clip: for CLIP-I and CLIP-T.
+        config: the benchmark's settings.
+        judges: who scores.
+        device: where to draw.
     """
 
-    dino: Dino
-    clip: Clip
+    config: BenchmarkConfig
+    judges: Judges
+    device: torch.device
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """What stands beside every score: the models, what they are by their weights, and the libraries."""
-        libraries = {name: version(name) for name in LIBRARIES}
-        return {"dino": self.dino.identity, "clip": self.clip.identity, **libraries}
+    @cached_property
+    def base(self) -> DiffusionPipeline:
+        """The base model itself, loaded when it is first needed."""
+        return load_pipeline(self.config.base_model, self.device)
+
+    @cached_property
+    def base_hash(self) -> str | None:
+        """The identity of the base's UNet."""
+        return base_hash(self.base.unet)
+
+    def run(self, jobs: Sequence[Job]) -> dict[str, str]:
+        """Do the jobs that are not done; return the errors of those that failed, by key."""
+        failed: dict[str, str] = {}
+        for job in (progress := tqdm(jobs, unit="job")):
+            progress.set_postfix_str(job.key)
+            try:
+                self.run_job(job)
+            except Exception as error:  # one failure must not cost the others
+                logger.error("%s failed: %s", job.key, first_line(error))
+                logger.debug("traceback", exc_info=True)
+                failed[job.key] = f"{type(error).__name__}: {error}"
+                write_text(self.config.output_dir / "results" / f"{job.key}.error.txt", failed[job.key])
+        return failed
+
+    def run_job(self, job: Job) -> None:
+        """Train, draw and score one subject, each unless it is there; the scores are written last.
+
+        Raises:
+            ValueError: scores or images are there that were made with other settings.
+        """
+        result = self.config.output_dir / "results" / f"{job.key}.json"
+        if result.is_file():
+            self._check(result, job)
+            return
+        images, run = self._images(job), self.config.output_dir / "runs" / job.key
+        record = {
+            "arm": job.arm,
+            "learning_rate": job.settings.get("learning_rate"),
+            "subject": job.subject.name,
+            "seed": job.seed,
+            "judges": self.judges.identity,
+            **json.loads((images / "facts.json").read_text()),
+            **self._score(job, images),
+        }
+        write_text(result, json.dumps(record))
+        result.with_name(f"{result.stem}.error.txt").unlink(missing_ok=True)
+        if not self.config.keep_runs and run.exists():
+            shutil.rmtree(run)
+
+    def _images(self, job: Job) -> Path:
+        """The folder of the job's images, drawn with what it trains if it is not there; whole or not at all."""
+        folder, run = self.config.output_dir / "images" / job.key, self.config.output_dir / "runs" / job.key
+        if folder.is_dir():
+            self._check(folder / "facts.json", job)
+            return folder
+        facts: dict[str, Any] = {"settings_hash": job.hash(self.config), "base_hash": self.base_hash}
+        pipe = self.base
+        if job.arm != BASE:
+            facts |= self._train(job, run)
+            pipe = load_run(run, self.device)
+            facts["distances"] = mean_distances(pipe.unet, self.base.unet, job.method)
+        with atomic_path(folder) as temporary:
+            for name, asked in job.asked(self.config).items():
+                (temporary / name).mkdir(parents=True)
+                self._draw(pipe, asked, temporary / name)
+            write_text(temporary / "facts.json", json.dumps(facts))
+        return folder
+
+    def _train(self, job: Job, run: Path) -> dict[str, Any]:
+        AcceleratorState._reset_state(True)  # of the run before
+        GradientState._reset_state()
+        dreambooth.run(job.training_config(self.config, run))
+        known = json.loads((run / "provenance.json").read_text())
+        return {name: known[name] for name in ("trained_parameters", "seconds")}
+
+    def _draw(self, pipe: DiffusionPipeline, asked: Asked, folder: Path) -> None:
+        config = self.config
+        drawn = draw(pipe, asked, config.batch_size, config.num_inference_steps, config.guidance_scale)
+        for name, picture in zip(
+            asked.names, tqdm(drawn, total=len(asked.names), desc="draw", leave=False), strict=True
+        ):
+            picture.save(folder / name)
+
+    def _score(self, job: Job, images: Path) -> dict[str, Any]:
+        """What the judges say, by kind of image: rows with the file and the prompt of each."""
+        asked = job.asked(self.config)
+        paths = {kind: [images / kind / name for name in each.names] for kind, each in asked.items()}
+        references = References(list_images(job.subject.references), self.judges)
+        scored = score_images(paths["images"], asked["images"].prompts, references, self.judges, self.config.token)
+        rows = {"images": scored.images, "prompts": scored.prompts}
+        if paths["class_images"]:
+            rows["class_images"] = score_class_images(paths["class_images"], references, self.judges)
+        if paths["unrelated"]:
+            before = self._images(job.of_base) / "unrelated"
+            rows["unrelated"] = score_drift(
+                paths["unrelated"], [before / name for name in asked["unrelated"].names], self.judges
+            )
+        named = {
+            kind: [
+                {"file": name, "prompt": prompt} | row
+                for name, prompt, row in zip(each.names, each.prompts, rows.get(kind, []), strict=True)
+            ]
+            for kind, each in asked.items()
+        }
+        return {
+            "references": [path.name for path in references.paths],
+            "real": references.among(self.judges),
+            "prompts": rows["prompts"],
+            **named,
+        }
+
+    def _check(self, path: Path, job: Job) -> None:
+        """Refuse what is there if it was made with other settings, from another base, or scored by other judges."""
+        known = json.loads(path.read_text())
+        judges = {name: self.judges.identity.get(name) for name in known.get("judges", {}) if name != "libraries"}
+        now = {"settings_hash": job.hash(self.config), "base_hash": self.base_hash, "judges": judges}
+        before = {**known, "judges": {name: known["judges"][name] for name in judges}}
+        if changed := [name for name, value in now.items() if before[name] != value]:
+            what = {"settings_hash": "other settings", "base_hash": "another base", "judges": "other judges"}
+            reasons = " and ".join(what[name] for name in changed)
+            raise ValueError(f"{path} was made with {reasons}: remove it, or choose another output_dir")
 
 
-def run_jobs(jobs: list[Job], config: BenchmarkConfig, judges: Judges, device: torch.device) -> dict[str, str]:
-    """Do the jobs that are not done; return the errors of those that failed, by key."""
-    failed: dict[str, str] = {}
-    for job in (progress := tqdm(jobs, unit="job")):
-        progress.set_postfix_str(job.key)
-        try:
-            run_job(job, config, judges, device)
-        except Exception as error:  # one failure must not cost the others
-            logger.error("%s failed: %s", job.key, first_line(error))
-            logger.debug("traceback", exc_info=True)
-            failed[job.key] = f"{type(error).__name__}: {error}"
-            write_text(config.output_dir / "results" / f"{job.key}.error.txt", failed[job.key])
-    return failed
-
-
-def run_job(job: Job, config: BenchmarkConfig, judges: Judges, device: torch.device) -> None:
-    """Train, draw and score one subject, each unless it is there; the scores are written last.
+def run_benchmark(config: BenchmarkConfig) -> list[Job]:
+    """Do this process's share of the jobs, write the summary of all that are done, print it; return all the jobs.
 
     Raises:
-        ValueError: scores or images are there that were made with other settings.
+        SystemExit: a setting is impossible, a judge is missing, or jobs failed.
     """
-    result = config.output_dir / "results" / f"{job.key}.json"
-    if result.is_file():
-        _check_settings(result, job, config)
-        return
-    images, run = config.output_dir / "images" / job.key, config.output_dir / "runs" / job.key
-    facts: dict[str, Any] = {"settings_hash": job.hash(config)}
-    if images.is_dir():
-        _check_settings(images / "facts.json", job, config)
-    else:
-        if job.arm != BASE:
-            facts |= _train(job, config, run)
-        pipe = load_pipeline(config.base_model, device) if job.arm == BASE else load_run(run, device)
-        with atomic_path(images) as temporary:
-            temporary.mkdir()
-            _draw_all(pipe, job, config, temporary)
-            write_text(temporary / "facts.json", json.dumps(facts))
-    rows = score_images(images, job.subject, config, judges)
-    record = {
-        "arm": job.arm,
-        "learning_rate": job.settings.get("learning_rate"),
-        "subject": job.subject.name,
-        "seed": job.seed,
-        "judges": judges.identity,
-        **json.loads((images / "facts.json").read_text()),
-        "images": rows,
-    }
-    write_text(result, json.dumps(record))
-    result.with_name(f"{result.stem}.error.txt").unlink(missing_ok=True)
-    if not config.keep_runs and run.exists():
-        shutil.rmtree(run)
-
-
-def score_images(images: Path, subject: Subject, config: BenchmarkConfig, judges: Judges) -> list[dict[str, Any]]:
-    """One row per image: prompt, DINO and CLIP-I as means over the references, CLIP-T without and with the token.
-
-    Every image goes through each judge once.
-    """
-    prompts = [prompt for prompt in subject.prompts for _ in range(config.images_per_prompt)]
-    names = [f"{number:04d}.png" for number in range(len(prompts))]
-    pictures = [load_image(images / name) for name in names]
-    references = [load_image(path) for path in list_images(subject.references)]
-    by_dino = judges.dino.image_features(pictures) @ judges.dino.image_features(references).T
-    seen = judges.clip.image_features(pictures)
-    by_clip = seen @ judges.clip.image_features(references).T
-    written = [prompt.format(token=config.token) for prompt in prompts]
-    bare = [without_token(prompt, config.token) for prompt in written]
-    by_text = {"clip_t": bare, "clip_t_written": written}
-    said = {name: (seen * judges.clip.text_features(texts)).sum(-1) for name, texts in by_text.items()}
-    return [
-        {
-            "file": name,
-            "prompt": written[row],
-            "dino": by_dino[row].mean().item(),
-            "clip_i": by_clip[row].mean().item(),
-            **{metric: values[row].item() for metric, values in said.items()},
-        }
-        for row, name in enumerate(names)
-    ]
-
-
-def _check_settings(path: Path, job: Job, config: BenchmarkConfig) -> None:
-    if (made_with := json.loads(path.read_text())["settings_hash"]) != job.hash(config):
-        raise ValueError(f"{path} was made with other settings ({made_with}): remove it, or choose another output_dir")
-
-
-def _train(job: Job, config: BenchmarkConfig, run: Path) -> dict[str, Any]:
-    AcceleratorState._reset_state(True)  # of the run before
-    GradientState._reset_state()
-    dreambooth.run(job.training_config(config, run))
-    known = json.loads((run / "provenance.json").read_text())
-    return {name: known[name] for name in ("trained_parameters", "seconds", "base_hash")}
-
-
-def _draw_all(pipe: Any, job: Job, config: BenchmarkConfig, folder: Path) -> None:
-    asked = [
-        prompt.format(token=config.token) for prompt in job.subject.prompts for _ in range(config.images_per_prompt)
-    ]
-    seeds = [generator(job.seed, "image", number).initial_seed() for number in range(len(asked))]
-    drawn = draw(pipe, asked, seeds, config.batch_size, config.num_inference_steps, config.guidance_scale)
-    for number, picture in enumerate(tqdm(drawn, total=len(asked), desc="draw", leave=False)):
-        picture.save(folder / f"{number:04d}.png")
+    index, count = take_share()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
+        jobs = all_jobs(config, subjects)
+        for job in jobs:
+            job.training_config(config, config.output_dir)  # a mistake in the last arm shows before the first one runs
+        judges = load_judges(config.dino, config.clip, config.lpips, config.lpips_net, config.lpips_size, device=device)
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    failed = Bench(config, judges, device).run(jobs[index::count])
+    print(write_summary(config.output_dir, jobs))
+    for key, reason in failed.items():
+        print(f"{key}: {reason}", file=sys.stderr)
+    if failed:
+        raise SystemExit(f"{len(failed)} jobs failed; the same command tries them again")
+    return jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -180,20 +220,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: a setting is impossible, or jobs failed.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    index, count = take_share()
-    config = parse_config(BenchmarkConfig, arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
-        jobs = all_jobs(config, subjects)
-        for job in jobs:
-            job.training_config(config, config.output_dir)  # a mistake in the last arm shows before the first one runs
-        judges = Judges(Dino(config.dino, device), Clip(config.clip, device))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    failed = run_jobs(jobs[index::count], config, judges, device)
-    print(write_summary(config.output_dir, jobs))
-    for key, reason in failed.items():
-        print(f"{key}: {reason}", file=sys.stderr)
-    if failed:
-        raise SystemExit(f"{len(failed)} jobs failed; the same command tries them again")
+    run_benchmark(parse_config(BenchmarkConfig, arguments))

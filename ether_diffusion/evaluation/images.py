@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -47,21 +48,34 @@ def load_pipeline(name: str, device: torch.device | str = "cpu") -> DiffusionPip
     return pipe
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Images to draw.
+
+    Attributes:
+        prompts: of each.
+        seeds: of each one's noise.
+    """
+
+    prompts: list[str]
+    seeds: list[int]
+
+    @property
+    def names(self) -> list[str]:
+        """Their files, in order: ``0000.png`` and so on."""
+        return [f"{number:04d}.png" for number in range(len(self.prompts))]
+
+
 @torch.no_grad()
 def draw(
-    pipe: DiffusionPipeline,
-    prompts: list[str],
-    seeds: list[int],
-    batch_size: int,
-    num_inference_steps: int,
-    guidance_scale: float,
+    pipe: DiffusionPipeline, asked: Asked, batch_size: int, num_inference_steps: int, guidance_scale: float
 ) -> Iterator[Image.Image]:
     """One picture per prompt and seed, at the pipeline's own resolution."""
-    for start in range(0, len(prompts), batch_size):
+    for start in range(0, len(asked.prompts), batch_size):
         part = slice(start, start + batch_size)
         yield from pipe(
-            prompts[part],
+            asked.prompts[part],
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+            generator=[torch.Generator().manual_seed(seed) for seed in asked.seeds[part]],
         ).images

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ether_diffusion.data.randomness import generator
+from ether_diffusion.evaluation.images import Asked
 from ether_diffusion.evaluation.protocols import Subject
+from ether_diffusion.metrics.judges import CLIP, DINO, LPIPS_SIZE
 from ether_diffusion.training.config import DreamBoothConfig
 
+HASHED = (
+    *("training", "token", "images_per_prompt", "class_images", "num_inference_steps", "guidance_scale"),
+    *("dino", "clip", "lpips", "lpips_net", "lpips_size"),
+)
+"""Settings of a benchmark that its scores depend on."""
 BASE = "base"
 """The arm that trains nothing: the base model itself, asked the same prompts."""
 
@@ -30,11 +39,16 @@ class BenchmarkConfig:
         seeds: one run for each.
         token: the rare word.
         images_per_prompt: images drawn for each prompt.
+        class_images: images drawn for the bare class, for PRES; 0 for none.
+        drift: draw the subject's unrelated prompts, too, and compare with the base's images.
         batch_size: images drawn at a time.
         num_inference_steps: denoising steps of an image.
         guidance_scale: classifier-free guidance of an image.
         dino: judge of DINO: a Hub id, a folder or playground.
-        clip: judge of CLIP-I and CLIP-T, likewise.
+        clip: judge of CLIP-I and CLIP-T, likewise, or anytorch: and a model of clip-anytorch.
+        lpips: file with the weights of LPIPS' trunk, or lpips for that package's; without it there is no LPIPS or DIV.
+        lpips_net: alex or vgg.
+        lpips_size: pixels of the squares that LPIPS compares.
         keep_runs: keep what was trained, not only the images and scores.
     """
 
@@ -47,11 +61,16 @@ class BenchmarkConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     token: str = "qwe"
     images_per_prompt: int = 4
+    class_images: int = 4
+    drift: bool = True
     batch_size: int = 8
     num_inference_steps: int = 25
     guidance_scale: float = 7.5
-    dino: str = "facebook/dino-vits16"
-    clip: str = "openai/clip-vit-large-patch14"
+    dino: str = DINO
+    clip: str = CLIP
+    lpips: str | None = None
+    lpips_net: Literal["alex", "vgg"] = "alex"
+    lpips_size: int = LPIPS_SIZE
     keep_runs: bool = False
 
     def __post_init__(self) -> None:
@@ -98,10 +117,34 @@ class Job:
 
     def hash(self, config: BenchmarkConfig) -> str:
         """Stands for all settings that its scores depend on, the arm's and the benchmark's."""
-        names = ("training", "token", "images_per_prompt", "num_inference_steps", "guidance_scale", "dino", "clip")
-        settings = {name: getattr(config, name) for name in names}
+        settings = {name: getattr(config, name) for name in HASHED}
         settings |= {"arm": self.settings, "class": self.subject.class_word, "prompts": self.subject.prompts}
+        settings["unrelated"] = self.subject.unrelated if config.drift else ()
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def method(self) -> str:
+        """What trains: a method of train_dreambooth.py."""
+        return str(self.settings.get("method", DreamBoothConfig.method))
+
+    @property
+    def of_base(self) -> Job:
+        """The base, asked the same."""
+        return Job(BASE, {}, self.subject, self.seed)
+
+    def asked(self, config: BenchmarkConfig) -> dict[str, Asked]:
+        """All images of the job: of the subject, of the class, for unrelated prompts; every arm has the same seeds."""
+        return {
+            "images": self._ask(
+                "image", [p.format(token=config.token) for p in self.subject.prompts], config.images_per_prompt
+            ),
+            "class_images": self._ask("class", [f"a photo of a {self.subject.class_word}"], config.class_images),
+            "unrelated": self._ask("unrelated", self.subject.unrelated, int(config.drift)),
+        }
+
+    def _ask(self, stream: str, prompts: Sequence[str], each: int) -> Asked:
+        asked = [prompt for prompt in prompts for _ in range(each)]
+        return Asked(asked, [generator(self.seed, stream, number).initial_seed() for number in range(len(asked))])
 
     def training_config(self, config: BenchmarkConfig, folder: Path) -> DreamBoothConfig:
         """The settings of its training run, which draws no samples of its own.

@@ -10,10 +10,24 @@ from pathlib import Path
 import yaml
 
 from ether_diffusion.config import suggestion
-from ether_diffusion.playground.world import SUBJECTS, subject, write_subject
+from ether_diffusion.playground.world import BACKGROUNDS, COLOURS, KINDS, SUBJECTS, subject, write_subject
+from ether_diffusion.playground.world.captions import where_phrases, with_article
 
 LIVE_CLASSES = ("cat", "dog")
 """Classes of the DreamBooth benchmark whose subjects are alive and get the other prompt list."""
+UNRELATED = (
+    "a bowl of ramen with a boiled egg",
+    "a sailing boat off a rocky coast at sunset",
+    "an astronaut reading a newspaper",
+    "a red brick lighthouse in the fog",
+    "a street market in the rain, oil painting",
+    "a steam locomotive crossing a viaduct",
+    "a portrait of an old fisherman",
+    "a field of sunflowers under a stormy sky",
+    "a chess board seen from above",
+    "the interior of a modern library",
+)
+"""Prompts that no subject of the DreamBooth benchmark is of."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +39,14 @@ class Subject:
         class_word: what it is: "dog".
         references: folder with its photos.
         prompts: what to draw, with ``{token}`` where the rare word goes.
+        unrelated: what has nothing to do with the subject, to see whether the finetuning changed it all the same.
     """
 
     name: str
     class_word: str
     references: Path
     prompts: tuple[str, ...]
+    unrelated: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if without := [prompt for prompt in self.prompts if "{token}" not in prompt]:
@@ -44,7 +60,8 @@ def load_protocol(name: str, data_dir: Path | None, work: Path, only: Sequence[s
 
     Args:
         name: ``playground``; ``dreambooth``, whose 30 folders and ``prompts_and_classes.txt`` lie in ``data_dir``; or a
-            YAML file: a list of ``{name, class, references, prompts}``, folders relative to the file.
+            YAML file: a list of ``{name, class, references, prompts}``, folders relative to the file; ``unrelated``
+            prompts may be named, too.
         data_dir: where the photos of ``dreambooth`` are.
         work: folder that the playground's photos are drawn into.
         only: names of the subjects to take; all where it is empty.
@@ -74,8 +91,19 @@ def _playground(work: Path) -> list[Subject]:
         individual = subject(name)
         if not (work / name).exists():
             write_subject(name, work / name)
-        found.append(Subject(name, individual.class_word, work / name, individual.prompts))
+        kind = individual.class_word
+        found.append(Subject(name, kind, work / name, individual.prompts, _other_things(kind)))
     return found
+
+
+def _other_things(kind: str) -> tuple[str, ...]:
+    """A prompt for every other class of the playground, each in a colour and a place of its own."""
+    colours, places = list(COLOURS), [where_phrases(background)[0] for background in BACKGROUNDS]
+    return tuple(
+        f"{with_article(f'{colours[number % len(colours)]} {other}')} {places[number % len(places)]}"
+        for number, other in enumerate(KINDS)
+        if other != kind
+    )
 
 
 def _dreambooth(data_dir: Path) -> list[Subject]:
@@ -92,7 +120,7 @@ def _dreambooth(data_dir: Path) -> list[Subject]:
         if name == "subject_name":
             continue
         prompts = tuple(p.replace("{0}", "{token}").replace("{1}", kind) for p in lists[kind in LIVE_CLASSES])
-        found.append(Subject(name, kind, _folder(data_dir / name), prompts))
+        found.append(Subject(name, kind, _folder(data_dir / name), prompts, UNRELATED))
     return found
 
 
@@ -100,15 +128,21 @@ def _from_yaml(path: Path) -> list[Subject]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; a protocol is playground, dreambooth or a YAML file of subjects")
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    keys = {"name", "class", "references", "prompts"}
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and set(entry) == keys for entry in entries):
+    keys, more = {"name", "class", "references", "prompts"}, {"unrelated"}
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and keys <= set(entry) <= keys | more for entry in entries
+    ):
         raise ValueError(f"{path}: a list of subjects is expected, each with {', '.join(sorted(keys))}")
     names = [entry["name"] for entry in entries]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{path}: several subjects are called {', '.join(sorted(twice))}")
     return [
         Subject(
-            str(entry["name"]), str(entry["class"]), _folder(path.parent / entry["references"]), tuple(entry["prompts"])
+            str(entry["name"]),
+            str(entry["class"]),
+            _folder(path.parent / entry["references"]),
+            tuple(entry["prompts"]),
+            tuple(entry.get("unrelated", ())),
         )
         for entry in entries
     ]

@@ -1,18 +1,24 @@
-"""Subject fidelity after DreamBooth (arXiv 2208.12242): do the images show this subject, and what the prompt says?"""
+"""Subject fidelity after DreamBooth (arXiv 2208.12242): do the images show this subject, and what the prompt says?
+
+All features are of unit length, so that their products are cosines.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 
-def subject_similarity(generated: Tensor, references: Tensor) -> float:
-    """Mean cosine over all pairs of generated and real images: DINO or CLIP-I, by whose features they are.
+def pair_similarity(images: Tensor, references: Tensor) -> Tensor:
+    """Cosines of all pairs, (N, M): DINO or CLIP-I by whose features they are, whose mean over all is the score.
+
+    PRES, DreamBooth's measure of prior preservation, is the same with the images of the *bare class* in place of
+    the subject's: how much of the subject has leaked into them; lower is better.
 
     Args:
-        generated: unit features (N, d).
+        images: unit features (N, d) of generated images.
         references: unit features (M, d) of the subject's own images.
     """
-    return (generated @ references.T).mean().item()
+    return images @ references.T
 
 
 def similarity_among(references: Tensor) -> float:
@@ -31,14 +37,26 @@ def similarity_among(references: Tensor) -> float:
     return ((cosines.sum() - cosines.trace()) / (count * (count - 1))).item()
 
 
-def prompt_similarity(generated: Tensor, prompts: Tensor) -> float:
-    """Mean cosine of each generated image and its own prompt: CLIP-T.
+def prompt_similarity(images: Tensor, prompts: Tensor) -> Tensor:
+    """Cosine of each image and its own prompt, (N,); their mean is CLIP-T.
 
     Args:
-        generated: unit image features (N, d).
+        images: unit image features (N, d).
         prompts: unit text features (N, d).
     """
-    return (generated * prompts).sum(-1).mean().item()
+    return (images * prompts).sum(-1)
+
+
+def drift(images: Tensor, base: Tensor) -> Tensor:
+    """(1 - cos) / 2 of each image and the base's for the same prompt and seed, (N,): 0 is none, 1 the greatest.
+
+    For prompts that have nothing to do with the subject: what the finetuning changed where it should change nothing.
+
+    Args:
+        images: unit features (N, d) of images with the adapter.
+        base: unit features (N, d) of images without it.
+    """
+    return (1 - (images * base).sum(-1)) / 2
 
 
 def without_token(prompt: str, token: str) -> str:

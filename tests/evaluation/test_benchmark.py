@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import random
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,10 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.evaluation import benchmark
-from ether_diffusion.evaluation.benchmark import run_jobs, take_share
-from ether_diffusion.evaluation.images import draw, load_pipeline, load_run
+from ether_diffusion.evaluation.benchmark import Bench, take_share
+from ether_diffusion.evaluation.images import Asked, draw, load_pipeline, load_run
 from ether_diffusion.evaluation.jobs import BenchmarkConfig, Job, all_jobs
 from ether_diffusion.evaluation.protocols import Subject
+from ether_diffusion.evaluation.summary import write_summary
+from ether_diffusion.metrics.backbones import Picture, as_rgb
+from ether_diffusion.metrics.scoring import Judges
 from ether_diffusion.training import dreambooth
 
 CPU = torch.device("cpu")
@@ -34,14 +41,14 @@ def fresh_accelerate() -> Iterator[None]:
 class Colours:
     """A judge to whom an image is its mean colour and a text its length; it counts what it looks at."""
 
-    identity = "colours"
+    identity: ClassVar = {"model": "colours"}
 
     def __init__(self) -> None:
         self.looks = 0
 
-    def image_features(self, images: list[Image.Image]) -> Tensor:
+    def image_features(self, images: list[Picture], show: str | None = None) -> Tensor:
         self.looks += len(images)
-        means = torch.tensor(np.array([np.asarray(image, np.float32).mean((0, 1)) for image in images]))
+        means = torch.tensor(np.array([np.asarray(as_rgb(image), np.float32).mean((0, 1)) for image in images]))
         return torch.nn.functional.normalize(means, dim=-1)
 
     def text_features(self, prompts: list[str]) -> Tensor:
@@ -49,7 +56,11 @@ class Colours:
 
 
 def judges() -> Any:
-    return benchmark.Judges(Colours(), Colours())  # type: ignore[arg-type]
+    return Judges(Colours(), Colours())  # type: ignore[arg-type]
+
+
+def run_jobs(jobs: list[Job], config: BenchmarkConfig, judges: Judges) -> dict[str, str]:
+    return Bench(config, judges, CPU).run(jobs)
 
 
 @pytest.fixture
@@ -58,7 +69,7 @@ def dog(tmp_path: Path) -> Subject:
     folder.mkdir()
     for shade in (40, 200):
         Image.new("RGB", (32, 32), (shade, 90, 60)).save(folder / f"{shade}.png")
-    return Subject("dog", "dog", folder, ("a {token} dog", "a {token} dog in snow"))
+    return Subject("dog", "dog", folder, ("a {token} dog", "a {token} dog in snow"), ("a red cat",))
 
 
 @pytest.fixture
@@ -99,19 +110,23 @@ def test_a_setting_that_does_not_exist_is_refused_with_its_arm(config: Benchmark
 
 def test_images_are_scored_pair_by_pair_and_looked_at_once(config: BenchmarkConfig, dog: Subject) -> None:
     jobs, eyes = all_jobs(config, [dog]), judges()
-    assert run_jobs(jobs, config, eyes, CPU) == {}
-    assert eyes.dino.looks == eyes.clip.looks == 3 * (4 + 2)
+    assert run_jobs(jobs, config, eyes) == {}
+    assert eyes.clip.looks == 3 * (4 + 2)
+    assert eyes.dino.looks == 3 * (4 + 2 + 4 + 2 * 1)  # and those of the class, and for unrelated prompts, twice
     record = rows_of(config, jobs[1])
     assert record["trained_parameters"] == {"unet": sum(record["trained_parameters"].values())}
     assert [row["prompt"] for row in record["images"]] == 2 * ["a qwe dog"] + 2 * ["a qwe dog in snow"]
     photos = Colours().image_features([Image.open(path).convert("RGB") for path in sorted(dog.references.iterdir())])
     for row in record["images"]:
-        picture = Image.open(config.output_dir / "images" / jobs[1].key / row["file"])
+        picture = Image.open(config.output_dir / "images" / jobs[1].key / "images" / row["file"])
         seen = Colours().image_features([picture])
         assert row["dino"] == pytest.approx(np.mean([float(seen[0] @ photo) for photo in photos]), abs=1e-6)
         text = Colours().text_features([row["prompt"].replace("qwe ", "")])
         assert row["clip_t"] == pytest.approx(float(seen[0] @ text[0]), abs=1e-6)
-    images = [np.asarray(Image.open(config.output_dir / "images" / job.key / "0000.png")).astype(int) for job in jobs]
+    images = [
+        np.asarray(Image.open(config.output_dir / "images" / job.key / "images" / "0000.png")).astype(int)
+        for job in jobs
+    ]
     assert all(np.abs(a - b).max() > 0 for a, b in ((images[0], images[1]), (images[1], images[2])))
 
 
@@ -119,11 +134,11 @@ def test_a_killed_benchmark_goes_on_where_it_was(
     config: BenchmarkConfig, dog: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = all_jobs(config, [dog])
-    run_jobs(jobs, config, judges(), CPU)
+    run_jobs(jobs, config, judges())
     whole = [rows_of(config, job)["images"] for job in jobs]
 
     config.output_dir = tmp_path / "killed"
-    stages = [(dreambooth, "run"), (benchmark, "_draw_all"), (benchmark, "score_images")]
+    stages: list[tuple[Any, str]] = [(dreambooth, "run"), (Bench, "_draw"), (benchmark, "score_images")]
     for module, name in stages:
         with monkeypatch.context() as patch:
 
@@ -132,13 +147,43 @@ def test_a_killed_benchmark_goes_on_where_it_was(
 
             patch.setattr(module, name, killed)
             with pytest.raises(KeyboardInterrupt):
-                run_jobs(jobs[1:2], config, judges(), CPU)
-    run_jobs(jobs, config, judges(), CPU)
+                run_jobs(jobs[1:2], config, judges())
+    run_jobs(jobs, config, judges())
     assert [rows_of(config, job)["images"] for job in jobs] == whole
 
     eyes = judges()
-    run_jobs(jobs, config, eyes, CPU)
+    run_jobs(jobs, config, eyes)
     assert eyes.dino.looks == 0
+
+
+def test_five_kills_at_random_moments_do_not_change_the_summary(
+    config: BenchmarkConfig, dog: Subject, tmp_path: Path
+) -> None:
+    """SIGKILL, as by a machine that goes down; each time the benchmark is started again."""
+    jobs, forked = all_jobs(config, [dog]), multiprocessing.get_context("fork")
+    config.training["max_train_steps"] = 5
+
+    def benchmark_of(folder: Path) -> None:
+        config.output_dir = folder
+        run_jobs(jobs, config, judges())
+        write_summary(folder, jobs)
+
+    began = time.monotonic()
+    benchmark_of(tmp_path / "whole")
+    whole = time.monotonic() - began
+    moments, killed = random.Random(5), 0
+    for _ in range(5):
+        process = forked.Process(target=benchmark_of, args=(tmp_path / "killed",))
+        process.start()
+        process.join(moments.uniform(0.1, 0.6) * whole)
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed >= 2
+    benchmark_of(tmp_path / "killed")
+    summaries = [(tmp_path / name / "summary.json").read_text() for name in ("whole", "killed")]
+    assert summaries[0] == summaries[1]
+    assert json.loads(summaries[0])["missing"] == []
 
 
 def test_a_job_that_fails_is_told_and_the_rest_goes_on(config: BenchmarkConfig, dog: Subject, tmp_path: Path) -> None:
@@ -146,21 +191,32 @@ def test_a_job_that_fails_is_told_and_the_rest_goes_on(config: BenchmarkConfig, 
     empty.references.mkdir()
     config.arms = {"ether": {"method": "ether"}}
     jobs = all_jobs(config, [empty, dog])
-    failed = run_jobs(jobs, config, judges(), CPU)
+    failed = run_jobs(jobs, config, judges())
     assert set(failed) == {"base/cat/seed-0", "ether/cat/seed-0"}
     assert rows_of(config, jobs[3])["subject"] == "dog"
     assert (config.output_dir / "results" / "ether/cat/seed-0.error.txt").is_file()
     for shade in (1, 2):
         Image.new("RGB", (32, 32), (shade, 2, 3)).save(empty.references / f"{shade}.png")
-    assert run_jobs(jobs, config, judges(), CPU) == {}
+    assert run_jobs(jobs, config, judges()) == {}
     assert not list((config.output_dir / "results").rglob("*.error.txt"))
 
 
 def test_scores_of_other_settings_are_not_mixed_in(config: BenchmarkConfig, dog: Subject) -> None:
     jobs = all_jobs(config, [dog])[:1]
-    run_jobs(jobs, config, judges(), CPU)
+    run_jobs(jobs, config, judges())
     config.guidance_scale = 3
-    assert "other settings" in run_jobs(jobs, config, judges(), CPU)[jobs[0].key]
+    assert "other settings" in run_jobs(jobs, config, judges())[jobs[0].key]
+
+
+def test_scores_of_other_judges_and_another_base_are_not_mixed_in(config: BenchmarkConfig, dog: Subject) -> None:
+    job = all_jobs(config, [dog])[0]
+    assert run_jobs([job], config, judges()) == {}
+    others = judges()
+    others.dino.identity = {"model": "colours", "weights": "others"}
+    assert "other judges" in run_jobs([job], config, others)[job.key]
+    path = config.output_dir / "results" / f"{job.key}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_hash": "0123"}))
+    assert "another base" in run_jobs([job], config, judges())[job.key]
 
 
 @pytest.mark.parametrize("killed_before_scoring", [False, True])
@@ -169,13 +225,13 @@ def test_an_arm_that_changed_is_not_taken_for_the_old_one(
 ) -> None:
     config.arms = {"mine": {"method": "ether", "n_blocks": 1}}
     job = all_jobs(config, [dog])[1]
-    run_jobs([job], config, judges(), CPU)
+    run_jobs([job], config, judges())
     if killed_before_scoring:
         (config.output_dir / "results" / f"{job.key}.json").unlink()
     config.arms["mine"]["n_blocks"] = 2
     changed = all_jobs(config, [dog])[1]
     assert changed.key == job.key
-    assert "other settings" in run_jobs([changed], config, judges(), CPU)[job.key]
+    assert "other settings" in run_jobs([changed], config, judges())[job.key]
 
 
 METHODS = ("ether", "ether_plus", "naive", "lora", "oft", "boft", "hra", "full")
@@ -193,14 +249,15 @@ def test_every_method_is_loaded_as_it_was_trained(
     GradientState._reset_state()
     dreambooth.run(training)
     sample = np.asarray(Image.open(tmp_path / "run" / "samples" / "step-000002" / "00.png")).astype(int)
+    asked = Asked(["a qwe dog"], [0])
     arguments = {"batch_size": 1, "num_inference_steps": 3, "guidance_scale": training.guidance_scale}
     pipe = load_run(tmp_path / "run")
     pipe.unet.config.sample_size = 32 // pipe.vae_scale_factor
-    again = np.asarray(next(draw(pipe, ["a qwe dog"], [0], **arguments))).astype(int)  # type: ignore[arg-type]
+    again = np.asarray(next(draw(pipe, asked, **arguments))).astype(int)  # type: ignore[arg-type]
     assert np.abs(again - sample).max() <= 1
     base = load_pipeline(config.base_model)
     base.unet.config.sample_size = pipe.unet.config.sample_size
-    before = np.asarray(next(draw(base, ["a qwe dog"], [0], **arguments))).astype(int)  # type: ignore[arg-type]
+    before = np.asarray(next(draw(base, asked, **arguments))).astype(int)  # type: ignore[arg-type]
     assert np.abs(before - sample).max() > 3
 
 

@@ -13,6 +13,7 @@ import yaml
 from ether_diffusion.evaluation.benchmark import main
 from ether_diffusion.evaluation.jobs import BenchmarkConfig, all_jobs
 from ether_diffusion.evaluation.protocols import load_protocol
+from ether_diffusion.evaluation.summary import REAL
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,10 +28,15 @@ def test_a_benchmark_on_the_playground(tmp_path: Path, capsys: pytest.CaptureFix
     main(arguments)
     assert "| ether_plus |" in capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [row["arm"] for row in summary["rows"]] == ["base", "ether_plus"]
+    assert [row["arm"] for row in summary["rows"]] == [REAL, "base", "ether_plus"]
     assert summary["missing"] == []
-    prompts = load_protocol("playground", None, tmp_path / "out" / "subjects", ["gift-box"])[0].prompts
-    assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 2 * len(prompts)
+    base, tuned = summary["rows"][1:]
+    assert base["scores"]["drift"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert tuned["scores"]["drift"]["mean"] > 1e-6
+    assert 0 < tuned["distances"]["transforms"] < 2**0.5 * 2  # four blocks
+    (box,) = load_protocol("playground", None, tmp_path / "out" / "subjects", ["gift-box"])
+    images = len(box.prompts) + len(box.unrelated) + config["class_images"]
+    assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 2 * images
     assert not (tmp_path / "out" / "runs").exists() or not list((tmp_path / "out" / "runs").rglob("*.safetensors"))
 
 

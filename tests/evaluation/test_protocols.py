@@ -75,10 +75,21 @@ def test_photos_that_are_missing_are_named(data: Path, tmp_path: Path) -> None:
         load_protocol("dreambooth", data / "dog", tmp_path)
 
 
+def test_unrelated_prompts_do_not_name_the_class(data: Path, tmp_path: Path) -> None:
+    for each in load_protocol("playground", None, tmp_path / "drawn"):
+        assert len(each.unrelated) == 7
+        assert not any(each.class_word in prompt.split() for prompt in each.unrelated)
+    dog = load_protocol("dreambooth", data, tmp_path)[0]
+    assert len(set(dog.unrelated)) == 10
+    assert not any("dog" in prompt for prompt in dog.unrelated)
+
+
 def test_a_file_of_ones_own(data: Path, tmp_path: Path) -> None:
     mine = data / "mine.yaml"
     mine.write_text('- {name: rex, class: dog, references: dog, prompts: ["a {token} dog"]}')
     assert load_protocol(str(mine), None, tmp_path) == [Subject("rex", "dog", data / "dog", ("a {token} dog",))]
+    mine.write_text('- {name: rex, class: dog, references: dog, prompts: ["a {token} dog"], unrelated: [a boat]}')
+    assert load_protocol(str(mine), None, tmp_path)[0].unrelated == ("a boat",)
     mine.write_text('- {name: rex, class: dog, references: dog, prompts: ["a dog"]}')
     with pytest.raises(ValueError, match=r"rex: prompts without \{token\}: a dog"):
         load_protocol(str(mine), None, tmp_path)

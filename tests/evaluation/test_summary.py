@@ -12,11 +12,11 @@ import pytest
 
 from ether_diffusion.evaluation.jobs import Job
 from ether_diffusion.evaluation.protocols import Subject
-from ether_diffusion.evaluation.summary import METRICS, best_rates, bootstrap, markdown, summarize, write_summary
+from ether_diffusion.evaluation.summary import REAL, best_rates, bootstrap, markdown, summarize, write_summary
 
 
 def result(arm: str, rate: float | None, subject: str, seed: int, values: list[float]) -> dict[str, Any]:
-    images = [{"file": f"{n}.png", "prompt": "p"} | dict.fromkeys(METRICS, value) for n, value in enumerate(values)]
+    images = [{"file": f"{n}.png", "prompt": "p", "dino": value, "clip_t": value / 2} for n, value in enumerate(values)]
     more = {} if arm == "base" else {"trained_parameters": {"unet": 7}}
     return {"arm": arm, "learning_rate": rate, "subject": subject, "seed": seed, "judges": {}, "images": images} | more
 
@@ -76,3 +76,28 @@ def test_what_is_not_done_is_named(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text())["missing"] == ["lora@0.001/dog/seed-0"]
     lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [(line["subject"], line["dino"]) for line in lines] == [("dog", 0.25), ("dog", 0.5)]
+
+
+def test_the_row_of_real_images_and_scores_of_other_kinds() -> None:
+    dog, cat = (result("lora", 1e-3, subject, 0, [0.5]) for subject in ("dog", "cat"))
+    dog |= {"real": {"dino": 0.8, "lpips": 0.6}, "class_images": [{"pres": 0.1}, {"pres": 0.3}]}
+    cat |= {"real": {"dino": 0.6}, "unrelated": [{"drift": 0.25}], "prompts": [{"prompt": "p", "div": 0.4}]}
+    real, row = summarize([dog, dict(dog), cat])
+    assert real["arm"] == REAL
+    assert real["scores"]["dino"]["mean"] == pytest.approx(0.7)
+    assert set(real["scores"]) == {"dino"}  # LPIPS is not known of every subject
+    means = {key: found["mean"] for key, found in row["scores"].items()}
+    assert means == {
+        **{"dino": 0.5, "clip_t": 0.25, "pres": pytest.approx(0.2)},
+        **{"drift": 0.25, "div": 0.4},
+    }
+    text = markdown([real, row])
+    assert text.splitlines()[0].endswith("| DINO ↑ | CLIP-T ↑ | DIV ↑ | PRES ↓ | drift ↓ |")
+    assert text.splitlines()[2].startswith(f"| {REAL} |  |  | 0.700 [0.600, 0.800] |  |")
+
+
+def test_distances_are_means_over_the_jobs() -> None:
+    jobs = [result("lora", 1e-3, subject, 0, [0.5]) for subject in ("dog", "cat")]
+    for job, value in zip(jobs, (1.0, 3.0), strict=True):
+        job["distances"] = {"weights": value, "transforms": None}
+    assert summarize(jobs)[0]["distances"] == {"weights": 2.0}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ether_diffusion.metrics.fidelity import prompt_similarity, similarity_among, subject_similarity, without_token
+from ether_diffusion.metrics.fidelity import drift, pair_similarity, prompt_similarity, similarity_among, without_token
 
 
 def unit(rows: int, seed: int) -> Tensor:
@@ -20,10 +20,12 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return math.fsum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
 
 
-def test_subject_similarity_is_over_all_pairs() -> None:
+def test_all_pairs_are_compared() -> None:
     generated, references = unit(4, 1), unit(3, 2)
-    pairs = [cosine(a, b) for a in generated for b in references]
-    assert subject_similarity(generated, references) == pytest.approx(sum(pairs) / 12, abs=1e-12)
+    found = pair_similarity(generated, references)
+    for i, a in enumerate(generated):
+        for j, b in enumerate(references):
+            assert found[i, j].item() == pytest.approx(cosine(a, b), abs=1e-12)
 
 
 def test_references_are_not_compared_with_themselves() -> None:
@@ -37,7 +39,15 @@ def test_references_are_not_compared_with_themselves() -> None:
 def test_prompts_are_compared_with_their_own_images() -> None:
     images, prompts = unit(4, 4), unit(4, 5)
     own = [cosine(a, b) for a, b in zip(images, prompts, strict=True)]
-    assert prompt_similarity(images, prompts) == pytest.approx(sum(own) / 4, abs=1e-12)
+    assert prompt_similarity(images, prompts).tolist() == pytest.approx(own, abs=1e-12)
+
+
+def test_drift_is_half_of_one_minus_the_cosine() -> None:
+    images, base = unit(4, 6), unit(4, 7)
+    moved = [(1 - cosine(a, b)) / 2 for a, b in zip(images, base, strict=True)]
+    assert drift(images, base).tolist() == pytest.approx(moved, abs=1e-12)
+    assert drift(images, images).tolist() == pytest.approx([0] * 4, abs=1e-12)
+    assert drift(images, -images).tolist() == pytest.approx([1] * 4, abs=1e-12)
 
 
 @pytest.mark.parametrize(

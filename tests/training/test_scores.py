@@ -12,6 +12,8 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from ether_diffusion.metrics.backbones import Picture, as_rgb
+from ether_diffusion.metrics.scoring import Judges
 from ether_diffusion.training.scores import NothingToScoreError, main, score_run
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -23,13 +25,17 @@ class Colours:
     def __init__(self) -> None:
         self.read: list[str] = []
 
-    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        return torch.tensor([image.getpixel((0, 0)) for image in images]) / 255.0
+    def image_features(self, images: Sequence[Picture], show: str | None = None) -> Tensor:
+        return torch.tensor([as_rgb(image).getpixel((0, 0)) for image in images]) / 255.0
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         self.read += prompts
         named = [[float(word in prompt) for word in ("red", "green", "blue")] for prompt in prompts]
         return torch.tensor(named)
+
+
+def judges(clip: Colours | None = None) -> Judges:
+    return Judges(Colours(), clip or Colours())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -56,7 +62,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_base_and_the_last_samples_are_scored(run: Path) -> None:
-    scores = score_run(run, Colours(), Colours())  # type: ignore[arg-type]
+    scores = score_run(run, judges())
     similarity = {"base": 0.0, "finetuned": 0.5, "references": 1.0}
     assert scores == {"DINO": similarity, "CLIP-I": similarity, "CLIP-T": {"base": 0.5, "finetuned": 1.0}}
     assert json.loads((run / "scores.json").read_text()) == scores
@@ -67,7 +73,7 @@ def test_the_base_and_the_last_samples_are_scored(run: Path) -> None:
 
 def test_prompts_are_read_without_the_token_and_as_written(run: Path) -> None:
     clip = Colours()
-    scores = score_run(run, Colours(), clip, token="qwe")  # type: ignore[arg-type]
+    scores = score_run(run, judges(clip), token="qwe")
     assert list(scores) == ["DINO", "CLIP-I", "CLIP-T", "CLIP-T, prompt as written"]
     assert set(clip.read) == {"a red dog", "a blue dog", "a red qwe dog", "a blue qwe dog"}
 
@@ -76,18 +82,18 @@ def test_a_run_without_samples_of_its_base_has_no_base_scores(run: Path) -> None
     for path in (run / "samples" / "step-000000").iterdir():
         path.unlink()
     (run / "samples" / "step-000000").rmdir()
-    assert score_run(run, Colours(), Colours())["CLIP-T"] == {"finetuned": 1.0}  # type: ignore[arg-type]
+    assert score_run(run, judges())["CLIP-T"] == {"finetuned": 1.0}
 
 
 def test_what_is_missing_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run.parent / "photos" / "1.png").unlink()
     with pytest.raises(NothingToScoreError, match=r"gone: .*1\.png; put them back"):
-        score_run(run, Colours(), Colours())  # type: ignore[arg-type]
+        score_run(run, judges())
     with pytest.raises(SystemExit):
         main([str(run), "--dino", "playground", "--clip", "playground"])
     assert "1.png" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="not a run folder"):
-        score_run(run.parent, Colours(), Colours())  # type: ignore[arg-type]
+        score_run(run.parent, judges())
 
 
 def test_a_run_before_its_first_samples_cannot_be_scored(run: Path) -> None:
@@ -96,4 +102,4 @@ def test_a_run_before_its_first_samples_cannot_be_scored(run: Path) -> None:
             path.unlink()
         (run / "samples" / step).rmdir()
     with pytest.raises(NothingToScoreError, match="no samples of the finetuned"):
-        score_run(run, Colours(), Colours())  # type: ignore[arg-type]
+        score_run(run, judges())

@@ -1,0 +1,109 @@
+"""Figures of a study as files: panels side by side, lines with their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from ether_diffusion.files import atomic_path
+
+COLOURS = ("#3a5bc7", "#c2571a", "#0f8277", "#a8479b", "#8a7318", "#55606e", "#b3312c", "#1c1d21")
+MARKERS = "osD^vPX*"
+SIDE, GAP, TITLE = 96, 4, 18
+"""Pixels of a grid: side of a picture, space between two, height of a line of text."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series: ``low`` and ``high`` bound the shade around it."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: above it.
+        x_label: below it.
+        lines: what it shows.
+        log_x: whether x grows by factors.
+        log_y: whether y does.
+        level: height of a dashed line across: the base model's.
+    """
+
+    title: str
+    x_label: str
+    lines: list[Line] = field(default_factory=list)
+    log_x: bool = False
+    log_y: bool = False
+    level: float | None = None
+
+
+def write_figure(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
+    """Write the panels as a PNG; a method has the same colour and marker in all of them."""
+    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, panel in zip(grid, panels, strict=False):
+        _draw(axes, panel, labels)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    handles = {h.get_label(): h for axes in grid for h in axes.get_legend_handles_labels()[0]}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=8, frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _draw(axes: Axes, panel: Panel, labels: list[str]) -> None:
+    for line in panel.lines:
+        number = labels.index(line.label)
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        axes.plot(line.x, line.y, color=colour, marker=marker, markersize=4, linewidth=1.6, label=line.label)
+        if line.low:
+            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.13, linewidth=0)
+    if panel.level is not None:
+        axes.axhline(panel.level, color="#66676e", linestyle="--", linewidth=1, label="base model")
+    if panel.log_x:
+        axes.set_xscale("log")
+    if panel.log_y:
+        axes.set_yscale("log")
+    axes.set_title(panel.title, fontsize=11)
+    axes.set_xlabel(panel.x_label)
+    axes.grid(color="#e4e2dd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def picture_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], heads: Sequence[str]) -> Image.Image:
+    """Rows of pictures, each under its name, with a head over every column; small ones are magnified by pixels."""
+    columns = max([len(heads), *(len(pictures) for _, pictures in rows)])
+    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, TITLE + len(rows) * (TITLE + SIDE + GAP)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for column, head in enumerate(heads):
+        pen.text((GAP + column * (SIDE + GAP), 3), head, fill="#66676e", font=font)
+    for number, (title, pictures) in enumerate(rows):
+        top = TITLE + number * (TITLE + SIDE + GAP)
+        pen.text((GAP, top + 2), title, fill="#1c1d21", font=font)
+        for column, picture in enumerate(pictures):
+            small = max(picture.size) < SIDE
+            method = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+            sheet.paste(picture.convert("RGB").resize((SIDE, SIDE), method), (GAP + column * (SIDE + GAP), top + TITLE))
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG atomically."""
+    with atomic_path(path) as temporary:
+        picture.save(temporary, "PNG")

@@ -1,0 +1,226 @@
+"""One page of many runs, offline and in one file: scores with intervals, by subject and prompt, pictures, curves.
+
+``python -m eval.report runs/playground runs/dog --output report.html``
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ether_diffusion.evaluation.collection import Benchmark, read_folders
+from ether_diffusion.evaluation.summary import METRICS, Metric, Result
+from ether_diffusion.files import write_text
+from ether_diffusion.page.pictures import Picture, thumbnail
+from ether_diffusion.page.render import render
+from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
+from ether_diffusion.training.curves import moving_average
+from ether_diffusion.training.report import evenly_spaced, short_path
+from ether_diffusion.training.run_record import Run
+
+MAX_PICTURES = 1500
+"""In the page; of a greater benchmark fewer prompts of each subject are shown, and the page says so."""
+THUMBNAIL = 128
+MAX_STEPS = 8
+BY_SUBJECT = tuple(metric for metric in METRICS if metric.key in ("dino", "clip_i", "clip_t"))
+"""The scores that are shown for every subject and prompt."""
+DASHES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One prompt of a subject: of every arm a picture, and its scores in the order of ``BY_SUBJECT``."""
+
+    prompt: str
+    cells: list[tuple[Picture | None, list[float | None]]]
+
+
+@dataclass(frozen=True)
+class SubjectSection:
+    """A subject: its references, its means for every arm, and its prompts; ``left_out`` prompts are not shown."""
+
+    name: str
+    references: list[Picture]
+    means: list[list[float | None]]
+    prompts: list[PromptRow]
+    left_out: int
+
+
+def write_report(folders: Sequence[Path], output: Path) -> Path:
+    """Write the page of the folders of benchmarks and training runs, atomically; return its path.
+
+    Raises:
+        FileNotFoundError: a folder is neither.
+    """
+    benchmarks, runs = read_folders(list(folders))
+    sections = [
+        {
+            "benchmark": benchmark,
+            "metrics": [m for m in METRICS if any(m.key in row["scores"] for row in benchmark.rows)],
+            "arms": [arm_title(row) for row in benchmark.shown_arms],
+            "subjects": subject_sections(benchmark),
+            "curves": rate_curves(benchmark),
+        }
+        for benchmark in benchmarks
+    ]
+    page = render(
+        Path(__file__).with_name("report.html.jinja"),
+        {"score": _score, "short": short_path, "rate": _rate},
+        sections=sections,
+        runs=[{"run": run, "grid": step_grid(run)} for run in runs],
+        run_curves=loss_curves(runs),
+        by_subject=BY_SUBJECT,
+        title=", ".join(folder.resolve().name for folder in folders),
+    )
+    write_text(output, page)
+    return output
+
+
+def arm_title(row: dict[str, Any]) -> str:
+    """An arm and its learning rate: ``lora, 0.001``."""
+    return str(row["arm"]) if row["learning_rate"] is None else f"{row['arm']}, {_rate(row['learning_rate'])}"
+
+
+def subject_sections(benchmark: Benchmark) -> list[SubjectSection]:
+    """Every subject with the arms at their best learning rate beside each other."""
+    arms, sections = benchmark.shown_arms, []
+    prompts = max((len(_prompts(r)) for r in benchmark.results), default=0)
+    wanted = max(1, MAX_PICTURES // max(1, len(arms) * len(benchmark.subjects)))
+    for subject in benchmark.subjects:
+        of_arms = [benchmark.results_of(row, subject) for row in arms]
+        asked = list(dict.fromkeys(prompt for results in of_arms for r in results for prompt in _prompts(r)))
+        shown = [asked[index] for index in evenly_spaced(range(len(asked)), min(wanted, prompts))]
+        sections.append(
+            SubjectSection(
+                subject,
+                _references(benchmark, subject),
+                [[_mean(results, metric) for metric in BY_SUBJECT] for results in of_arms],
+                [PromptRow(p, [_cell(benchmark, results, p) for results in of_arms]) for p in shown],
+                len(asked) - len(shown),
+            )
+        )
+    return sections
+
+
+def _prompts(result: Result) -> list[str]:
+    return list(dict.fromkeys(row["prompt"] for row in result["images"] if "prompt" in row))
+
+
+def _references(benchmark: Benchmark, subject: str) -> list[Picture]:
+    folder = benchmark.folder / "subjects" / subject
+    paths = sorted(folder.glob("*.png"))[:6] if folder.is_dir() else []
+    return [Picture(thumbnail(path, THUMBNAIL), f"Reference {path.name}", path.name) for path in paths]
+
+
+def _mean(results: list[Result], metric: Metric, prompt: str | None = None) -> float | None:
+    rows = [row for result in results for row in result["images"] if prompt is None or row.get("prompt") == prompt]
+    values = [row[metric.key] for row in rows if metric.key in row]
+    return sum(values) / len(values) if values else None
+
+
+def _cell(benchmark: Benchmark, results: list[Result], prompt: str) -> tuple[Picture | None, list[float | None]]:
+    """The first picture for the prompt, and the means of all of them."""
+    scores = [_mean(results, metric, prompt) for metric in BY_SUBJECT]
+    for result in results:
+        for row in result["images"]:
+            if row.get("prompt") == prompt:
+                source = thumbnail(benchmark.picture(result, row["file"]), THUMBNAIL)
+                return Picture(source, f"{result['arm']}: {prompt}", f"{prompt}, seed {result['seed']}"), scores
+    return None, scores
+
+
+def rate_curves(benchmark: Benchmark) -> list[Curve]:
+    """DINO and CLIP-T against the learning rate, where an arm has several."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for row in benchmark.rows:
+        if row["learning_rate"] is not None:
+            arms.setdefault(row["arm"], []).append(row)
+    several = {arm: sorted(rows, key=lambda row: row["learning_rate"]) for arm, rows in arms.items() if len(rows) > 1}
+    if not several:
+        return []
+    return [_rate_curve(several, metric, benchmark.folder.name) for metric in BY_SUBJECT if metric.key != "clip_i"]
+
+
+def _rate_curve(arms: dict[str, list[dict[str, Any]]], metric: Metric, where: str) -> Curve:
+    title = f"{metric.title} against the learning rate"
+    with figure_style(f"{where} {title}"):
+        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for number, (arm, rows) in enumerate(arms.items()):
+            colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+            rates = [row["learning_rate"] for row in rows]
+            score = [row["scores"][metric.key] for row in rows]
+            axes.plot(rates, [s["mean"] for s in score], dashes, color=colour, marker=".", label=arm)
+            axes.fill_between(
+                rates, [s["low"] for s in score], [s["high"] for s in score], color=colour, alpha=0.15, linewidth=0
+            )
+        axes.set_xscale("log")
+        dress(axes, "learning rate", legend=True)
+        svg = inline_svg(figure, f"{where} {title}", title)
+    return Curve(title, svg, "Mean over the subjects; the shade is its 95% interval.")
+
+
+def loss_curves(runs: Sequence[Run]) -> list[Curve]:
+    """The smoothed losses of all runs in one figure."""
+    known = [run for run in runs if run.metrics]
+    if not known:
+        return []
+    title = "Loss of the runs"
+    with figure_style(title):
+        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for number, run in enumerate(known):
+            values = moving_average([row["loss"] for row in run.metrics], max(1, len(run.metrics) // 20))
+            dashes = DASHES[number // len(COLOURS) % len(DASHES)]
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot([row["step"] for row in run.metrics], values, dashes, color=colour, label=run.folder.name)
+        dress(axes, "step", legend=True)
+        return [
+            Curve(title, inline_svg(figure, title, title), "Exponential moving averages over a twentieth of the steps.")
+        ]
+
+
+def step_grid(run: Run) -> tuple[list[int], list[tuple[str, list[Picture]]]]:
+    """The steps that are shown, and every prompt's pictures at these."""
+    steps = evenly_spaced(run.sample_steps, MAX_STEPS)
+    rows = []
+    for prompt in run.prompts:
+        title = f"{prompt['prompt']}, seed {prompt['seed']}"
+        pictures = [
+            Picture(thumbnail(run.folder / run.sample(step, prompt["file"]), THUMBNAIL), f"Step {step}: {title}", title)
+            for step in steps
+        ]
+        rows.append((title, pictures))
+    return steps, rows
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program: write the page and print its path.
+
+    Raises:
+        SystemExit: a folder is neither a benchmark's nor a run's.
+    """
+    parser = argparse.ArgumentParser(prog="python -m eval.report", description=__doc__.split("\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of benchmarks and training runs")
+    parser.add_argument("--output", type=Path, help="default: report.html in the first folder that is a benchmark's")
+    given = parser.parse_args(arguments)
+    try:
+        benchmarks, _ = read_folders(given.folders)
+        output = given.output or (benchmarks[0].folder if benchmarks else Path.cwd()) / "report.html"
+        print(write_report(given.folders, output).resolve())
+    except FileNotFoundError as error:
+        parser.error(str(error))

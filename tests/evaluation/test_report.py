@@ -1,0 +1,156 @@
+"""The page of many runs: what it shows, and that it works offline in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from ether_diffusion.evaluation.report import MAX_PICTURES, main, write_report
+from ether_diffusion.evaluation.summary import write_tables
+
+ARMS = {("base", None): 0.1, ("lora", 1e-3): 0.3, ("lora", 1e-2): 0.2, ("ether", 6e-2): 0.4}
+
+
+def result(arm: str, rate: float | None, subject: str, value: float, prompts: int = 2) -> dict[str, Any]:
+    images = [
+        {
+            "file": f"{n:04d}.png",
+            "prompt": f"a qwe {subject} <{n}>",
+            "dino": value + n / 100,
+            "clip_t": 0.5,
+            "clip_i": 0.6,
+        }
+        for n in range(prompts)
+    ]
+    return {
+        **{"arm": arm, "learning_rate": rate, "subject": subject, "seed": 0, "images": images, "references": ["0.png"]},
+        "judges": {"dino": {"model": "playground", "weights": "abc"}},
+        **({"trained_parameters": {"unet": 1234}} if arm != "base" else {}),
+    }
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    """A benchmark's folder with two subjects and three methods, one of them at two rates."""
+    folder = tmp_path / "bench"
+    for subject in ("dog", "cat"):
+        (folder / "subjects" / subject).mkdir(parents=True)
+        Image.new("RGB", (16, 16), "blue").save(folder / "subjects" / subject / "0.png")
+        for (arm, rate), value in ARMS.items():
+            name = arm if rate is None else f"{arm}@{rate:g}"
+            path = folder / "results" / name / subject / "seed-0.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps(result(arm, rate, subject, value)))
+            images = folder / "images" / name / subject / "seed-0" / "images"
+            images.mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (16, 16), "red").save(images / f"{number:04d}.png")
+    (folder / "results" / "ether@0.06" / "cow").mkdir()
+    (folder / "results" / "ether@0.06" / "cow" / "seed-0.error.txt").write_text("no photos")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "my-run"
+    for step in (0, 50):
+        (folder / "samples" / f"step-{step:06d}").mkdir(parents=True)
+        Image.new("RGB", (16, 16), "green").save(folder / "samples" / f"step-{step:06d}" / "00.png")
+    prompts = [{"file": "00.png", "prompt": "a qwe dog", "seed": 0}]
+    (folder / "samples" / "prompts.json").write_text(json.dumps(prompts))
+    config = {"pretrained_model_name_or_path": "playground", "method": "ether_plus", "max_train_steps": 50}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "provenance.json").write_text(json.dumps({"step": 50}))
+    (folder / "scores.json").write_text(json.dumps({"DINO": {"base": 0.125, "finetuned": 0.625}}))
+    rows = [{"step": s, "loss": 1 / s, "lr": {"unet": 1e-3}, "steps_per_second": 1.0} for s in range(1, 51)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_page_shows_scores_pictures_and_curves(bench: Path, run: Path, tmp_path: Path) -> None:
+    page = write_report([bench, run], tmp_path / "page.html").read_text()
+    assert page.count("data:image/webp") == 2 * (1 + 3 * 2) + 2  # references, prompts by arms at their best; the run
+    assert "0.405 <small>[0.405, 0.405]</small>" in page
+    assert "lora, 0.001" in page
+    assert "lora, 0.01<" not in page  # not the better one
+    assert "a qwe dog &lt;1&gt;" in page
+    assert "ether@0.06/cow/seed-0.error.txt" in page
+    assert "against the learning rate" in page
+    assert "Loss of the runs" in page
+    assert "0.625" in page
+    assert "weights abc" in page
+    assert not re.search(r'(src|href)="(?!data:|#|https://arxiv)', page)
+
+
+def test_a_large_benchmark_leaves_prompts_out_and_says_so(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_PICTURES > 1000
+    monkeypatch.setattr("ether_diffusion.evaluation.report.MAX_PICTURES", 6)
+    page = write_report([bench], bench / "report.html").read_text()
+    assert page.count("1 more prompts are not shown") == 2
+    assert page.count("data:image/webp") == 2 * (1 + 3)
+
+
+def test_a_folder_of_scores_without_jobs(tmp_path: Path) -> None:
+    results = [result("lora", None, "dog", 0.3)]
+    write_tables(tmp_path / "scores", results, ["dog/00.png: broken"])
+    page = write_report([tmp_path / "scores"], tmp_path / "page.html").read_text()
+    assert "dog/00.png: broken" in page
+    assert "0.305" in page
+
+
+def test_the_program_names_its_page(bench: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(bench), str(run)])
+    assert capsys.readouterr().out.strip() == str(bench / "report.html")
+    with pytest.raises(SystemExit):
+        main([str(bench.parent / "photos")])
+    assert "neither results" in capsys.readouterr().err
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """<script>
+const table = document.querySelector("table.sortable");
+const heads = [...table.querySelectorAll("thead button")];
+const text = row => row.cells[0].textContent + row.cells[1].textContent;
+const names = () => [...table.tBodies[0].rows].map(text).join(" ");
+const found = [heads.length, names()];
+const dino = heads.find(head => head.textContent.startsWith("DINO"));
+for (const head of [dino, dino, heads[0]]) { head.click(); found.push(names()); }
+const pictures = [...document.images].filter(image => image.complete && image.naturalWidth > 0).length;
+found.push(pictures, document.images.length, matchMedia("(prefers-color-scheme: dark)").matches);
+found.push(getComputedStyle(document.body).backgroundColor);
+document.getElementById("theme").click();
+found.push(getComputedStyle(document.body).backgroundColor);
+document.title = JSON.stringify(found);
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_it_works_in_a_browser_without_a_network(bench: Path, run: Path, tmp_path: Path) -> None:
+    """Sorting, pictures and both themes, driven by a script that is added to a copy of the page."""
+    page = write_report([bench, run], tmp_path / "page.html").read_text()
+    probed = tmp_path / "probed.html"
+    eager = page.replace('loading="lazy"', "").replace("<details>", "<details open>")
+    probed.write_text(eager.replace("</body>", PROBE))
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-quic"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000", "--dump-dom", probed.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    title = re.search(r"<title>(.*?)</title>", dom)
+    assert title is not None
+    heads, before, down, up, by_name, shown, images, dark, light_paper, dark_paper = json.loads(title[1])
+    assert heads == 6
+    assert before == "base ether0.06 lora0.001 lora0.01"
+    assert down == "ether0.06 lora0.001 lora0.01 base"
+    assert up == "base lora0.01 lora0.001 ether0.06"
+    assert by_name.split()[0].startswith(("base", "lora"))
+    assert shown == images > 10
+    assert dark is False
+    assert light_paper != dark_paper
