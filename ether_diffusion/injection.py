@@ -58,6 +58,8 @@ class Injection:
         if not self.active or self.base_weight is not None or not self._one_matmul:
             return None
         x = args[0]
+        if len(self.active) == 1 and self.active[0][1] == 1.0:
+            return (_on(self.active[0][0], x).transform_input(x), *args[1:])
         for method, strength in self.active:
             delta = _on(method, args[0]).input_delta(args[0])
             x = x + (delta if strength == 1.0 else strength * delta)
@@ -69,7 +71,7 @@ class Injection:
         if not self._one_matmul:
             return self._mixture(args[0], output)
         method = self.active[0][0]
-        return output + method.output_delta(output, self._bias(output)) if method.two_sided else None
+        return method.transform_output(output, self._bias(output)) if method.two_sided else None
 
     def _mixture(self, x: Tensor, base: Tensor) -> Tensor:
         """W x + b + Σ s (W' x - W x), one matmul for each W'."""

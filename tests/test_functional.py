@@ -10,12 +10,15 @@ from helpers import block_diagonal, reflection, relative_error, relaxed
 from torch import Tensor
 
 from ether_diffusion.functional import (
+    REFLECTION,
+    RELAXED,
     block_columns,
     block_matmul_delta,
     dense_reflection,
     dense_relaxed_reflection,
     reflection_delta,
     relaxed_reflection_delta,
+    symmetric_update,
     unit,
 )
 
@@ -145,10 +148,52 @@ def test_length_of_a_vector_does_not_matter(length: float) -> None:
 
 @BLOCKS
 def test_block_columns_put_every_vector_in_its_own_chunk(n_blocks: int) -> None:
-    (u,) = vectors(n_blocks, "ether")
-    columns = block_columns(u)
-    assert columns.shape == (FEATURES, n_blocks)
-    torch.testing.assert_close(columns, block_diagonal([row[:, None] for row in u]), rtol=0, atol=0)
+    u, v = vectors(n_blocks, "ether_plus")
+    spread = [block_diagonal([row[:, None] for row in each]) for each in (unit(u), unit(v))]
+    torch.testing.assert_close(block_columns(u), 2**0.5 * spread[0], rtol=1e-15, atol=0)
+    expected = torch.cat([spread[1] + spread[0], spread[1] - spread[0]], dim=1) * 0.5**0.5
+    torch.testing.assert_close(block_columns(u, v), expected, rtol=1e-14, atol=1e-15)
+
+
+@METHODS
+@BLOCKS
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_transform_in_one_pass_is_the_input_and_its_delta(
+    method: str, n_blocks: int, shifted: bool, dtype: torch.dtype
+) -> None:
+    x = randn(2, 5, FEATURES, seed=1, dtype=dtype).requires_grad_()
+    given = vectors(n_blocks, method, torch.float64 if dtype == torch.float64 else torch.float32)
+    for each in given:
+        each.requires_grad_()
+    shift = randn(FEATURES, seed=3, dtype=dtype) if shifted else None
+    kind = REFLECTION if method == "ether" else RELAXED
+    one = symmetric_update(x, block_columns(*given), kind, shift)
+    two = x + delta(method)(x, *given, shift=shift)
+    assert one.dtype == dtype
+    limits = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(one, two, **limits)
+    upstream = randn(2, 5, FEATURES, seed=2, dtype=dtype)
+    inputs = [x, *given]
+    found, expected = (torch.autograd.grad(each, inputs, upstream) for each in (one, two))
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(
+            got, want, rtol=20 * torch.finfo(got.dtype).eps, atol=20 * torch.finfo(got.dtype).eps
+        )
+
+
+@METHODS
+def test_second_derivatives_of_the_transform_in_one_pass(method: str) -> None:
+    inputs = [randn(2, 2, FEATURES, seed=1), *vectors(2, method), randn(FEATURES, seed=3)]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    kind = REFLECTION if method == "ether" else RELAXED
+
+    def transform(x: Tensor, *rest: Tensor) -> Tensor:
+        return symmetric_update(x, block_columns(*rest[:-1]), kind, rest[-1])
+
+    assert torch.autograd.gradcheck(transform, inputs)
+    assert torch.autograd.gradgradcheck(transform, inputs)
 
 
 @BLOCKS

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
+from ether_diffusion import pipelines
 from ether_diffusion.checkpoint import first_line
 from ether_diffusion.data.images import list_images
 from ether_diffusion.evaluation.distances import mean_distances
@@ -31,6 +32,7 @@ from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.cli import parse_config
+from ether_diffusion.training.config import ETHER_METHODS
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +128,8 @@ class Bench:
             facts |= self._train(job, run)
             pipe = load_run(run, self.device)
             facts["distances"] = mean_distances(pipe.unet, self.base.unet, job.method)
+            if job.method in ETHER_METHODS:
+                pipelines.fuse(pipe)  # to draw as fast as the base does
         with atomic_path(folder) as temporary:
             for name, asked in job.asked(self.config).items():
                 (temporary / name).mkdir(parents=True)

@@ -26,6 +26,14 @@ class Method(nn.Module, ABC):
         """E_out (y - bias) for y (..., out_features), in the dtype of y."""
         raise TypeError(f"{type(self).__name__} does not transform the output side")
 
+    def transform_input(self, x: Tensor) -> Tensor:
+        """(I + E_in) x for x (..., in_features), in the dtype of x."""
+        return x + self.input_delta(x)
+
+    def transform_output(self, y: Tensor, bias: Tensor | None) -> Tensor:
+        """y + E_out (y - bias) for y (..., out_features), in the dtype of y."""
+        return y + self.output_delta(y, bias)
+
     @torch.no_grad()
     def delta_weight(self, weight: Tensor) -> Tensor:
         """W' - W = (I + E_out) W (I + E_in) - W, (out_features, in_features) in fp32, for W of any floating dtype."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ether_diffusion.functional import reflection_delta
+from ether_diffusion.functional import REFLECTION, block_columns, reflection_delta, symmetric_update
 from ether_diffusion.methods.base import Method, directions
 
 
@@ -22,3 +22,7 @@ class Ether(Method):
     def input_delta(self, x: Tensor) -> Tensor:
         """(H - I) x."""
         return reflection_delta(x, self.u)
+
+    def transform_input(self, x: Tensor) -> Tensor:
+        """H x, in one pass."""
+        return symmetric_update(x, block_columns(self.u), REFLECTION)

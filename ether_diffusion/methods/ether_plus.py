@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ether_diffusion.functional import relaxed_reflection_delta
+from ether_diffusion.functional import RELAXED, block_columns, relaxed_reflection_delta, symmetric_update
 from ether_diffusion.methods.base import Method, directions
 
 
@@ -41,3 +41,13 @@ class EtherPlus(Method):
         if not self.two_sided:
             return super().output_delta(y, bias)
         return relaxed_reflection_delta(y, self.u_out, self.v_out, bias)
+
+    def transform_input(self, x: Tensor) -> Tensor:
+        """H⁺ x, in one pass."""
+        return symmetric_update(x, block_columns(self.u, self.v), RELAXED)
+
+    def transform_output(self, y: Tensor, bias: Tensor | None) -> Tensor:
+        """H⁺_out (y - bias) + bias, in one pass."""
+        if not self.two_sided:
+            return super().transform_output(y, bias)
+        return symmetric_update(y, block_columns(self.u_out, self.v_out), RELAXED, bias)
