@@ -88,7 +88,7 @@ class Processed(Backbone):
     """
 
     def __init__(self, name: str, folder: str, model: nn.Module, device: torch.device | str) -> None:
-        self.processor: Any = AutoImageProcessor.from_pretrained(folder)
+        self.processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
         super().__init__(name, model, describe_processor(self.processor), device)
 
     def _pixels(self, images: list[Image.Image]) -> Tensor:

@@ -114,7 +114,7 @@ def test_the_record_says_what_was_built_and_how_good_it_is(built: Path) -> None:
 def test_a_build_that_goes_on_from_another_says_so(built: Path, tmp_path: Path) -> None:
     folder = tmp_path / "more"
     options = [str(folder), "--preset", "trial", "--seed", "3", "--device", "cpu", "--workers", "1"]
-    main([*options, "--start", str(built), "--steps", "dino=0", "segmenter=0"])
+    main([*options, "--from_build", str(built), "--steps", "dino=0", "segmenter=0"])
     record, before = (json.loads((each / "build.json").read_text()) for each in (folder, built))
     assert record["started_from"]["stages"] == before["stages"]
     assert record["stages"]["dino"]["steps"] == 0

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("folder", type=Path, help="the result; replaced only when all is done")
     options.add_argument("--preset", choices=list(PRESETS), help="default: gpu where there is CUDA, else cpu")
     options.add_argument("--work", type=Path, help="drawings, checkpoints, finished stages; default: FOLDER.work")
-    options.add_argument("--start", type=Path, help="a finished build whose models go on from their weights")
+    options.add_argument("--from_build", type=Path, metavar="BASE", help="a finished build whose models go on from their weights")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--stages", nargs="+", choices=ALL, default=list(ALL), help="run only these, in build order")
     options.add_argument("--device", help="default: cuda where there is one, else cpu")
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     preset = replace(preset, scenes=given.scenes or preset.scenes, pairs=given.pairs or preset.pairs)
     work = given.work or given.folder.with_name(f"{given.folder.name}.work")
     stages = tuple(stage for stage in ALL if stage in given.stages)
-    run(Project(work, preset, given.seed, device, given.start), given.folder, stages, given.workers)
+    run(Project(work, preset, given.seed, device, given.from_build), given.folder, stages, given.workers)
 
 
 def adjust(
