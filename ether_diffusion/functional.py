@@ -191,7 +191,7 @@ class _SymmetricUpdate(torch.autograd.Function):
             if needs_x:
                 grad_x = _add(grad if ctx.keep else None, pulled, columns, x.shape, x.dtype)
             if needs_columns:
-                dtype = columns.dtype if columns.dtype == pulled.dtype else pulled.dtype
+                dtype = pulled.dtype
                 grad_columns = _rows(x).to(dtype).mT @ pulled
                 grad_columns = grad_columns + _rows(grad).to(dtype).mT @ _mixed(coefficients, ctx.kind)
                 if shift is not None:
@@ -205,7 +205,8 @@ class _SymmetricUpdate(torch.autograd.Function):
 def _no_autocast(x: Tensor) -> AbstractContextManager[None]:
     """Autocast off for the device of x; where it is off already, entering it would cost as much as the arithmetic."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    on = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 def _coefficients(x: Tensor, columns: Tensor, shift: Tensor | None) -> Tensor:

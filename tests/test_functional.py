@@ -126,6 +126,8 @@ def test_ether_plus_with_equal_vectors_is_exactly_the_identity(
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         delta = relaxed_reflection_delta(x, u, u.clone(), shift)
     assert torch.equal(delta, torch.zeros_like(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        assert torch.equal(symmetric_update(x, block_columns(u, u.clone()), RELAXED, shift), x)
 
 
 @METHODS
@@ -180,6 +182,13 @@ def test_the_transform_in_one_pass_is_the_input_and_its_delta(
         torch.testing.assert_close(
             got, want, rtol=20 * torch.finfo(got.dtype).eps, atol=20 * torch.finfo(got.dtype).eps
         )
+
+
+@METHODS
+def test_shapes_can_be_inferred_on_the_meta_device(method: str) -> None:
+    x = torch.empty(2, 3, FEATURES, device="meta")
+    given = [torch.empty(2, FEATURES // 2, device="meta") for _ in vectors(2, method)]
+    assert delta(method)(x, *given).shape == x.shape
 
 
 @METHODS

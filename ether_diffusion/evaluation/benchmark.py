@@ -8,12 +8,13 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
@@ -31,12 +32,17 @@ from ether_diffusion.fingerprint import base_hash
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
 from ether_diffusion.training import dreambooth
+from ether_diffusion.training.checkpoints import list_checkpoints
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.config import ETHER_METHODS
+from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
+from ether_diffusion.training.run_folder import git_revision, read_provenance
 
 logger = logging.getLogger(__name__)
 
 DISTRIBUTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+JOBS = "jobs.json"
+"""In the output folder: the keys of all jobs, so that a reader sees what is missing."""
 
 
 def take_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -46,8 +52,10 @@ def take_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     out of this process's environment, and of several GPUs each sees its own.
     """
     index, count = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
-    if count > 1 and "CUDA_VISIBLE_DEVICES" not in environment:
-        os.environ["CUDA_VISIBLE_DEVICES"] = environment.get("LOCAL_RANK", "0")
+    if count > 1:
+        local = int(environment.get("LOCAL_RANK", 0))
+        visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[local % len(visible)] if visible else str(local)
     for name in DISTRIBUTED:
         os.environ.pop(name, None)
     return index, count
@@ -78,12 +86,18 @@ class Bench:
         return base_hash(self.base.unet)
 
     def run(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Do the jobs that are not done; return the errors of those that failed, by key."""
+        """Do the jobs that are not done; return the errors of those that failed, by key.
+
+        Raises:
+            TrainingInterruptedError: Ctrl-C or SIGTERM; the same jobs go on where they were.
+        """
         failed: dict[str, str] = {}
         for job in (progress := tqdm(jobs, unit="job")):
             progress.set_postfix_str(job.key)
             try:
                 self.run_job(job)
+            except TrainingInterruptedError:
+                raise
             except Exception as error:  # one failure must not cost the others
                 logger.error("%s failed: %s", job.key, first_line(error))
                 logger.debug("traceback", exc_info=True)
@@ -94,35 +108,51 @@ class Bench:
     def run_job(self, job: Job) -> None:
         """Train, draw and score one subject, each unless it is there; the scores are written last.
 
+        Images that other judges scored are scored anew. A training that diverged is a result, too: without images.
+
         Raises:
-            ValueError: scores or images are there that were made with other settings.
+            ValueError: scores or images are there that were made with other settings or from another base.
         """
-        result = self.config.output_dir / "results" / f"{job.key}.json"
+        result, run = self._path("results", job, ".json"), self._path("runs", job)
         if result.is_file():
-            self._check(result, job)
-            return
-        images, run = self._images(job), self.config.output_dir / "runs" / job.key
-        record = {
+            known = json.loads(result.read_text())
+            self._check(known, result, job)
+            if known.get("diverged") or known["judged_by"] == self.judges.weights:
+                return
+        facts = {
             "arm": job.arm,
             "learning_rate": job.settings.get("learning_rate"),
             "subject": job.subject.name,
             "seed": job.seed,
+            "settings": {name: value for name, value in job.settings.items() if value is not None},
             "judges": self.judges.identity,
-            **json.loads((images / "facts.json").read_text()),
-            **self._score(job, images),
+            "judged_by": self.judges.weights,
+            "git_revision": git_revision(),
         }
-        write_text(result, json.dumps(record))
+        try:
+            images = self._images(job)
+        except TrainingDivergedError as error:
+            facts |= self._identity(job) | {"diverged": first_line(error), "images": []}
+        else:
+            facts |= json.loads((images / "facts.json").read_text()) | self._score(job, images)
         result.with_name(f"{result.stem}.error.txt").unlink(missing_ok=True)
+        write_text(result, json.dumps(facts, default=str))
         if not self.config.keep_runs and run.exists():
             shutil.rmtree(run)
 
+    def _path(self, kind: str, job: Job, suffix: str = "") -> Path:
+        return self.config.output_dir / kind / f"{job.key}{suffix}"
+
+    def _identity(self, job: Job) -> dict[str, Any]:
+        return {"settings_hash": job.hash(self.config), "base_hash": self.base_hash}
+
     def _images(self, job: Job) -> Path:
         """The folder of the job's images, drawn with what it trains if it is not there; whole or not at all."""
-        folder, run = self.config.output_dir / "images" / job.key, self.config.output_dir / "runs" / job.key
+        folder, run = self._path("images", job), self._path("runs", job)
         if folder.is_dir():
-            self._check(folder / "facts.json", job)
+            self._check(json.loads((folder / "facts.json").read_text()), folder / "facts.json", job)
             return folder
-        facts: dict[str, Any] = {"settings_hash": job.hash(self.config), "base_hash": self.base_hash}
+        facts = self._identity(job)
         pipe = self.base
         if job.arm != BASE:
             facts |= self._train(job, run)
@@ -138,10 +168,22 @@ class Bench:
         return folder
 
     def _train(self, job: Job, run: Path) -> dict[str, Any]:
-        AcceleratorState._reset_state(True)  # of the run before
-        GradientState._reset_state()
-        dreambooth.run(job.training_config(self.config, run))
-        known = json.loads((run / "provenance.json").read_text())
+        """Train, or go on from the last checkpoint of the same training, unless it is finished."""
+        config, marker = job.training_config(self.config, run), run / "job.txt"
+        mark = "".join(map(str, self._identity(job).values()))
+        known = read_provenance(run)
+        if known and marker.is_file() and marker.read_text() == mark:
+            if list_checkpoints(run / "checkpoints"):
+                config.resume = "latest"
+        else:
+            known = {}
+        if known.get("status") != "finished":
+            config.overwrite = config.resume is None
+            write_text(marker, mark)
+            AcceleratorState._reset_state(True)  # of the run before
+            GradientState._reset_state()
+            dreambooth.run(config)
+            known = read_provenance(run)
         return {name: known[name] for name in ("trained_parameters", "seconds")}
 
     def _draw(self, pipe: DiffusionPipeline, asked: Asked, folder: Path) -> None:
@@ -158,45 +200,43 @@ class Bench:
         paths = {kind: [images / kind / name for name in each.names] for kind, each in asked.items()}
         references = References(list_images(job.subject.references), self.judges)
         scored = score_images(paths["images"], asked["images"].prompts, references, self.judges, self.config.token)
-        rows = {"images": scored.images, "prompts": scored.prompts}
+        rows = {"images": scored.images}
         if paths["class_images"]:
             rows["class_images"] = score_class_images(paths["class_images"], references, self.judges)
         if paths["unrelated"]:
             before = self._images(job.of_base) / "unrelated"
-            rows["unrelated"] = score_drift(
-                paths["unrelated"], [before / name for name in asked["unrelated"].names], self.judges
-            )
-        named = {
-            kind: [
-                {"file": name, "prompt": prompt} | row
-                for name, prompt, row in zip(each.names, each.prompts, rows.get(kind, []), strict=True)
-            ]
-            for kind, each in asked.items()
-        }
+            base = [before / name for name in asked["unrelated"].names]
+            rows["unrelated"] = score_drift(paths["unrelated"], base, self.judges)
         return {
-            "references": [path.name for path in references.paths],
+            "folder": str((images / "images").relative_to(self.config.output_dir)),
+            "references": [str(path) for path in references.paths],
             "real": references.among(self.judges),
-            "prompts": rows["prompts"],
-            **named,
+            "prompts": scored.prompts,
+            **{
+                kind: [
+                    {"file": name, "prompt": prompt} | row
+                    for name, prompt, row in zip(each.names, each.prompts, rows.get(kind, []), strict=True)
+                ]
+                for kind, each in asked.items()
+            },
         }
 
-    def _check(self, path: Path, job: Job) -> None:
-        """Refuse what is there if it was made with other settings, from another base, or scored by other judges."""
-        known = json.loads(path.read_text())
-        judges = {name: self.judges.identity.get(name) for name in known.get("judges", {}) if name != "libraries"}
-        now = {"settings_hash": job.hash(self.config), "base_hash": self.base_hash, "judges": judges}
-        before = {**known, "judges": {name: known["judges"][name] for name in judges}}
-        if changed := [name for name, value in now.items() if before[name] != value]:
-            what = {"settings_hash": "other settings", "base_hash": "another base", "judges": "other judges"}
-            reasons = " and ".join(what[name] for name in changed)
+    def _check(self, known: Mapping[str, Any], path: Path, job: Job) -> None:
+        """Refuse what is there if it was made with other settings or photos, or from another base."""
+        what = {"settings_hash": "other settings or photos", "base_hash": "another base"}
+        if changed := [what[name] for name, value in self._identity(job).items() if known[name] != value]:
+            reasons = " and ".join(changed)
             raise ValueError(f"{path} was made with {reasons}: remove it, or choose another output_dir")
 
 
-def run_benchmark(config: BenchmarkConfig) -> list[Job]:
-    """Do this process's share of the jobs, write the summary of all that are done, print it; return all the jobs.
+def run_benchmark(config: BenchmarkConfig) -> bool:
+    """Do this process's share of the jobs, write the summary of all that are done, and print it.
+
+    Returns:
+        Whether all jobs of all processes have a result; in one of several processes they may not yet.
 
     Raises:
-        SystemExit: a setting is impossible, a judge is missing, or jobs failed.
+        SystemExit: a setting is impossible, a judge is missing, a signal came, or, in a single process, jobs failed.
     """
     index, count = take_share()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -205,16 +245,25 @@ def run_benchmark(config: BenchmarkConfig) -> list[Job]:
         jobs = all_jobs(config, subjects)
         for job in jobs:
             job.training_config(config, config.output_dir)  # a mistake in the last arm shows before the first one runs
-        judges = load_judges(config.dino, config.clip, config.lpips, config.lpips_net, config.lpips_size, device=device)
+        judges = load_judges(config.dino, config.clip, config.lpips, config.lpips_net, config.lpips_size, device)
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    failed = Bench(config, judges, device).run(jobs[index::count])
-    print(write_summary(config.output_dir, jobs))
+    write_text(config.output_dir / JOBS, json.dumps([job.key for job in jobs], indent=1))
+    write_text(config.output_dir / "config.yaml", yaml.safe_dump(json.loads(json.dumps(asdict(config), default=str))))
+    try:
+        failed = Bench(config, judges, device).run(jobs[index::count])
+    except TrainingInterruptedError as error:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(128 + error.signal) from None
+    text, missing = write_summary(config.output_dir, jobs)
+    print(text)
     for key, reason in failed.items():
         print(f"{key}: {reason}", file=sys.stderr)
     if failed:
-        raise SystemExit(f"{len(failed)} jobs failed; the same command tries them again")
-    return jobs
+        print(f"{len(failed)} jobs failed; the same command tries them again", file=sys.stderr)
+        if count == 1:  # one of several processes would take the others with it
+            raise SystemExit(1)
+    return not missing
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

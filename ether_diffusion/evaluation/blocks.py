@@ -11,7 +11,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ether_diffusion.evaluation.benchmark import run_benchmark
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
 from ether_diffusion.evaluation.images import load_pipeline
 from ether_diffusion.evaluation.jobs import BenchmarkConfig
-from ether_diffusion.evaluation.summary import Result, read_results, summarize
+from ether_diffusion.evaluation.summary import Result, all_results, format_score, summarize
 from ether_diffusion.files import write_text
 from ether_diffusion.training.base_model import is_xl
 from ether_diffusion.training.cli import parse_config
@@ -139,7 +139,8 @@ def analyse(folder: Path, results: list[Result], blocks: dict[str, int], costs: 
     n = [blocks[row["arm"]] for row in rows]
 
     def scores(key: str, part: str) -> list[float]:
-        return [row["scores"][key][part] for row in rows]
+        found = [row["scores"][key] for row in rows]
+        return [score["mean"] if score[part] is None else score[part] for score in found]
 
     titles = {"dino": "Subject fidelity (DINO)", "clip_t": "Prompt fidelity (CLIP-T)"}
     panels = [
@@ -154,10 +155,7 @@ def analyse(folder: Path, results: list[Result], blocks: dict[str, int], costs: 
     write_figure(folder / "blocks.png", panels)
     lines = ["| n | DINO | CLIP-T | time of a step / frozen | kept activations / frozen |", "|---:|---|---|---:|---:|"]
     for number, row, cost in zip(n, rows, mine, strict=True):
-        dino, clip = (
-            f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-            for found in (row["scores"]["dino"], row["scores"]["clip_t"])
-        )
+        dino, clip = (format_score(row["scores"][key]) for key in ("dino", "clip_t"))
         lines.append(f"| {number} | {dino} | {clip} | {cost.time:.2f} | {cost.kept:.2f} |")
     text = "\n".join(lines) + "\n"
     write_text(
@@ -167,8 +165,8 @@ def analyse(folder: Path, results: list[Result], blocks: dict[str, int], costs: 
     return text
 
 
-def main(arguments: Sequence[str] | None = None, run: Callable[[BenchmarkConfig], Any] = run_benchmark) -> None:
-    """The program: the benchmark, unless it is done, the costs, and the study of both.
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program: the benchmark, unless it is done, then the costs, and the study of both.
 
     Raises:
         SystemExit: an arm is none of this library's methods, a setting is impossible, or jobs failed.
@@ -176,17 +174,18 @@ def main(arguments: Sequence[str] | None = None, run: Callable[[BenchmarkConfig]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     config = parse_config(BenchmarkConfig, arguments)
     configs = {}
-    for arm, settings in config.arms.items():
-        shared = {**config.training, **settings}
-        method = shared.get("method", EtherConfig.method)
+    for arm in config.arms:
+        settings = config.settings_of(arm)
+        method = settings.get("method", EtherConfig.method)
         if method not in ETHER_METHODS:
             raise SystemExit(f"error: arm {arm}: blocks are studied for {', '.join(ETHER_METHODS)}, not {method}")
-        names = [name for name in ("n_blocks", "two_sided", "targets") if name in shared]
-        configs[arm] = EtherConfig(method, **{name: shared[name] for name in names})
-    jobs = run(config)
-    results, _ = read_results(config.output_dir, jobs)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = load_pipeline(config.base_model, device)
+        names = [name for name in ("n_blocks", "two_sided", "targets") if name in settings]
+        configs[arm] = EtherConfig(method, **{name: settings[name] for name in names})
+    if not run_benchmark(config):
+        print("other processes have jobs left; the last one to finish measures the costs")
+        return
+    pipe = load_pipeline(config.base_model, "cuda" if torch.cuda.is_available() else "cpu")
     costs = step_costs(pipe, configs, int(config.training.get("train_batch_size", 1)))
-    print(analyse(config.output_dir, results, {arm: each.n_blocks for arm, each in configs.items()}, costs))
+    blocks = {arm: each.n_blocks for arm, each in configs.items()}
+    print(analyse(config.output_dir, all_results(config.output_dir), blocks, costs))
     print(f"figure: {config.output_dir / 'blocks.png'}")

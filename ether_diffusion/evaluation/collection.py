@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.evaluation.summary import Result, best_rates, summarize
+from ether_diffusion.evaluation.benchmark import JOBS
+from ether_diffusion.evaluation.jobs import BASE
+from ether_diffusion.evaluation.summary import Result, all_results, best_rates, summarize
 from ether_diffusion.training.run_record import Run, read_run
 
 
@@ -17,7 +20,7 @@ class Benchmark:
 
     Attributes:
         folder: absolute.
-        results: one per job; of scored folders without jobs, none.
+        results: one per job, or per subject of existing images.
         rows: of the summary: arms at their learning rates.
         missing: what is not in it, in words.
         judges: who scored.
@@ -45,30 +48,44 @@ class Benchmark:
         return [r for r in self.results if (r["arm"], r["learning_rate"], r["subject"]) == key]
 
     def picture(self, result: Result, file: str) -> Path:
-        """Where an image of a job lies."""
-        rate = result["learning_rate"]
-        arm = result["arm"] if rate is None else f"{result['arm']}@{rate:g}"
-        return self.folder / "images" / arm / result["subject"] / f"seed-{result['seed']}" / "images" / file
+        """Where an image of a result lies."""
+        return self.folder / result["folder"] / file
 
 
 def read_benchmark(folder: Path) -> Benchmark:
-    """Read a benchmark's folder, finished or not.
+    """Read a benchmark's folder, finished or not, or one of scores of existing images.
 
     Raises:
         FileNotFoundError: it is none.
     """
     folder = folder.resolve()
-    paths = sorted((folder / "results").rglob("*.json"))
-    results: list[Result] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    results.sort(key=lambda r: (r["subject"], r["arm"] != "base", r["arm"], r["learning_rate"] or 0.0, r["seed"]))
-    failed = [str(path.relative_to(folder / "results")) for path in sorted((folder / "results").rglob("*.error.txt"))]
-    if results:
-        arms = sorted(results, key=lambda r: r["arm"] != "base")  # the base first, then in the order of their names
-        return Benchmark(folder, results, summarize(arms), failed, results[0]["judges"])
-    if not (folder / "summary.json").is_file():
+    results = all_results(folder)
+    summary = folder / "summary.json"
+    if not results or not (summary.is_file() or (folder / JOBS).is_file()):
         raise FileNotFoundError(f"{folder} holds neither results of a benchmark nor a training run")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return Benchmark(folder, [], summary["rows"], summary["missing"], summary["judges"])
+    if (folder / JOBS).is_file():
+        keys: list[str] = json.loads((folder / JOBS).read_text(encoding="utf-8"))
+        missing = [_told(folder, key) for key in keys if not (folder / "results" / f"{key}.json").is_file()]
+    else:
+        missing = json.loads(summary.read_text(encoding="utf-8"))["missing"]
+    arms = sorted(results, key=lambda r: r["arm"] != BASE)  # the base first, then in the order of their names
+    return Benchmark(folder, results, summarize(arms), missing, results[0]["judges"])
+
+
+def _told(folder: Path, key: str) -> str:
+    """A job without a result: why it failed, or that nobody came to it."""
+    error = folder / "results" / f"{key}.error.txt"
+    return f"{key} ({error.read_text(encoding='utf-8')})" if error.is_file() else f"{key} (not done yet)"
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many of their parents as it takes to tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def read_folders(folders: list[Path]) -> tuple[list[Benchmark], list[Run]]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ether_diffusion.evaluation.collection import distinct_names
 from ether_diffusion.evaluation.distances import effective_weights
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
 from ether_diffusion.evaluation.images import load_pipeline, load_run
@@ -43,15 +44,13 @@ def change(before: Energies, after: Energies) -> dict[str, Any]:
 
 
 def study(runs: Sequence[Path], device: torch.device | str = "cpu") -> dict[str, dict[str, Any]]:
-    """The change of energy of every run against its own base, by the run folder's name, with its method.
+    """The change of energy of every run against its own base, by the run's :func:`distinct_names`, with its method.
 
     Raises:
         FileNotFoundError: a folder is no run, or lacks its weights.
-        ValueError: two runs have the same name, or a run's layers are not its base's.
+        ValueError: a run's layers are not its base's.
     """
-    names = [run.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"several run folders have the same name: {', '.join(names)}; rename one")
+    names = distinct_names(runs)
     known: dict[str, Energies] = {}
     found: dict[str, dict[str, Any]] = {}
     for name, folder in zip(names, runs, strict=True):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ether_diffusion.data.images import UnreadableImageError, check_folder, load_image
 from ether_diffusion.evaluation.summary import write_tables
+from ether_diffusion.files import write_text
 from ether_diffusion.metrics.judges import add_judges, judges_of
 from ether_diffusion.metrics.scoring import Judges, References, score_images
 
@@ -32,7 +33,8 @@ class Pictures:
 def read_pictures(folder: Path) -> Pictures:
     """The pictures directly in ``folder``, sorted by name, with their prompts where ``metadata.jsonl`` has them.
 
-    Every file that is no whole picture is refused with its reason, and so is a line of the metadata without its file.
+    Every other file that is neither hidden nor a text is refused with its reason; so is a folder in it with pictures,
+    and a line of the metadata without its file.
 
     Raises:
         ValueError: the metadata is not what it should be.
@@ -41,7 +43,11 @@ def read_pictures(folder: Path) -> Pictures:
     prompts = _prompts(check_folder(folder) / METADATA)
     found = Pictures([], [])
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.is_dir() or path.name == METADATA or path.suffix.lower() in (".txt", ".json", ".jsonl"):
+        if path.name.startswith(".") or path.suffix.lower() in (".txt", ".json", ".jsonl"):
+            continue
+        if path.is_dir():
+            if _has_pictures(path):
+                found.refused[str(path)] = "a folder inside of a subject's, which is not searched"
             continue
         try:
             load_image(path)
@@ -52,6 +58,10 @@ def read_pictures(folder: Path) -> Pictures:
         found.prompts.append(prompts.pop(path.name, None))
     found.refused |= {str(folder / name): f"named in {METADATA}, but not there" for name in prompts}
     return found
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
 
 
 def _prompts(path: Path) -> dict[str, str]:
@@ -72,69 +82,70 @@ def _prompts(path: Path) -> dict[str, str]:
 def pair_folders(generated: Path, references: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
     """Which generated folder belongs to which references, by the subject's name, and what has no counterpart.
 
-    Two folders with pictures in them are one subject. Two folders of folders are paired by equal names: ``dog`` is not
-    ``backpack_dog``.
+    Folders inside are paired by equal names: ``dog`` is not ``backpack_dog``. Two folders of pictures alone are one
+    subject.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
-        ValueError: one of them holds pictures, the other folders; or no name is in both.
+        ValueError: no name is in both, and they are not both folders of pictures.
     """
-    inside = [
-        {path.name: path for path in sorted(check_folder(folder).iterdir()) if path.is_dir()}
-        for folder in (generated, references)
-    ]
-    flat = [any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()) for folder in (generated, references)]
-    if all(flat):
-        return {references.name: (generated, references)}, {}
-    if any(flat):
-        holder, other = (generated, references) if flat[0] else (references, generated)
-        raise ValueError(f"{holder} holds pictures and {other} folders: give two of one kind")
-    mine, theirs = inside
+    both = [check_folder(generated), check_folder(references)]
+    mine, theirs = ({path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} for folder in both)
     pairs = {name: (mine[name], theirs[name]) for name in mine if name in theirs}
     if not pairs:
-        raise ValueError(f"no folder in {generated} ({', '.join(mine)}) has the name of one in {references}")
+        if all(map(_has_pictures, both)):
+            return {references.resolve().name: (generated, references)}, {}
+        names = f"{', '.join(mine) or 'none'}; {', '.join(theirs) or 'none'}"
+        raise ValueError(
+            f"{generated} and {references} are neither two folders of pictures nor two of folders with the same names "
+            f"(theirs are: {names})"
+        )
     lonely = {
         str(path): f"{references} has no folder of that name" for name, path in mine.items() if name not in theirs
     }
     lonely |= {
         str(path): f"{generated} has no folder of that name" for name, path in theirs.items() if name not in mine
     }
-    return pairs, lonely
+    strays = [path for folder in both for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    return pairs, lonely | {str(path): "a picture beside the subjects' folders" for path in strays}
 
 
 def score_folders(
     generated: Path, references: Path, judges: Judges, output_dir: Path, token: str | None = None
 ) -> tuple[str, dict[str, str]]:
-    """Score every subject and write ``scores.jsonl``, ``summary.json`` and ``summary.md`` into ``output_dir``.
+    """Score every subject and write the tables of :func:`write_tables` and ``results/`` into ``output_dir``.
 
     Returns:
         The table, and what was not scored: from path to reason.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
-        ValueError: nothing can be scored; the message says why.
+        ValueError: nothing can be scored, or metadata is not what it should be; the message says why.
     """
     pairs, refused = pair_folders(generated, references)
+    found = {name: (read_pictures(mine), read_pictures(theirs)) for name, (mine, theirs) in pairs.items()}
     results: list[dict[str, Any]] = []
-    for name, (mine, theirs) in pairs.items():
-        pictures, real = read_pictures(mine), read_pictures(theirs)
+    for name, (pictures, real) in found.items():
         refused |= pictures.refused | real.refused
         if not pictures.paths or not real.paths:
-            refused[str(mine if not pictures.paths else theirs)] = "no readable picture"
+            refused[str(pairs[name][0 if not pictures.paths else 1])] = "no readable picture"
             continue
         known = References(real.paths, judges)
         scored = score_images(pictures.paths, pictures.prompts, known, judges, token, show=True)
         rows = [{"file": path.name} | row for path, row in zip(pictures.paths, scored.images, strict=True)]
         results.append(
             {
-                **{"arm": generated.name, "learning_rate": None, "subject": name, "seed": 0},
-                **{"judges": judges.identity, "references": [path.name for path in real.paths]},
-                **{"real": known.among(judges), "images": rows, "prompts": scored.prompts},
+                **{"arm": generated.resolve().name, "learning_rate": None, "subject": name, "seed": 0},
+                **{"judges": judges.identity, "references": [str(path.resolve()) for path in real.paths]},
+                **{"folder": str(pairs[name][0].resolve()), "real": known.among(judges)},
+                **{"images": rows, "prompts": scored.prompts},
             }
         )
     if not results:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in refused.items())
         raise ValueError(f"nothing to score in {generated}: {reasons}")
+    for result in results:
+        write_text(output_dir / "results" / f"{result['subject']}.json", json.dumps(result))
     return write_tables(output_dir, results, [f"{path}: {reason}" for path, reason in refused.items()]), refused
 
 
@@ -155,7 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--token", help="the rare word of the prompts, such as qwe")
     add_judges(parser)
     given = parser.parse_args(arguments)
-    output_dir = given.output_dir or given.generated.with_name(f"{given.generated.name}-scores")
+    generated = given.generated.resolve()
+    output_dir = given.output_dir or generated.with_name(f"{generated.name}-scores")
     try:
         pair_folders(given.generated, given.references)  # a wrong path shows before the judges are loaded
         table, refused = score_folders(given.generated, given.references, judges_of(given), output_dir, given.token)
@@ -163,5 +175,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     print(f"{table}\nscores of every image and pair: {output_dir / 'scores.jsonl'}")
     if refused:
-        print(f"not scored ({len(refused)}):", *(f"  {path}: {reason}" for path, reason in refused.items()), sep="\n")
         raise SystemExit(1)

@@ -15,11 +15,10 @@ from ether_diffusion.evaluation.protocols import Subject
 from ether_diffusion.metrics.judges import CLIP, DINO, LPIPS_SIZE
 from ether_diffusion.training.config import DreamBoothConfig
 
-HASHED = (
-    *("training", "token", "images_per_prompt", "class_images", "num_inference_steps", "guidance_scale"),
-    *("dino", "clip", "lpips", "lpips_net", "lpips_size"),
-)
-"""Settings of a benchmark that its scores depend on."""
+DRAWING = ("token", "images_per_prompt", "class_images", "num_inference_steps", "guidance_scale")
+"""Settings of a benchmark that its images depend on, beside those of the training."""
+OWN = ("output_dir", "overwrite", "resume", "seed", "instance_data_dir", "instance_prompt", "class_prompt")
+"""Settings of the training that the benchmark sets itself."""
 BASE = "base"
 """The arm that trains nothing: the base model itself, asked the same prompts."""
 
@@ -38,6 +37,8 @@ class BenchmarkConfig:
         training: settings of train_dreambooth.py that all arms share, the base model among them.
         seeds: one run for each.
         token: the rare word.
+        instance_prompt: of the training; {token} and {class} stand for the subject's.
+        class_prompt: likewise, of the bare class: for prior preservation and PRES.
         images_per_prompt: images drawn for each prompt.
         class_images: images drawn for the bare class, for PRES; 0 for none.
         drift: draw the subject's unrelated prompts, too, and compare with the base's images.
@@ -60,6 +61,8 @@ class BenchmarkConfig:
     training: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     token: str = "qwe"
+    instance_prompt: str = "a photo of {token} {class}"
+    class_prompt: str = "a photo of a {class}"
     images_per_prompt: int = 4
     class_images: int = 4
     drift: bool = True
@@ -80,6 +83,11 @@ class BenchmarkConfig:
             raise ValueError("training needs pretrained_model_name_or_path: the base model")
         if BASE in self.arms:
             raise ValueError(f"an arm cannot be called {BASE}: that is the base model itself")
+        for where, settings in {"training": self.training, **self.arms}.items():
+            if taken := [name for name in OWN if name in settings]:
+                raise ValueError(f"{where}: {', '.join(taken)} is set by the benchmark itself; leave it out")
+        if isinstance(self.training.get("learning_rate"), list):
+            raise ValueError("training: a list of learning rates belongs to an arm, which becomes one for each")
         for name in ("images_per_prompt", "batch_size", "num_inference_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -91,6 +99,10 @@ class BenchmarkConfig:
         """The base model of all arms."""
         return str(self.training["pretrained_model_name_or_path"])
 
+    def settings_of(self, arm: str) -> dict[str, Any]:
+        """All settings of an arm's training, the shared ones among them, but for what the benchmark sets itself."""
+        return {**self.training, **self.arms[arm]}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -98,29 +110,23 @@ class Job:
 
     Attributes:
         arm: its name.
-        settings: of the arm, one learning rate among them if it has any.
+        settings: all of the training's, but for what the benchmark sets itself; empty for the base.
         subject: what is learnt.
         seed: of training and images.
+        named_rate: its learning rate, where the arm names one: part of what it is called.
     """
 
     arm: str
     settings: dict[str, Any]
     subject: Subject
     seed: int
+    named_rate: float | None = None
 
     @property
     def key(self) -> str:
         """Its folder below the output folder."""
-        rate = self.settings.get("learning_rate")
-        arm = self.arm if rate is None else f"{self.arm}@{rate:g}"
+        arm = self.arm if self.named_rate is None else f"{self.arm}@{self.named_rate:g}"
         return f"{arm}/{self.subject.name}/seed-{self.seed}"
-
-    def hash(self, config: BenchmarkConfig) -> str:
-        """Stands for all settings that its scores depend on, the arm's and the benchmark's."""
-        settings = {name: getattr(config, name) for name in HASHED}
-        settings |= {"arm": self.settings, "class": self.subject.class_word, "prompts": self.subject.prompts}
-        settings["unrelated"] = self.subject.unrelated if config.drift else ()
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def method(self) -> str:
@@ -132,37 +138,53 @@ class Job:
         """The base, asked the same."""
         return Job(BASE, {}, self.subject, self.seed)
 
+    def hash(self, config: BenchmarkConfig) -> str:
+        """Stands for all that its images depend on: training, references and drawing, but for the base's weights."""
+        settings: dict[str, Any] = {name: getattr(config, name) for name in DRAWING}
+        settings |= {"base": config.base_model, "training": self.settings, "prompts": self._prompts(config)}
+        settings |= {"asked": self.subject.prompts, "references": self.subject.fingerprint}
+        settings["unrelated"] = self.subject.unrelated if config.drift else ()
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
     def asked(self, config: BenchmarkConfig) -> dict[str, Asked]:
         """All images of the job: of the subject, of the class, for unrelated prompts; every arm has the same seeds."""
+        prompts = [prompt.format(token=config.token) for prompt in self.subject.prompts]
         return {
-            "images": self._ask(
-                "image", [p.format(token=config.token) for p in self.subject.prompts], config.images_per_prompt
-            ),
-            "class_images": self._ask("class", [f"a photo of a {self.subject.class_word}"], config.class_images),
+            "images": self._ask("image", prompts, config.images_per_prompt),
+            "class_images": self._ask("class", self._prompts(config)[1:], config.class_images),
             "unrelated": self._ask("unrelated", self.subject.unrelated, int(config.drift)),
         }
+
+    def _prompts(self, config: BenchmarkConfig) -> list[str]:
+        """The prompts of the training: of the subject, and of its class."""
+        words = {"token": config.token, "class": self.subject.class_word}
+        return [prompt.format(**words) for prompt in (config.instance_prompt, config.class_prompt)]
 
     def _ask(self, stream: str, prompts: Sequence[str], each: int) -> Asked:
         asked = [prompt for prompt in prompts for _ in range(each)]
         return Asked(asked, [generator(self.seed, stream, number).initial_seed() for number in range(len(asked))])
 
     def training_config(self, config: BenchmarkConfig, folder: Path) -> DreamBoothConfig:
-        """The settings of its training run, which draws no samples of its own.
+        """The settings of its training run, which draws no samples of its own; class images are shared by class.
 
         Raises:
             ValueError: a setting is not one of train_dreambooth.py's, or impossible.
         """
+        instance_prompt, class_prompt = self._prompts(config)
         own = {
             "output_dir": folder,
-            "overwrite": True,
             "seed": self.seed,
             "instance_data_dir": self.subject.references,
-            "instance_prompt": f"a photo of a {config.token} {self.subject.class_word}",
-            "class_prompt": f"a photo of a {self.subject.class_word}",
+            "instance_prompt": instance_prompt,
+            "class_prompt": class_prompt,
             "num_validation_images": 0,
         }
-        settings = {**config.training, **self.settings, **own}
-        settings.setdefault("checkpointing_steps", settings.get("max_train_steps", DreamBoothConfig.max_train_steps))
+        settings = {**self.settings, **own}
+        if settings.get("with_prior_preservation"):
+            shared = config.output_dir / "class_images" / self.subject.class_word.replace(" ", "-")
+            settings.setdefault("class_data_dir", shared)
+        settings.setdefault("checkpointing_steps", 200)
+        settings.setdefault("checkpoints_total_limit", 1)
         try:
             return DreamBoothConfig(**settings)
         except TypeError as error:
@@ -170,12 +192,29 @@ class Job:
 
 
 def all_jobs(config: BenchmarkConfig, subjects: list[Subject]) -> list[Job]:
-    """Every job of a benchmark, subject by subject, the base first."""
-    arms: list[tuple[str, dict[str, Any]]] = [(BASE, {})]
-    for name, settings in config.arms.items():
-        rates = settings.get("learning_rate")
-        for rate in rates if isinstance(rates, list) else [rates]:
-            arms.append((name, {**settings, "learning_rate": None if rate is None else float(rate)}))
+    """Every job of a benchmark, subject by subject, the base first.
+
+    Raises:
+        ValueError: a learning rate is no number.
+    """
+    arms: list[tuple[str, dict[str, Any], float | None]] = [(BASE, {}, None)]
+    for name in config.arms:
+        settings = config.settings_of(name)
+        own, shared = config.arms[name].get("learning_rate"), settings.pop("learning_rate", None)
+        for rate in own if isinstance(own, list) else [own]:
+            value = _rate(shared if rate is None else rate, name)
+            arms.append((name, settings | ({} if value is None else {"learning_rate": value}), _rate(rate, name)))
     return [
-        Job(name, settings, subject, seed) for subject in subjects for seed in config.seeds for name, settings in arms
+        Job(name, settings, subject, seed, rate)
+        for subject in subjects
+        for seed in config.seeds
+        for name, settings, rate in arms
     ]
+
+
+def _rate(value: Any, arm: str) -> float | None:
+    """A learning rate as YAML has it, which takes 6e-2 for a word."""
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"arm {arm}: the learning rate {value!r} is no number") from None

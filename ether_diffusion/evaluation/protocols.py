@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import yaml
@@ -16,7 +18,7 @@ from ether_diffusion.playground.world.captions import where_phrases, with_articl
 LIVE_CLASSES = ("cat", "dog")
 """Classes of the DreamBooth benchmark whose subjects are alive and get the other prompt list."""
 UNRELATED = (
-    "a bowl of ramen with a boiled egg",
+    "hot air balloons over a city",
     "a sailing boat off a rocky coast at sunset",
     "an astronaut reading a newspaper",
     "a red brick lighthouse in the fog",
@@ -49,10 +51,27 @@ class Subject:
     unrelated: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.name or self.name.startswith(".") or {"/", "\\"} & set(self.name):
+            raise ValueError(f"subject {self.name!r}: the name is to be a folder's")
+        for prompt in self.prompts:
+            try:
+                prompt.format(token="")
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(
+                    f"subject {self.name}: {{token}} is all that braces may hold in a prompt, not {error}: {prompt}"
+                ) from None
         if without := [prompt for prompt in self.prompts if "{token}" not in prompt]:
             raise ValueError(f"subject {self.name}: prompts without {{token}}: {'; '.join(without)}")
         if not self.prompts:
             raise ValueError(f"subject {self.name} has no prompts")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Stands for the names and contents of the references, so that a replaced photo is noticed."""
+        digest = hashlib.sha256()
+        for path in sorted(path for path in self.references.iterdir() if path.is_file()):
+            digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
+        return digest.hexdigest()[:12]
 
 
 def load_protocol(name: str, data_dir: Path | None, work: Path, only: Sequence[str] = ()) -> list[Subject]:
@@ -133,6 +152,11 @@ def _from_yaml(path: Path) -> list[Subject]:
         isinstance(entry, dict) and keys <= set(entry) <= keys | more for entry in entries
     ):
         raise ValueError(f"{path}: a list of subjects is expected, each with {', '.join(sorted(keys))}")
+    for entry in entries:
+        for key in ("prompts", "unrelated"):
+            value = entry.get(key, [])
+            if not isinstance(value, list) or not all(isinstance(prompt, str) for prompt in value):
+                raise ValueError(f"{path}: {key} of {entry['name']} is to be a list of prompts, not {value!r}")
     names = [entry["name"] for entry in entries]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{path}: several subjects are called {', '.join(sorted(twice))}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ether_diffusion.evaluation.collection import Benchmark, read_folders
+from ether_diffusion.evaluation.collection import Benchmark, distinct_names, read_folders
 from ether_diffusion.evaluation.summary import METRICS, Metric, Result
 from ether_diffusion.files import write_text
 from ether_diffusion.page.pictures import Picture, thumbnail
@@ -28,7 +28,8 @@ MAX_PICTURES = 1500
 """In the page; of a greater benchmark fewer prompts of each subject are shown, and the page says so."""
 THUMBNAIL = 128
 MAX_STEPS = 8
-BY_SUBJECT = tuple(metric for metric in METRICS if metric.key in ("dino", "clip_i", "clip_t"))
+MAX_REFERENCES = 6
+BY_SUBJECT = tuple(metric for metric in METRICS if metric.key in ("dino", "clip_t"))
 """The scores that are shown for every subject and prompt."""
 DASHES = ("-", "--", ":", "-.")
 
@@ -73,10 +74,13 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         Path(__file__).with_name("report.html.jinja"),
         {"score": _score, "short": short_path, "rate": _rate},
         sections=sections,
-        runs=[{"run": run, "grid": step_grid(run)} for run in runs],
+        runs=[
+            {"name": name, "run": run, "grid": step_grid(run)}
+            for name, run in zip(distinct_names([run.folder for run in runs]), runs, strict=True)
+        ],
         run_curves=loss_curves(runs),
         by_subject=BY_SUBJECT,
-        title=", ".join(folder.resolve().name for folder in folders),
+        title=", ".join(distinct_names(folders)),
     )
     write_text(output, page)
     return output
@@ -113,8 +117,9 @@ def _prompts(result: Result) -> list[str]:
 
 
 def _references(benchmark: Benchmark, subject: str) -> list[Picture]:
-    folder = benchmark.folder / "subjects" / subject
-    paths = sorted(folder.glob("*.png"))[:6] if folder.is_dir() else []
+    """The subject's own pictures, as far as they are still where they were scored."""
+    result = next(result for result in benchmark.results if result["subject"] == subject)
+    paths = [Path(path) for path in result.get("references", ())][:MAX_REFERENCES]
     return [Picture(thumbnail(path, THUMBNAIL), f"Reference {path.name}", path.name) for path in paths]
 
 
@@ -139,12 +144,12 @@ def rate_curves(benchmark: Benchmark) -> list[Curve]:
     """DINO and CLIP-T against the learning rate, where an arm has several."""
     arms: dict[str, list[dict[str, Any]]] = {}
     for row in benchmark.rows:
-        if row["learning_rate"] is not None:
+        if row["learning_rate"] is not None and not row["diverged"]:
             arms.setdefault(row["arm"], []).append(row)
     several = {arm: sorted(rows, key=lambda row: row["learning_rate"]) for arm, rows in arms.items() if len(rows) > 1}
     if not several:
         return []
-    return [_rate_curve(several, metric, benchmark.folder.name) for metric in BY_SUBJECT if metric.key != "clip_i"]
+    return [_rate_curve(several, metric, benchmark.folder.name) for metric in BY_SUBJECT]
 
 
 def _rate_curve(arms: dict[str, list[dict[str, Any]]], metric: Metric, where: str) -> Curve:
@@ -157,9 +162,9 @@ def _rate_curve(arms: dict[str, list[dict[str, Any]]], metric: Metric, where: st
             rates = [row["learning_rate"] for row in rows]
             score = [row["scores"][metric.key] for row in rows]
             axes.plot(rates, [s["mean"] for s in score], dashes, color=colour, marker=".", label=arm)
-            axes.fill_between(
-                rates, [s["low"] for s in score], [s["high"] for s in score], color=colour, alpha=0.15, linewidth=0
-            )
+            if all(s["low"] is not None for s in score):
+                low, high = ([s[part] for s in score] for part in ("low", "high"))
+                axes.fill_between(rates, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xscale("log")
         dress(axes, "learning rate", legend=True)
         svg = inline_svg(figure, f"{where} {title}", title)
@@ -175,11 +180,11 @@ def loss_curves(runs: Sequence[Run]) -> list[Curve]:
     with figure_style(title):
         figure = Figure(figsize=(6.2, 3.4), layout="constrained")
         axes = figure.subplots()
-        for number, run in enumerate(known):
+        for number, (name, run) in enumerate(zip(distinct_names([run.folder for run in known]), known, strict=True)):
             values = moving_average([row["loss"] for row in run.metrics], max(1, len(run.metrics) // 20))
             dashes = DASHES[number // len(COLOURS) % len(DASHES)]
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot([row["step"] for row in run.metrics], values, dashes, color=colour, label=run.folder.name)
+            axes.plot([row["step"] for row in run.metrics], values, dashes, color=colour, label=name)
         dress(axes, "step", legend=True)
         return [
             Curve(title, inline_svg(figure, title, title), "Exponential moving averages over a twentieth of the steps.")

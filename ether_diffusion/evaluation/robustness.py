@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from ether_diffusion.evaluation.benchmark import run_benchmark
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
 from ether_diffusion.evaluation.jobs import BASE, BenchmarkConfig
-from ether_diffusion.evaluation.summary import Result, read_results, summarize
+from ether_diffusion.evaluation.summary import Result, all_results, summarize
 from ether_diffusion.files import write_text
 from ether_diffusion.training.cli import parse_config
 
@@ -47,31 +47,37 @@ class Width:
     open_high: bool
 
 
-def good_width(rates: Sequence[float], scores: Sequence[float], tolerance: float = TOLERANCE) -> Width:
+def good_width(rates: Sequence[float], scores: Sequence[float | None], tolerance: float = TOLERANCE) -> Width:
     """The connected range around the best rate in which the score stays within ``tolerance`` of the best.
 
-    Between two tested rates the score is taken as linear in the logarithm of the rate.
+    Between two tested rates the score is taken as linear in the logarithm of the rate; towards a rate that has no
+    score, because a training diverged there, the range ends at the last good one.
 
     Args:
         rates: tested learning rates, ascending.
-        scores: of each, higher is better.
+        scores: of each, higher is better; None where a training diverged.
         tolerance: share of the best score's absolute value.
 
     Raises:
-        ValueError: there are fewer than two rates, or they do not ascend.
+        ValueError: there are fewer than two rates, they do not ascend, or all trainings diverged.
     """
     if len(rates) < 2 or len(rates) != len(scores) or any(a >= b for a, b in pairwise(rates)):
         raise ValueError(f"at least two ascending learning rates are needed, each with a score, not {list(rates)}")
-    x, best = np.log10(rates), int(np.argmax(scores))
-    floor = scores[best] - tolerance * abs(scores[best])
+    known = {index: value for index, value in enumerate(scores) if value is not None}
+    if not known:
+        raise ValueError("no training came to its end at any learning rate")
+    x, best = np.log10(rates), max(known, key=lambda index: known[index])
+    floor = known[best] - tolerance * abs(known[best])
 
     def edge(step: int) -> tuple[float, bool]:
         last = best
-        while 0 <= last + step < len(scores) and scores[last + step] >= floor:
+        while known.get(last + step, -np.inf) >= floor:
             last += step
         if not 0 <= last + step < len(scores):
             return float(x[last]), True
-        share = (scores[last] - floor) / (scores[last] - scores[last + step])
+        if last + step not in known:
+            return float(x[last]), False
+        share = (known[last] - floor) / (known[last] - known[last + step])
         return float(x[last] + share * (x[last + step] - x[last])), False
 
     (low, open_low), (high, open_high) = edge(-1), edge(1)
@@ -102,9 +108,13 @@ def analyse(folder: Path, results: list[Result]) -> str:
     if not arms:
         raise ValueError("no method has results at two learning rates: there is no width to measure")
     widths = {
-        arm: good_width([row["learning_rate"] for row in rows], [row["scores"]["dino"]["mean"] for row in rows])
+        arm: good_width(
+            [row["learning_rate"] for row in rows],
+            [None if row["diverged"] else row["scores"]["dino"]["mean"] for row in rows],
+        )
         for arm, rows in arms.items()
     }
+    arms = {arm: [row for row in rows if not row["diverged"]] for arm, rows in arms.items()}
     base = [row for row in summarize(results) if row["arm"] == BASE]
     floor = {key: base[0]["scores"][key]["mean"] for key in ("dino", "clip_t")} if base else {}
     write_figure(folder / "learning_rates.png", panels(arms, floor))
@@ -124,8 +134,7 @@ def panels(arms: dict[str, list[dict[str, Any]]], base: dict[str, float]) -> lis
                 arm,
                 [row["learning_rate"] for row in rows],
                 [row["scores"][key]["mean"] for row in rows],
-                [row["scores"][key]["low"] for row in rows],
-                [row["scores"][key]["high"] for row in rows],
+                *([_bound(row["scores"][key], part) for row in rows] for part in ("low", "high")),
             )
             for arm, rows in arms.items()
         ]
@@ -149,6 +158,11 @@ def panels(arms: dict[str, list[dict[str, Any]]], base: dict[str, float]) -> lis
     ]
 
 
+def _bound(score: dict[str, float], part: str) -> float:
+    """An end of the interval; the mean itself where there is none."""
+    return score["mean"] if score[part] is None else score[part]
+
+
 def table(arms: dict[str, list[dict[str, Any]]], widths: dict[str, Width]) -> str:
     """One row per method: its best rate and scores there, and the width; ≥ where the tested range ends before it."""
     lines = [
@@ -169,7 +183,7 @@ def table(arms: dict[str, list[dict[str, Any]]], widths: dict[str, Width]) -> st
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None, run: Callable[[BenchmarkConfig], Any] = run_benchmark) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The program: the benchmark, unless it is done, and the study of its results.
 
     Raises:
@@ -177,12 +191,11 @@ def main(arguments: Sequence[str] | None = None, run: Callable[[BenchmarkConfig]
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     config = parse_config(BenchmarkConfig, arguments)
-    jobs = run(config)
-    results, missing = read_results(config.output_dir, jobs)
-    if missing:
-        print(f"{len(missing)} jobs are not done yet, other processes may have them; the same command goes on")
+    if not run_benchmark(config):
+        print("other processes have jobs left; the last one to finish makes the figure")
+        return
     try:
-        print(analyse(config.output_dir, results))
+        print(analyse(config.output_dir, all_results(config.output_dir)))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print(f"figure: {config.output_dir / 'learning_rates.png'}")

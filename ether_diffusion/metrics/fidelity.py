@@ -5,6 +5,8 @@ All features are of unit length, so that their products are cosines.
 
 from __future__ import annotations
 
+import re
+
 from torch import Tensor
 
 
@@ -60,5 +62,8 @@ def drift(images: Tensor, base: Tensor) -> Tensor:
 
 
 def without_token(prompt: str, token: str) -> str:
-    """The prompt without the rare token, which CLIP was never taught: ``"a qwe dog"`` becomes ``"a dog"``."""
-    return " ".join(word for word in prompt.split() if word != token)
+    """The prompt without the rare token, which CLIP was never taught: ``"a qwe dog"`` becomes ``"a dog"``.
+
+    Only whole words are taken out, with the space before them: ``qwe`` of ``"a qwe's dog"``, nothing of ``"qweens"``.
+    """
+    return " ".join(re.sub(rf"(?<!\w){re.escape(token)}(?!\w)", "", prompt).split())

@@ -10,13 +10,15 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ether_diffusion.metrics.backbones import Backbone, Picture
+from ether_diffusion.checkpoint import first_line
+from ether_diffusion.metrics.backbones import Backbone, Picture, weights_hash
 
 PACKAGE = "lpips"
 """In place of a path: the trunk that the package ``lpips`` fetches."""
@@ -57,6 +59,8 @@ class Lpips(Backbone):
             raise ValueError(f"{trunk} does not hold torchvision's weights of {net}: {error}") from error
         self.channel_weights = [weight.to(device) for weight in _channel_weights(net)]
         super().__init__(f"LPIPS {net} ({trunk})", features, f"shorter side {size}, Lanczos, middle square", device)
+        heads = nn.ParameterList(weight.cpu() for weight in self.channel_weights)
+        self.identity["weights"] += f", {weights_hash(heads)}"
 
     def _pixels(self, images: list[Image.Image]) -> Tensor:
         square = (self.size, self.size)
@@ -149,7 +153,10 @@ def _trunk_file(path: Path) -> dict[str, Tensor]:
             f"there is no file {path} with the weights of LPIPS' trunk: give torchvision's ImageNet weights, "
             f"or {PACKAGE!r} where that package is installed"
         )
-    state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{path} is no file of weights that torch reads: {first_line(error)}") from error
     return {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
 
 

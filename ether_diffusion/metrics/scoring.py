@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from ether_diffusion.metrics.backbones import AnytorchClip, Clip, Dino, Picture
 from ether_diffusion.metrics.fidelity import drift, pair_similarity, prompt_similarity, similarity_among, without_token
 from ether_diffusion.metrics.perceptual import Lpips
 
-LIBRARIES = ("torch", "diffusers", "transformers", "pillow")
+LIBRARIES = ("torch", "diffusers", "transformers", "pillow", "peft", "torchmetrics", "torchvision", "clip-anytorch")
 
 Row = dict[str, Any]
 
@@ -40,7 +40,24 @@ class Judges:
         models = {"dino": self.dino.identity, "clip": self.clip.identity}
         if self.lpips is not None:
             models["lpips"] = self.lpips.identity
-        return {**models, "libraries": {name: version(name) for name in LIBRARIES}}
+        return {**models, "libraries": _versions()}
+
+    @property
+    def weights(self) -> dict[str, dict[str, str]]:
+        """What the scores depend on, of each judge: its weights and preprocessing, wherever its files lie."""
+        models = {name: each for name, each in self.identity.items() if name != "libraries"}
+        return {name: {key: value for key, value in each.items() if key != "model"} for name, each in models.items()}
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that are installed."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 class References:
@@ -98,9 +115,9 @@ def score_images(
 
     Returns:
         N rows: ``dino``, ``clip_i`` and, with its judge, ``lpips``, each the mean over the references, with the M
-        values under ``pairs``; where the prompt is known, ``prompt``, ``clip_t`` of it without the token, which CLIP
-        was never taught, and ``clip_t_written`` of it as it stands. And a row per prompt: ``div``, the mean LPIPS
-        among its images.
+        values under ``pairs``; where the prompt is known, ``prompt``, ``clip_t_written`` of it as it stands and, with
+        a token, ``clip_t`` of it without the token, which CLIP was never taught. And a row per prompt: ``div``, the
+        mean LPIPS among its images.
     """
     seen = judges.clip.image_features(images, "CLIP" if show else None)
     pairs = {
@@ -127,7 +144,8 @@ def score_images(
     known = [(row, prompt) for row, prompt in enumerate(prompts) if prompt is not None]
     if known:
         texts = {"clip_t_written": [prompt for _, prompt in known]}
-        texts["clip_t"] = [without_token(prompt, token) if token else prompt for _, prompt in known]
+        if token:
+            texts["clip_t"] = [without_token(prompt, token) for _, prompt in known]
         for name, said in texts.items():
             scores = prompt_similarity(seen[[row for row, _ in known]], _text_features(judges.clip, said))
             for (row, prompt), score in zip(known, scores.tolist(), strict=True):

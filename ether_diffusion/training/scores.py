@@ -45,9 +45,10 @@ def score_run(run_dir: str | Path, judges: Judges, token: str | None = None) -> 
     references = References(_references(run), judges)
     if run.finetuned_step is None:
         raise NothingToScoreError(f"{run.folder} has no samples of the finetuned model: let it reach validation_steps")
-    titles = {"dino": "DINO", "clip_i": "CLIP-I", "lpips": "LPIPS", "clip_t": "CLIP-T"}
-    if token:
-        titles["clip_t_written"] = "CLIP-T, prompt as written"
+    titles = {"dino": "DINO", "clip_i": "CLIP-I", "lpips": "LPIPS"}
+    titles |= (
+        {"clip_t": "CLIP-T", "clip_t_written": "CLIP-T, prompt as written"} if token else {"clip_t_written": "CLIP-T"}
+    )
     scores: Scores = {}
     prompts = [prompt["prompt"] for prompt in run.prompts]
     for column, step in {"base": 0, "finetuned": run.finetuned_step}.items():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +28,8 @@ from ether_diffusion.evaluation.protocols import Subject
 from ether_diffusion.evaluation.summary import write_summary
 from ether_diffusion.metrics.backbones import Picture, as_rgb
 from ether_diffusion.metrics.scoring import Judges
-from ether_diffusion.training import dreambooth
+from ether_diffusion.training import dreambooth, loop
+from ether_diffusion.training.loop import TrainingInterruptedError
 
 CPU = torch.device("cpu")
 
@@ -94,8 +97,43 @@ def test_every_rate_is_an_arm_beside_the_base(config: BenchmarkConfig, dog: Subj
     assert keys == [f"{arm}/dog/seed-{seed}" for seed in (0, 5) for arm in ("base", "ether@0.1", "ether@0.2")]
     training = all_jobs(config, [dog])[2].training_config(config, Path("run"))
     assert (training.method, training.learning_rate, training.seed) == ("ether", 0.2, 0)
-    assert training.instance_prompt == "a photo of a qwe dog"
-    assert training.max_train_steps == training.checkpointing_steps == 2
+    assert training.instance_prompt == "a photo of qwe dog"
+    assert training.max_train_steps == 2
+
+
+def test_arms_take_what_they_do_not_name_from_the_shared_settings(config: BenchmarkConfig, dog: Subject) -> None:
+    config.training |= {"method": "naive", "learning_rate": "6e-2"}  # so YAML reads 6e-2
+    config.arms = {"1": {"n_blocks": 1}, "2": {"method": "lora", "learning_rate": ["1e-3", 1e-2]}}
+    base, one, *two = all_jobs(config, [dog])
+    assert (base.method, base.settings) == ("ether_plus", {})
+    assert (one.key, one.method, one.training_config(config, Path("x")).learning_rate) == (
+        *("1/dog/seed-0", "naive"),
+        0.06,
+    )
+    assert [job.key for job in two] == ["2@0.001/dog/seed-0", "2@0.01/dog/seed-0"]
+    assert [job.training_config(config, Path("x")).learning_rate for job in two] == [1e-3, 1e-2]
+    config.arms = {"1": {"learning_rate": "fast"}}
+    with pytest.raises(ValueError, match="arm 1: the learning rate 'fast' is no number"):
+        all_jobs(config, [dog])
+
+
+def test_what_the_benchmark_sets_itself_is_refused() -> None:
+    base = {"pretrained_model_name_or_path": "x"}
+    with pytest.raises(ValueError, match="training: seed, instance_prompt is set by the benchmark") as told:
+        BenchmarkConfig(Path("x"), training={**base, "seed": 5, "instance_prompt": "a dog"})
+    assert "leave it out" in str(told.value)
+    with pytest.raises(ValueError, match="a list of learning rates belongs to an arm"):
+        BenchmarkConfig(Path("x"), training={**base, "learning_rate": [1e-3]})
+
+
+def test_class_images_are_shared_by_the_subjects_of_a_class(config: BenchmarkConfig, dog: Subject) -> None:
+    job = all_jobs(config, [dog])[1]
+    assert job.training_config(config, Path("x")).class_data_dir is None
+    config.training |= {"with_prior_preservation": True}
+    job = all_jobs(config, [replace(dog, class_word="stuffed animal")])[1]
+    training = job.training_config(config, Path("x"))
+    assert training.class_data_dir == config.output_dir / "class_images" / "stuffed-animal"
+    assert training.class_prompt == "a photo of a stuffed animal"
 
 
 def test_a_setting_that_does_not_exist_is_refused_with_its_arm(config: BenchmarkConfig, dog: Subject) -> None:
@@ -201,22 +239,85 @@ def test_a_job_that_fails_is_told_and_the_rest_goes_on(config: BenchmarkConfig, 
     assert not list((config.output_dir / "results").rglob("*.error.txt"))
 
 
-def test_scores_of_other_settings_are_not_mixed_in(config: BenchmarkConfig, dog: Subject) -> None:
+def test_scores_of_other_settings_or_photos_are_not_mixed_in(config: BenchmarkConfig, dog: Subject) -> None:
     jobs = all_jobs(config, [dog])[:1]
     run_jobs(jobs, config, judges())
+    Image.new("RGB", (32, 32), (1, 90, 60)).save(dog.references / "40.png")
+    changed = all_jobs(config, [replace(dog)])[:1]
+    assert "other settings or photos" in run_jobs(changed, config, judges())[jobs[0].key]
     config.guidance_scale = 3
-    assert "other settings" in run_jobs(jobs, config, judges())[jobs[0].key]
+    assert "other settings or photos" in run_jobs(jobs, config, judges())[jobs[0].key]
 
 
-def test_scores_of_other_judges_and_another_base_are_not_mixed_in(config: BenchmarkConfig, dog: Subject) -> None:
-    job = all_jobs(config, [dog])[0]
-    assert run_jobs([job], config, judges()) == {}
+def test_other_judges_score_the_same_images_anew(config: BenchmarkConfig, dog: Subject) -> None:
+    jobs = all_jobs(config, [dog])[:2]
+    assert run_jobs(jobs, config, judges()) == {}
+    before = [rows_of(config, job) for job in jobs]
     others = judges()
     others.dino.identity = {"model": "colours", "weights": "others"}
-    assert "other judges" in run_jobs([job], config, others)[job.key]
+    assert run_jobs(jobs, config, others) == {}
+    after = [rows_of(config, job) for job in jobs]
+    assert [row["judged_by"]["dino"] for row in after] == [{"weights": "others"}] * 2
+    assert [row["images"] for row in after] == [row["images"] for row in before]
+    assert after[1]["seconds"] == before[1]["seconds"]  # not trained again
+    assert others.clip.looks > 0
+
+
+def test_results_from_another_base_are_not_mixed_in(config: BenchmarkConfig, dog: Subject) -> None:
+    job = all_jobs(config, [dog])[0]
+    assert run_jobs([job], config, judges()) == {}
     path = config.output_dir / "results" / f"{job.key}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_hash": "0123"}))
     assert "another base" in run_jobs([job], config, judges())[job.key]
+
+
+def test_a_signal_ends_the_benchmark_and_the_training_goes_on_from_its_checkpoint(
+    config: BenchmarkConfig, dog: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.training |= {"max_train_steps": 6}
+    jobs = all_jobs(config, [dog])[1:2]
+    assert run_jobs(jobs, config, judges()) == {}
+    whole = rows_of(config, jobs[0])["images"]
+
+    config.output_dir = tmp_path / "stopped"
+    steps: list[int] = []
+    log = loop._Run.log
+
+    def log_and_stop(run: Any, step: int, *rest: Any) -> None:
+        log(run, step, *rest)
+        steps.append(step)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop._Run, "log", log_and_stop)
+    with pytest.raises(TrainingInterruptedError):
+        run_jobs(jobs, config, judges())
+    assert not list(config.output_dir.rglob("*.error.txt"))
+    assert run_jobs(jobs, config, judges()) == {}
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert rows_of(config, jobs[0])["images"] == whole
+
+
+def test_a_finished_training_is_not_repeated_when_its_images_are_not_there(
+    config: BenchmarkConfig, dog: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = all_jobs(config, [dog])[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "_draw", lambda *arguments: 1 / 0)
+        assert "ZeroDivision" in run_jobs([job], config, judges())[job.key]
+    monkeypatch.setattr(dreambooth, "run", lambda config: 1 / 0)
+    assert run_jobs([job], config, judges()) == {}
+
+
+def test_a_training_that_diverges_is_a_result_without_images(config: BenchmarkConfig, dog: Subject) -> None:
+    config.arms = {"full": {"method": "full", "learning_rate": 1e30}}
+    config.training |= {"max_train_steps": 8, "max_grad_norm": 0}
+    job = all_jobs(config, [dog])[1]
+    assert run_jobs([job], config, judges()) == {}
+    assert "not finite" in rows_of(config, job)["diverged"]
+    eyes = judges()
+    assert run_jobs([job], config, eyes) == {}
+    assert eyes.dino.looks == 0
 
 
 @pytest.mark.parametrize("killed_before_scoring", [False, True])
@@ -269,5 +370,8 @@ def test_a_process_takes_its_share_and_trains_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert take_share() == (1, 3)
     assert benchmark.os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    for visible, own in (("4,5,7", "5"), ("2", "2")):
+        take_share({"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": visible})
+        assert benchmark.os.environ["CUDA_VISIBLE_DEVICES"] == own
     assert "WORLD_SIZE" not in benchmark.os.environ
     assert take_share() == (0, 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ether_diffusion.evaluation.folders import main, pair_folders, read_pictures, score_folders
+from ether_diffusion.evaluation.report import write_report
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges
 from ether_diffusion.playground.world import draw, random_scene
@@ -53,12 +54,23 @@ def test_flat_folders_are_one_subject(folders: tuple[Path, Path]) -> None:
     generated, references = folders
     pairs, _ = pair_folders(generated / "dog", references / "dog")
     assert pairs == {"dog": (generated / "dog", references / "dog")}
-    with pytest.raises(ValueError, match="two of one kind"):
-        pair_folders(generated / "dog", references)
-    with pytest.raises(ValueError, match="has the name of one in"):
-        pair_folders(generated, generated.parent)
+    for mine, theirs in ((generated / "dog", references), (generated, generated.parent)):
+        with pytest.raises(ValueError, match="neither two folders of pictures nor two of folders with the same names"):
+            pair_folders(mine, theirs)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         pair_folders(generated / "nowhere", references)
+
+
+def test_pictures_beside_subjects_and_folders_inside_them_are_told(folders: tuple[Path, Path]) -> None:
+    generated, references = folders
+    for folder in folders:
+        draw(random_scene(4, 50)).image.save(folder / "grid.png")
+    pairs, strays = pair_folders(generated, references)
+    assert list(pairs) == ["backpack_dog", "dog"]
+    assert set(strays) == {str(generated / "grid.png"), str(references / "grid.png")}
+    pictures(generated / "dog" / "more", range(60, 61))
+    (generated / "dog" / ".hidden").write_bytes(b"")
+    assert set(read_pictures(generated / "dog").refused) == {str(generated / "dog" / "more")}
 
 
 def test_prompts_are_matched_by_file_and_what_is_no_picture_is_told(folders: tuple[Path, Path]) -> None:
@@ -97,6 +109,8 @@ def test_scores_are_the_means_of_the_pairs(judges: Judges, folders: tuple[Path, 
     assert len(lines) == 6
     assert [line["file"] for line in lines if "clip_t" in line] == ["04.png"]
     assert len(lines[0]["pairs"]["dino"]) == len(lines[0]["references"]) == 2
+    page = write_report([tmp_path / "out"], tmp_path / "page.html").read_text()
+    assert page.count("data:image/webp") == 4 + 1  # the references of both, and the one picture whose prompt is known
 
 
 def test_the_program_counts_and_names_what_it_could_not_score(
@@ -109,7 +123,7 @@ def test_the_program_counts_and_names_what_it_could_not_score(
         main([*arguments, "--dino", "playground", "--clip", "playground"])
     assert ended.value.code == 1
     out = capsys.readouterr().out
-    assert "not scored (1):" in out
+    assert "Not in this table (1):" in out
     assert str(generated / "dog" / "00.png") in out
     assert (generated.parent / "lora-scores" / "scores.jsonl").is_file()
     with pytest.raises(SystemExit) as ended:

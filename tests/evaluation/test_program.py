@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from ether_diffusion.evaluation.benchmark import main
 from ether_diffusion.evaluation.jobs import BenchmarkConfig, all_jobs
@@ -38,6 +40,31 @@ def test_a_benchmark_on_the_playground(tmp_path: Path, capsys: pytest.CaptureFix
     images = len(box.prompts) + len(box.unrelated) + config["class_images"]
     assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 2 * images
     assert not (tmp_path / "out" / "runs").exists() or not list((tmp_path / "out" / "runs").rglob("*.safetensors"))
+
+
+def test_processes_share_the_jobs_and_one_that_fails_does_not_take_the_others_with_it(tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+    for shade in (40, 200):
+        Image.new("RGB", (64, 64), (shade, 90, 60)).save(tmp_path / "good" / f"{shade}.png")
+    (tmp_path / "bad" / "0.png").write_bytes(b"no picture")
+    entries = [
+        {"name": name, "class": "ball", "references": name, "prompts": ["a {token} ball"]} for name in ("good", "bad")
+    ]
+    (tmp_path / "protocol.yaml").write_text(yaml.safe_dump(entries))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
+    command += [str(ROOT / "eval" / "dreambench.py"), "--output_dir", str(tmp_path / "out")]
+    command += ["--protocol", str(tmp_path / "protocol.yaml"), "--dino", "playground", "--clip", "playground"]
+    command += ["--training", '{"pretrained_model_name_or_path": "playground", "max_train_steps": 2}']
+    command += ["--arms", '{"ether": {"method": "ether"}}', "--num_inference_steps", "2", "--images_per_prompt", "1"]
+    command += ["--class_images", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {row["arm"]: row["images"] for row in summary["rows"]} == {REAL: 0, "base": 1, "ether": 1}
+    assert summary["missing"] == ["base/bad/seed-0", "ether/bad/seed-0"]
+    assert "ether/bad/seed-0: " in ended.stderr
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -81,7 +81,15 @@ def test_unrelated_prompts_do_not_name_the_class(data: Path, tmp_path: Path) -> 
         assert not any(each.class_word in prompt.split() for prompt in each.unrelated)
     dog = load_protocol("dreambooth", data, tmp_path)[0]
     assert len(set(dog.unrelated)) == 10
-    assert not any("dog" in prompt for prompt in dog.unrelated)
+    classes = "backpack animal bowl can candle cat clock sneaker dog toy boot cartoon sunglasses teapot vase glasses"
+    assert not any(word in prompt.split() for word in classes.split() for prompt in dog.unrelated)
+
+
+def test_a_replaced_photo_is_noticed(data: Path, tmp_path: Path) -> None:
+    before = load_protocol("dreambooth", data, tmp_path)[0].fingerprint
+    assert load_protocol("dreambooth", data, tmp_path)[0].fingerprint == before
+    Image.new("RGB", (8, 8), "red").save(data / "dog" / "00.jpg")
+    assert load_protocol("dreambooth", data, tmp_path)[0].fingerprint != before
 
 
 def test_a_file_of_ones_own(data: Path, tmp_path: Path) -> None:
@@ -93,6 +101,20 @@ def test_a_file_of_ones_own(data: Path, tmp_path: Path) -> None:
     mine.write_text('- {name: rex, class: dog, references: dog, prompts: ["a dog"]}')
     with pytest.raises(ValueError, match=r"rex: prompts without \{token\}: a dog"):
         load_protocol(str(mine), None, tmp_path)
+    for field, value, message in (
+        ("unrelated", '"a boat"', "unrelated of rex is to be a list"),
+        ("prompts", "[a {token} {dog}]", r"\{token\} is all that braces may hold"),
+        ("name", "../rex", "the name is to be a folder's"),
+    ):
+        entry = {"name": "rex", "class": "dog", "references": "dog", "prompts": '["a {token} dog"]', field: value}
+        mine.write_text(
+            "- "
+            + "\n  ".join(f"{key}: {text}" for key, text in entry.items()).replace(
+                "[a {token} {dog}]", '["a {token} {dog}"]'
+            )
+        )
+        with pytest.raises(ValueError, match=message):
+            load_protocol(str(mine), None, tmp_path)
     mine.write_text("- {name: rex}")
     with pytest.raises(ValueError, match="class, name, prompts, references"):
         load_protocol(str(mine), None, tmp_path)

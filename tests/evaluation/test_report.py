@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from ether_diffusion.evaluation.collection import distinct_names
 from ether_diffusion.evaluation.report import MAX_PICTURES, main, write_report
 from ether_diffusion.evaluation.summary import write_tables
 
@@ -31,7 +32,7 @@ def result(arm: str, rate: float | None, subject: str, value: float, prompts: in
         for n in range(prompts)
     ]
     return {
-        **{"arm": arm, "learning_rate": rate, "subject": subject, "seed": 0, "images": images, "references": ["0.png"]},
+        **{"arm": arm, "learning_rate": rate, "subject": subject, "seed": 0, "images": images, "references": []},
         "judges": {"dino": {"model": "playground", "weights": "abc"}},
         **({"trained_parameters": {"unet": 1234}} if arm != "base" else {}),
     }
@@ -48,13 +49,18 @@ def bench(tmp_path: Path) -> Path:
             name = arm if rate is None else f"{arm}@{rate:g}"
             path = folder / "results" / name / subject / "seed-0.json"
             path.parent.mkdir(parents=True)
-            path.write_text(json.dumps(result(arm, rate, subject, value)))
+            found = result(arm, rate, subject, value)
+            found |= {"folder": f"images/{name}/{subject}/seed-0/images"}
+            found |= {"references": [str(folder / "subjects" / subject / "0.png")]}
+            path.write_text(json.dumps(found))
             images = folder / "images" / name / subject / "seed-0" / "images"
             images.mkdir(parents=True)
             for number in range(2):
                 Image.new("RGB", (16, 16), "red").save(images / f"{number:04d}.png")
     (folder / "results" / "ether@0.06" / "cow").mkdir()
     (folder / "results" / "ether@0.06" / "cow" / "seed-0.error.txt").write_text("no photos")
+    keys = [str(path.relative_to(folder / "results").with_suffix("")) for path in folder.glob("results/*/*/*.json")]
+    (folder / "jobs.json").write_text(json.dumps([*keys, "ether@0.06/cow/seed-0", "ether@0.06/hen/seed-0"]))
     return folder
 
 
@@ -78,11 +84,11 @@ def run(tmp_path: Path) -> Path:
 def test_the_page_shows_scores_pictures_and_curves(bench: Path, run: Path, tmp_path: Path) -> None:
     page = write_report([bench, run], tmp_path / "page.html").read_text()
     assert page.count("data:image/webp") == 2 * (1 + 3 * 2) + 2  # references, prompts by arms at their best; the run
-    assert "0.405 <small>[0.405, 0.405]</small>" in page
+    assert "0.405 <small>[" in page
     assert "lora, 0.001" in page
     assert "lora, 0.01<" not in page  # not the better one
     assert "a qwe dog &lt;1&gt;" in page
-    assert "ether@0.06/cow/seed-0.error.txt" in page
+    assert "ether@0.06/cow/seed-0 (no photos); ether@0.06/hen/seed-0 (not done yet)" in page
     assert "against the learning rate" in page
     assert "Loss of the runs" in page
     assert "0.625" in page
@@ -98,12 +104,20 @@ def test_a_large_benchmark_leaves_prompts_out_and_says_so(bench: Path, monkeypat
     assert page.count("data:image/webp") == 2 * (1 + 3)
 
 
-def test_a_folder_of_scores_without_jobs(tmp_path: Path) -> None:
-    results = [result("lora", None, "dog", 0.3)]
+def test_what_was_not_scored_of_existing_images_is_shown(tmp_path: Path) -> None:
+    results = [result("lora", None, "dog", 0.3) | {"folder": str(tmp_path)}]
     write_tables(tmp_path / "scores", results, ["dog/00.png: broken"])
+    (tmp_path / "scores" / "results").mkdir()
+    (tmp_path / "scores" / "results" / "dog.json").write_text(json.dumps(results[0]))
     page = write_report([tmp_path / "scores"], tmp_path / "page.html").read_text()
     assert "dog/00.png: broken" in page
     assert "0.305" in page
+
+
+def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path: Path) -> None:
+    folders = [tmp_path / parts for parts in ("ether/dog/seed-0", "lora/dog/seed-0")]
+    assert distinct_names(folders) == ["ether/dog/seed-0", "lora/dog/seed-0"]
+    assert distinct_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
 
 
 def test_the_program_names_its_page(bench: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

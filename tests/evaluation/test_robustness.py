@@ -34,6 +34,15 @@ def test_a_range_that_the_tested_rates_do_not_end_is_open() -> None:
     assert rising.decades == pytest.approx(0.05 / 0.5)
 
 
+def test_a_rate_at_which_training_diverged_ends_the_range() -> None:
+    width = good_width(RATES, [0.96, 1.0, 0.99, None])
+    assert width.high == pytest.approx(1e-2)
+    assert width.open_low
+    assert not width.open_high
+    with pytest.raises(ValueError, match="no training came to its end"):
+        good_width(RATES, [None] * 4)
+
+
 def test_a_second_hill_does_not_count() -> None:
     width = good_width(RATES, [1.0, 0.5, 0.96, 0.99])
     assert width.high == pytest.approx(10 ** (-4 + 0.05 / 0.5))
@@ -64,6 +73,7 @@ def test_the_study_of_a_benchmark(tmp_path: Path) -> None:
     for rate, ether, lora in ((1e-4, 0.50, 0.2), (1e-3, 0.52, 0.5), (1e-2, 0.51, 0.1)):
         results += [result("ether", rate, "a", ether - 0.1), result("ether", rate, "b", ether + 0.1)]
         results += [result("lora", rate, subject, lora) for subject in "ab"]
+    results += [{**result("lora", 1e-1, "a", 0.0), "diverged": "NaN", "images": []}]
     text = analyse(tmp_path, results)
     assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| ether", "| lora"]  # the wider one first
     assert "| ether | 0.001 | 0.520 | 0.480 | ≥ 2.00 |" in text
@@ -71,7 +81,7 @@ def test_the_study_of_a_benchmark(tmp_path: Path) -> None:
     assert written["base"] == {"dino": pytest.approx(0.1), "clip_t": pytest.approx(0.9)}
     row = written["arms"]["ether"]["rows"][1]
     assert row["distances"] == {"weights": pytest.approx(0.01), "transforms": 4.0}
-    assert row["scores"]["dino"]["low"] == pytest.approx(0.42)
+    assert row["scores"]["dino"]["mean"] == pytest.approx(0.52)
     assert written["arms"]["lora"]["width"]["best"] == 1e-3
     assert "transforms" not in written["arms"]["lora"]["rows"][0]["distances"]
     with Image.open(tmp_path / "learning_rates.png") as figure:

@@ -33,7 +33,7 @@ def test_subjects_count_alike_however_many_images_they_have() -> None:
     (row,) = rows
     score = row["scores"]["dino"]
     assert score["mean"] == pytest.approx((0.3 + 0.8) / 2)
-    by_seed = [(0.0 + 0.2 + 0.9) / 3, (0.4 + 0.6 + 0.7) / 3]
+    by_seed = [(0.1 + 0.9) / 2, (0.5 + 0.7) / 2]
     assert score["spread"] == pytest.approx(np.std(by_seed, ddof=1))
     assert (row["subjects"], row["seeds"], row["images"], row["parameters"]) == (2, [0, 1], 6, 7)
 
@@ -42,13 +42,39 @@ def test_the_interval_is_that_of_all_resamples() -> None:
     """Of three values the 27 equally likely resamples can be listed."""
     values = [0.0, 1.0, 5.0]
     means = [sum(drawn) / 3 for drawn in itertools.product(values, repeat=3)]
-    low, high = bootstrap(values)
+    groups = [[value] for value in values]
+    low, high = bootstrap(groups)
     assert low == pytest.approx(np.percentile(means, 2.5, method="inverted_cdf"), abs=1e-9)
     assert high == pytest.approx(np.percentile(means, 97.5, method="inverted_cdf"), abs=1e-9)
-    assert bootstrap(values) == (low, high)
-    assert bootstrap([0.25]) == (0.25, 0.25)
-    with pytest.raises(ValueError, match="no values"):
-        bootstrap([])
+    assert bootstrap(groups) == (low, high)
+    assert bootstrap([[value - 1, value + 1] for value in values]) == (low, high)  # the means of the groups
+    for nothing in ([], [[0.5], []]):
+        with pytest.raises(ValueError, match="no values"):
+            bootstrap(nothing)
+
+
+def test_the_interval_of_one_or_two_subjects_is_over_their_images() -> None:
+    values = [0.0, 1.0, 5.0]
+    means = [sum(drawn) / 3 for drawn in itertools.product(values, repeat=3)]
+    low, high = bootstrap([values])
+    assert low == pytest.approx(np.percentile(means, 2.5, method="inverted_cdf"), abs=1e-9)
+    assert high == pytest.approx(np.percentile(means, 97.5, method="inverted_cdf"), abs=1e-9)
+    lower, higher = bootstrap([values, [2.0, 2.0]])
+    assert (lower, higher) == pytest.approx(((low + 2) / 2, (high + 2) / 2))
+
+
+def test_a_subject_that_one_seed_lacks_is_not_in_the_spread() -> None:
+    rows = [result("lora", None, "dog", seed, [value]) for seed, value in ((0, 0.2), (1, 0.4))]
+    (row,) = summarize([*rows, result("lora", None, "cat", 0, [0.9])])
+    assert row["scores"]["dino"]["spread"] == pytest.approx(np.std([0.2, 0.4], ddof=1))
+
+
+def test_a_training_that_diverged_is_counted_and_never_the_best() -> None:
+    lost = {**result("lora", 1e-1, "dog", 0, []), "diverged": "the loss is not finite"}
+    rows = summarize([result("lora", 1e-3, "dog", 0, [0.3]), lost, result("lora", 1e-1, "cat", 0, [0.9])])
+    assert [(row["diverged"], row["subjects"]) for row in rows] == [(0, 1), (1, 1)]
+    assert [row["learning_rate"] for row in best_rates(rows)] == [1e-3]
+    assert "| lora (1 diverged) | 0.1 |" in markdown(rows)
 
 
 def test_the_best_rate_of_every_arm() -> None:
@@ -62,17 +88,18 @@ def test_the_best_rate_of_every_arm() -> None:
     assert [(row["arm"], row["learning_rate"]) for row in best_rates(rows)] == [("base", None), ("lora", 1e-3)]
     table = markdown(rows).splitlines()
     assert len(table) == 5
-    assert table[3].startswith("| lora | 0.001 | 7 | 0.300 [0.300, 0.300] |")
+    assert table[3].startswith("| lora | 0.001 | 7 | 0.300 |")
 
 
 def test_what_is_not_done_is_named(tmp_path: Path) -> None:
     dog = Subject("dog", "dog", tmp_path, ("a {token} dog",))
-    jobs = [Job("base", {}, dog, 0), Job("lora", {"learning_rate": 1e-3}, dog, 0)]
+    jobs = [Job("base", {}, dog, 0), Job("lora", {"learning_rate": 1e-3}, dog, 0, 1e-3)]
     path = tmp_path / "results" / f"{jobs[0].key}.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(result("base", None, "dog", 0, [0.25, 0.5])))
-    text = write_summary(tmp_path, jobs)
-    assert "1 of 2 jobs are not in this table: lora@0.001/dog/seed-0" in text
+    text, missing = write_summary(tmp_path, jobs)
+    assert "Not in this table (1): lora@0.001/dog/seed-0" in text
+    assert missing == ["lora@0.001/dog/seed-0"]
     assert json.loads((tmp_path / "summary.json").read_text())["missing"] == ["lora@0.001/dog/seed-0"]
     lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [(line["subject"], line["dino"]) for line in lines] == [("dog", 0.25), ("dog", 0.5)]
@@ -93,7 +120,7 @@ def test_the_row_of_real_images_and_scores_of_other_kinds() -> None:
     }
     text = markdown([real, row])
     assert text.splitlines()[0].endswith("| DINO ↑ | CLIP-T ↑ | DIV ↑ | PRES ↓ | drift ↓ |")
-    assert text.splitlines()[2].startswith(f"| {REAL} |  |  | 0.700 [0.600, 0.800] |  |")
+    assert text.splitlines()[2].startswith(f"| {REAL} |  |  | 0.700 |  |")
 
 
 def test_distances_are_means_over_the_jobs() -> None:

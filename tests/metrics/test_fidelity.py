@@ -55,6 +55,8 @@ def test_drift_is_half_of_one_minus_the_cosine() -> None:
     [
         ("a photo of a qwe dog", "a photo of a dog"),
         ("qwe dog, qweens", "dog, qweens"),
+        ("qwe, a dog", ", a dog"),
+        ("a qwe's dog", "a 's dog"),
         ("a dog", "a dog"),
     ],
 )

@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("folder", type=Path, help="the result; replaced only when all is done")
     options.add_argument("--preset", choices=list(PRESETS), help="default: gpu where there is CUDA, else cpu")
     options.add_argument("--work", type=Path, help="drawings, checkpoints, finished stages; default: FOLDER.work")
-    options.add_argument("--from_build", type=Path, metavar="BASE", help="a finished build whose models go on from their weights")
+    options.add_argument(
+        "--from_build", type=Path, metavar="BASE", help="a finished build whose models go on from their weights"
+    )
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--stages", nargs="+", choices=ALL, default=list(ALL), help="run only these, in build order")
     options.add_argument("--device", help="default: cuda where there is one, else cpu")
