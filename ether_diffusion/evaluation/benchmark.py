@@ -243,7 +243,7 @@ def run_benchmark(config: BenchmarkConfig) -> bool:
     try:
         subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
         jobs = all_jobs(config, subjects)
-        for job in jobs:
+        for job in (job for job in jobs if job.arm != BASE):
             job.training_config(config, config.output_dir)  # a mistake in the last arm shows before the first one runs
         judges = load_judges(config.dino, config.clip, config.lpips, config.lpips_net, config.lpips_size, device)
     except (ImportError, OSError, ValueError) as error:

@@ -13,7 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from ether_diffusion.evaluation import sheet
 from ether_diffusion.evaluation.collection import distinct_names
+from ether_diffusion.evaluation.figures import GAP, SIDE, TITLE
 from ether_diffusion.evaluation.report import MAX_PICTURES, main, write_report
 from ether_diffusion.evaluation.summary import write_tables
 
@@ -126,6 +128,19 @@ def test_the_program_names_its_page(bench: Path, run: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main([str(bench.parent / "photos")])
     assert "neither results" in capsys.readouterr().err
+
+
+def test_the_sheet_has_a_row_per_subject_and_a_column_per_method(bench: Path, tmp_path: Path) -> None:
+    sheet.main([str(bench), str(tmp_path / "sheet.png"), "--subjects", "dog", "--prompt", "1"])
+    picture = Image.open(tmp_path / "sheet.png").convert("RGB")
+    assert picture.size == (4 * (SIDE + GAP) + GAP, TITLE + TITLE + SIDE + GAP)  # reference, base, ether, lora
+    row = 2 * TITLE + SIDE // 2
+    colours = [picture.getpixel((GAP + column * (SIDE + GAP) + SIDE // 2, row)) for column in range(4)]
+    assert colours == [(0, 0, 255), *[(255, 0, 0)] * 3]
+    for arguments in (["--subjects", "cow"], ["--prompt", "2"]):
+        with pytest.raises(SystemExit):
+            sheet.main([str(bench), str(tmp_path / "other.png"), *arguments])
+    assert not (tmp_path / "other.png").exists()
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
