@@ -79,8 +79,10 @@ def _told(folder: Path, key: str) -> str:
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many of their parents as it takes to tell them apart."""
+    """What tells the folders apart: their names or, where these are the same, those of their parents above."""
     parts = [folder.resolve().parts for folder in folders]
+    while len({part[-1] for part in parts}) == 1 < len(set(parts)):
+        parts = [part[:-1] for part in parts]
     for length in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

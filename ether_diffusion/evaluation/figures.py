@@ -61,7 +61,9 @@ def write_figure(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     handles = {h.get_label(): h for axes in grid for h in axes.get_legend_handles_labels()[0]}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=8, frameon=False)
+    widest = 0.6 + 0.09 * max(map(len, handles), default=0)  # inches
+    abreast = max(1, int(figure.get_figwidth() / widest))
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=abreast, frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

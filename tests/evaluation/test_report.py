@@ -118,7 +118,10 @@ def test_what_was_not_scored_of_existing_images_is_shown(tmp_path: Path) -> None
 
 def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path: Path) -> None:
     folders = [tmp_path / parts for parts in ("ether/dog/seed-0", "lora/dog/seed-0")]
-    assert distinct_names(folders) == ["ether/dog/seed-0", "lora/dog/seed-0"]
+    assert distinct_names(folders) == ["ether", "lora"]
+    mixed = [tmp_path / parts for parts in ("ether/dog", "ether/cat", "lora/dog")]
+    assert distinct_names(mixed) == ["ether/dog", "ether/cat", "lora/dog"]
+    assert distinct_names(folders[:1]) == ["seed-0"]
     assert distinct_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
 
 
