@@ -58,7 +58,7 @@ def drift(images: Tensor, base: Tensor) -> Tensor:
         images: unit features (N, d) of images with the adapter.
         base: unit features (N, d) of images without it.
     """
-    return (1 - (images * base).sum(-1)) / 2
+    return ((1 - (images * base).sum(-1)) / 2).clamp(min=0)  # a cosine's rounding may pass 1
 
 
 def without_token(prompt: str, token: str) -> str:
