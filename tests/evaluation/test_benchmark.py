@@ -343,7 +343,8 @@ def test_every_method_is_loaded_as_it_was_trained(
     method: str, config: BenchmarkConfig, dog: Subject, tmp_path: Path
 ) -> None:
     """The run's own last sample, drawn with the model in memory, is drawn again."""
-    training = Job(method, {"method": method, "learning_rate": 1e-2}, dog, 0).training_config(config, tmp_path / "run")
+    settings = {**config.training, "method": method, "learning_rate": 1e-2}
+    training = Job(method, settings, dog, 0).training_config(config, tmp_path / "run")
     training.num_validation_images, training.num_inference_steps = 1, 3
     training.validation_prompt = ["a qwe dog"]
     AcceleratorState._reset_state(True)
