@@ -58,7 +58,8 @@ def study(runs: Sequence[Path], device: torch.device | str = "cpu") -> dict[str,
         if run.base not in known:
             known[run.base] = energies(load_pipeline(run.base, device).unet, "base")
         after = energies(load_run(folder, device).unet, name)
-        found[name] = {"method": run.method_name, **change(known[run.base], after)}
+        facts = {"base": run.base, "base_hash": run.provenance.base_hash, "config_hash": run.provenance.config_hash}
+        found[name] = {"method": run.method_name, **facts, **change(known[run.base], after)}
     return found
 
 

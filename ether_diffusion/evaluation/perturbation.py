@@ -29,6 +29,7 @@ from ether_diffusion.data.randomness import generator
 from ether_diffusion.evaluation.figures import Line, Panel, picture_grid, save_picture, write_figure
 from ether_diffusion.evaluation.images import Asked, draw, load_pipeline
 from ether_diffusion.files import write_text
+from ether_diffusion.fingerprint import base_hash
 from ether_diffusion.metrics.fidelity import prompt_similarity
 from ether_diffusion.metrics.judges import add_judges, judges_of
 from ether_diffusion.metrics.scoring import Judges
@@ -217,6 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows, images = study(pipe, asked, judges, given.methods, given.distances, given.n_blocks, settings)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
-    facts = {"base": given.base, "prompts": given.prompts, "n_blocks": given.n_blocks, "judges": judges.identity}
+    facts = {
+        "base": given.base,
+        "base_hash": base_hash(pipe.unet),
+        "prompts": given.prompts,
+        "n_blocks": given.n_blocks,
+        "judges": judges.identity,
+    }
     print(write_study(given.output_dir, rows, images, facts | settings))
     print(f"figures: {given.output_dir / 'perturbation.png'}, {given.output_dir / 'perturbed.png'}")

@@ -9,8 +9,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from ether_diffusion import playground
 from ether_diffusion.evaluation.distances import effective_weights, transforms
 from ether_diffusion.evaluation.perturbation import main, perturbed, possible, rotation_limit, rotations
+from ether_diffusion.fingerprint import base_hash
 
 N = 2
 
@@ -56,7 +58,9 @@ def test_the_study_draws_and_scores_every_transform(tmp_path: Path, capsys: pyte
     arguments += ["--dino", "playground", "--clip", "playground", "--num_inference_steps", "2", "--guidance_scale", "3"]
     main([*arguments, "--output_dir", str(tmp_path)])
     assert "| naive | 40.00 |" in capsys.readouterr().out
-    rows = json.loads((tmp_path / "perturbation.json").read_text())["rows"]
+    written = json.loads((tmp_path / "perturbation.json").read_text())
+    rows = written["rows"]
+    assert written["base_hash"] == base_hash(playground.load().unet)
     found = [(row["method"], row["distance"]) for row in rows]
     assert found == [
         *[("base", 0), ("ether", 2), ("ether_plus", 0.1), ("oft", 0.1), ("oft", 2)],
