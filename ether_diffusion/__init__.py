@@ -5,6 +5,7 @@ from importlib.metadata import version
 from ether_diffusion.adapter import Adapter, attach
 from ether_diffusion.checkpoint import AdapterFileError
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.control_pipeline import StableDiffusionControlPipeline, controlled
 from ether_diffusion.pipelines import (
     AdapterInfo,
     adapters,
@@ -26,8 +27,10 @@ __all__ = [
     "AdapterFileError",
     "AdapterInfo",
     "EtherConfig",
+    "StableDiffusionControlPipeline",
     "adapters",
     "attach",
+    "controlled",
     "disable",
     "disabled",
     "enable",

@@ -84,7 +84,7 @@ class Host:
                 self._guards[target.attention] = guard
         self.adapters[adapter.adapter_name] = adapter
         adapter.host = self
-        _forget_compiled_code()
+        forget_compiled_code()
         self.set_active({**self.strengths, adapter.adapter_name: 1.0})
 
     def remove(self, name: str) -> None:
@@ -98,7 +98,7 @@ class Host:
             if not injection.methods:
                 injection.remove()
                 del self._injections[path]
-        _forget_compiled_code()
+        forget_compiled_code()
         self.set_active({key: strength for key, strength in self.strengths.items() if key != name})
         if not self.adapters:
             for guard in self._guards.values():
@@ -273,7 +273,7 @@ def _set_submodule(module: nn.Module, path: str, child: nn.Module) -> None:
     module.add_module(name, child)
 
 
-def _forget_compiled_code() -> None:
+def forget_compiled_code() -> None:
     """Let torch.compile trace again: it does not guard on hooks, so code compiled without them would skip them."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

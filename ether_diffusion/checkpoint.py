@@ -17,11 +17,14 @@ from torch import Tensor
 
 from ether_diffusion.adapter import state_problems
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.control import ControlEncoder, ControlEncoderConfig
 from ether_diffusion.files import atomic_path
 
 FILE_NAME = "ether_weights.safetensors"
 FORMAT_VERSION = "1"
 COMPONENTS = ("unet", "transformer", "controlnet", "text_encoder", "text_encoder_2")
+CONTROL = "control_encoder"
+"""First part of the keys of a control encoder."""
 
 
 class AdapterFileError(ValueError):
@@ -37,12 +40,14 @@ class AdapterFile:
         configs: the adapter's settings for every component.
         base_model: name of the base that the adapter was trained on, "" if unknown.
         base_hash: :func:`ether_diffusion.fingerprint.base_hash` of every component, where it could be read.
+        control: the control encoder, where the adapter was trained with one.
     """
 
     states: dict[str, dict[str, Tensor]]
     configs: dict[str, EtherConfig]
     base_model: str = ""
     base_hash: Mapping[str, str] | None = None
+    control: ControlEncoder | None = None
 
     def write(self, path: str | Path) -> Path:
         """Write the file atomically; ``path`` is a folder (then it gets the standard name) or ends in .safetensors.
@@ -53,9 +58,10 @@ class AdapterFile:
         path = Path(path)
         if path.suffix != ".safetensors":
             path = path / FILE_NAME
+        states = self.states | ({} if self.control is None else {CONTROL: self.control.state_dict()})
         tensors = {
             f"{component}.{key}": value.detach().to("cpu", torch.float32).contiguous()
-            for component, state in self.states.items()
+            for component, state in states.items()
             for key, value in state.items()
         }
         if problems := state_problems(tensors, tensors):
@@ -67,6 +73,8 @@ class AdapterFile:
             "base_hash": json.dumps(dict(self.base_hash or {})),
             "library_version": version("ether-diffusion"),
         }
+        if self.control is not None:
+            metadata[CONTROL] = json.dumps(self.control.config.to_dict())
         with atomic_path(path) as temporary:
             temporary.write_bytes(serialize(tensors, metadata=metadata))
         return path
@@ -97,20 +105,35 @@ class AdapterFile:
         try:
             configs = {c: EtherConfig.from_dict(v) for c, v in dict(json.loads(metadata["ether_config"])).items()}
             base_hash = dict(json.loads(metadata.get("base_hash") or "{}"))
+            control = _new_encoder(metadata.get(CONTROL))
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterFileError(f"{path} has broken metadata: {error!r}") from error
-        if not configs or not set(configs) <= set(COMPONENTS):
+        if not (configs or control) or not set(configs) <= set(COMPONENTS):
             raise AdapterFileError(
                 f"{path} has vectors for {', '.join(sorted(configs)) or 'nothing'}; "
                 f"the components that an adapter can have are {', '.join(COMPONENTS)}"
             )
         states: dict[str, dict[str, Tensor]] = {component: {} for component in configs}
+        states |= {CONTROL: {}} if control is not None else {}
         for key, tensor in tensors.items():
             component, _, rest = key.partition(".")
             if component not in states:
-                raise AdapterFileError(f"{path} holds the key {key}, but its config names only {', '.join(configs)}")
+                raise AdapterFileError(f"{path} holds the key {key}, but its config names only {', '.join(states)}")
             states[component][rest] = tensor
-        return cls(states, configs, metadata.get("base_model", ""), base_hash)
+        if control is not None:
+            encoder_state = states.pop(CONTROL)
+            if problems := state_problems(encoder_state, control.state_dict()):
+                raise AdapterFileError(f"the control encoder in {path} is broken:\n" + "\n".join(problems))
+            control.load_state_dict(encoder_state)
+        return cls(states, configs, metadata.get("base_model", ""), base_hash, control)
+
+
+def _new_encoder(settings: str | None) -> ControlEncoder | None:
+    """The control encoder that the metadata describe, without its weights."""
+    if settings is None:
+        return None
+    values = json.loads(settings)
+    return ControlEncoder(ControlEncoderConfig(int(values["out_channels"]), tuple(map(int, values["channels"]))))
 
 
 def find_file(source: str | Path) -> Path:

@@ -14,8 +14,9 @@ from torch import nn
 
 from ether_diffusion.adapter import Adapter, Host, attach, check_blocks, host_of, state_problems
 from ether_diffusion.attention import find_targets
-from ether_diffusion.checkpoint import COMPONENTS, AdapterFile, AdapterFileError
+from ether_diffusion.checkpoint import COMPONENTS, CONTROL, AdapterFile, AdapterFileError
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.control import Control, attach_control, control_of
 from ether_diffusion.fingerprint import base_hash
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class AdapterInfo:
         active: whether it acts on the next image.
         strength: s of W + s ΔW; 0 while it is not set.
         fused: whether it is folded into the weights.
+        control: whether it has a control encoder, which needs a control image: see :func:`controlled`.
     """
 
     components: tuple[str, ...]
@@ -42,10 +44,14 @@ class AdapterInfo:
     active: bool
     strength: float
     fused: bool
+    control: bool = False
 
 
 def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", strength: float = 1.0) -> None:
     """Load an adapter into a pipeline and make it active, besides those that are active already.
+
+    A control encoder that was trained with the adapter is loaded with it; images are then drawn with
+    :class:`ether_diffusion.StableDiffusionControlPipeline` or within :func:`ether_diffusion.controlled`.
 
     Everything is checked before anything is attached: unknown or missing keys, shapes, values, components.
 
@@ -66,6 +72,7 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
     file = AdapterFile.read(source)
     modules = {component: getattr(pipe, component, None) for component in file.configs}
     problems = [p for component, module in modules.items() for p in _misfits(component, module, file)]
+    problems += _control_misfits(pipe, file)
     if problems:
         shown = "\n".join(problems[:SHOWN_PROBLEMS])
         rest = f"\n  … and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
@@ -82,6 +89,10 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
             attached.append(attach(module, file.configs[component], name))
             attached[-1].load_state_dict(file.states[component])
             attached[-1].requires_grad_(False)
+        if file.control is not None:
+            device = pipe.unet.conv_in.weight.device
+            encoder = file.control if device.type == "meta" else file.control.to(device)
+            attach_control(pipe.unet, encoder.requires_grad_(False), name).enable(_enabled(pipe))
     except Exception:
         for adapter in attached:
             adapter.detach()
@@ -116,19 +127,24 @@ def adapter_file(pipe: DiffusionPipeline, name: str, base_model: str | None = No
     """The file content for adapter ``name``; ``base_model`` defaults to where the pipeline came from."""
     found = {c: host.adapters[name] for c, host in _hosts(pipe).items() if name in host.adapters}
     hashes = {component: base_hash(getattr(pipe, component)) for component in found}
+    control = _control(pipe)
     return AdapterFile(
         states={component: adapter.state_dict() for component, adapter in found.items()},
         configs={component: adapter.config for component, adapter in found.items()},
         base_model=base_model if base_model is not None else str(pipe.config.get("_name_or_path") or ""),
         base_hash={component: value for component, value in hashes.items() if value is not None},
+        control=control.encoders.get(name) if control else None,
     )
 
 
 def adapters(pipe: DiffusionPipeline) -> dict[str, AdapterInfo]:
     """What is loaded in the pipeline, by name: components, settings, parameters, whether active, strength, fused."""
-    hosts = _hosts(pipe)
+    hosts, control = _hosts(pipe), _control(pipe)
     names = dict.fromkeys(name for host in hosts.values() for name in host.adapters)
-    return {name: _info(name, {c: host for c, host in hosts.items() if name in host.adapters}) for name in names}
+    names |= dict.fromkeys(control.encoders if control else ())
+    return {
+        name: _info(name, {c: host for c, host in hosts.items() if name in host.adapters}, control) for name in names
+    }
 
 
 def set_adapters(pipe: DiffusionPipeline, names: str | Sequence[str], strengths: float | Sequence[float] = 1.0) -> None:
@@ -149,6 +165,8 @@ def set_adapters(pipe: DiffusionPipeline, names: str | Sequence[str], strengths:
         raise ValueError(f"strengths must be finite numbers; that of {infinite[0]!r} is {chosen[infinite[0]]}")
     for host in _changeable_hosts(pipe, "change which adapters are active"):
         host.set_active({name: strength for name, strength in chosen.items() if name in host.adapters})
+    if control := _control(pipe):
+        control.active = {name for name, strength in chosen.items() if strength and name in control.encoders}
 
 
 def enable(pipe: DiffusionPipeline) -> None:
@@ -168,12 +186,12 @@ def disable(pipe: DiffusionPipeline) -> None:
 @contextmanager
 def disabled(pipe: DiffusionPipeline) -> Iterator[None]:
     """Within the context the pipeline is the base alone; afterwards it is as it was."""
-    hosts = _switch(pipe, False)
+    switched = _switch(pipe, False)
     try:
         yield
     finally:
-        for host in hosts:
-            host.enable()
+        for each in switched:
+            each.enable()
 
 
 def fuse(pipe: DiffusionPipeline) -> None:
@@ -215,12 +233,31 @@ def unload(pipe: DiffusionPipeline, name: str | None = None) -> None:
         for host in _changeable_hosts(pipe, f"unload {chosen!r}"):
             if chosen in host.adapters:
                 host.remove(chosen)
+        if (control := _control(pipe)) and chosen in control.encoders:
+            control.remove(chosen)
 
 
 def _hosts(pipe: DiffusionPipeline) -> dict[str, Host]:
     found = {component: getattr(pipe, component, None) for component in COMPONENTS}
     hosts = {c: host_of(module) for c, module in found.items() if isinstance(module, nn.Module)}
     return {component: host for component, host in hosts.items() if host is not None}
+
+
+def _control(pipe: DiffusionPipeline) -> Control | None:
+    """The control encoders of the pipeline's UNet."""
+    unet = getattr(pipe, "unet", None)
+    return control_of(unet) if isinstance(unet, nn.Module) else None
+
+
+def _switches(pipe: DiffusionPipeline) -> list[Host | Control]:
+    """All that can be turned on and off."""
+    control = _control(pipe)
+    return [*_hosts(pipe).values(), *([control] if control else [])]
+
+
+def _enabled(pipe: DiffusionPipeline) -> bool:
+    """Whether the pipeline's adapters act, those that are active."""
+    return all(each.enabled for each in _switches(pipe))
 
 
 def _changeable_hosts(pipe: DiffusionPipeline, wish: str) -> list[Host]:
@@ -231,14 +268,14 @@ def _changeable_hosts(pipe: DiffusionPipeline, wish: str) -> list[Host]:
     return hosts
 
 
-def _switch(pipe: DiffusionPipeline, enabled: bool) -> list[Host]:
-    """Turn the pipeline's adapters on or off; returns the hosts that were the other way."""
-    hosts = [host for host in _hosts(pipe).values() if host.enabled != enabled]
-    if hosts:
+def _switch(pipe: DiffusionPipeline, enabled: bool) -> list[Host | Control]:
+    """Turn the pipeline's adapters on or off, controls with them; returns what was the other way."""
+    switched = [each for each in _switches(pipe) if each.enabled != enabled]
+    if switched:
         _changeable_hosts(pipe, "turn adapters on or off")
-    for host in hosts:
-        host.enable(enabled)
-    return hosts
+    for each in switched:
+        each.enable(enabled)
+    return switched
 
 
 def _known(pipe: DiffusionPipeline, name: str) -> str:
@@ -248,16 +285,21 @@ def _known(pipe: DiffusionPipeline, name: str) -> str:
     return name
 
 
-def _info(name: str, hosts: dict[str, Host]) -> AdapterInfo:
+def _info(name: str, hosts: dict[str, Host], control: Control | None) -> AdapterInfo:
     found: dict[str, Adapter] = {component: host.adapters[name] for component, host in hosts.items()}
-    strength = max(host.strengths.get(name, 0.0) for host in hosts.values())
+    encoder = control.encoders.get(name) if control else None
+    acts = control is not None and name in control.active
+    strength = max([host.strengths.get(name, 0.0) for host in hosts.values()] or [float(acts)])
+    switches: list[Host | Control] = [*hosts.values(), *([control] if control and encoder else [])]
     return AdapterInfo(
-        components=tuple(found),
+        components=(*found, *([CONTROL] if encoder else [])),
         configs={component: adapter.config for component, adapter in found.items()},
-        num_parameters=sum(adapter.num_parameters() for adapter in found.values()),
-        active=strength != 0 and all(host.enabled for host in hosts.values()),
+        num_parameters=sum(adapter.num_parameters() for adapter in found.values())
+        + (sum(parameter.numel() for parameter in encoder.parameters()) if encoder else 0),
+        active=strength != 0 and all(each.enabled for each in switches),
         strength=strength,
         fused=any(host.fused and host.strengths.get(name, 0.0) != 0.0 for host in hosts.values()),
+        control=encoder is not None,
     )
 
 
@@ -273,6 +315,20 @@ def _misfits(component: str, module: nn.Module | None, file: AdapterFile) -> lis
         return [f"  {component}: {error}"]
     expected = Adapter(config, targets, "expected").state_dict()
     return [f"{p.replace(': ', f': {component}.', 1)}" for p in state_problems(file.states[component], expected)]
+
+
+def _control_misfits(pipe: DiffusionPipeline, file: AdapterFile) -> list[str]:
+    """What keeps the file's control encoder from fitting, one line per problem."""
+    if file.control is None:
+        return []
+    unet = getattr(pipe, "unet", None)
+    if unet is None:
+        return ["  the pipeline has no unet, which the file has a control encoder for"]
+    width, made = unet.conv_in.out_channels, file.control.config.out_channels
+    problems = [] if width == made else [f"  {CONTROL}: it makes {made} channels, the unet's first layer has {width}"]
+    if (factor := pipe.vae_scale_factor) != file.control.vae_factor:
+        problems.append(f"  {CONTROL}: made for {file.control.vae_factor} pixels per latent, the pipeline has {factor}")
+    return problems
 
 
 def _warn_if_other_base(pipe: DiffusionPipeline, file: AdapterFile, source: str | Path) -> None:

@@ -1,0 +1,116 @@
+"""Drawing with a control: ``prompt`` and ``control_image`` in, pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from torch import Tensor
+
+from ether_diffusion.control import control_of
+
+ControlImage = Image.Image | Tensor | Sequence[Image.Image]
+"""One image for all pictures or one for each prompt: PIL images, or a tensor (N, 3, H, W) in [0, 1]."""
+
+
+@contextmanager
+def controlled(
+    pipe: DiffusionPipeline,
+    control_image: ControlImage,
+    strength: float = 1.0,
+    name: str | None = None,
+    num_images_per_prompt: int = 1,
+) -> Iterator[None]:
+    """Within the context the pipeline draws under a control that :func:`ether_diffusion.load` has loaded.
+
+    It works with every pipeline over the UNet, text to image, img2img, inpainting: the control is added inside of the
+    UNet. Both branches of guidance see it, as in training. Contexts for several controls may be nested.
+
+    Args:
+        pipe: the pipeline.
+        control_image: one for all pictures or one for each prompt, of the size of the pictures.
+        strength: factor of the control; 1 is what was trained, 0 is without.
+        name: which control; may be left out where there is only one.
+        num_images_per_prompt: as it is given to the pipeline, where there are several control images.
+
+    Raises:
+        ValueError: no control is loaded, there are several and no name, or the sizes do not fit (at the first step).
+    """
+    control = control_of(pipe.unet)
+    if control is None:
+        raise ValueError("no control is loaded in this pipeline: ether.load(pipe, folder) a run of train_controlnet.py")
+    if name is None and len(control.encoders) > 1:
+        raise ValueError(f"name the control that the image is for, one of: {', '.join(control.encoders)}")
+    chosen = next(iter(control.encoders)) if name is None else name
+    condition = control_tensor(control_image, pipe.vae_scale_factor).to(pipe._execution_device)
+    with torch.no_grad():
+        features = strength * control.features(chosen, condition)
+    if len(features) > 1:
+        features = features.repeat_interleave(num_images_per_prompt, 0)
+    with control.given({chosen: features}):
+        yield
+
+
+def control_tensor(
+    control_image: ControlImage, vae_factor: int, height: int | None = None, width: int | None = None
+) -> Tensor:
+    """Control images as the encoder takes them, (N, 3, H, W) fp32 in [0, 1]; resized where a size is given.
+
+    The filter is nearest: a semantic map has no colours between two classes.
+    """
+    processor = VaeImageProcessor(vae_factor, resample="nearest", do_normalize=False, do_convert_rgb=True)
+    images = control_image if isinstance(control_image, Image.Image | Tensor) else list(control_image)
+    tensor: Tensor = processor.preprocess(images, height=height, width=width)
+    return tensor.float()
+
+
+class StableDiffusionControlPipeline(StableDiffusionPipeline):
+    """Stable Diffusion that takes a ``control_image`` beside the prompt.
+
+    pipe = StableDiffusionControlPipeline.from_pretrained(base)
+    ether.load(pipe, "runs/maps")
+    image = pipe("a red house on a beach", control_image).images[0]
+    """
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        control_image: ControlImage | None = None,
+        *,
+        control_strength: float = 1.0,
+        control_name: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        **settings: Any,
+    ) -> Any:
+        """Draw pictures under a control.
+
+        Args:
+            prompt: one prompt or several.
+            control_image: one for all pictures or one for each prompt; resized to ``height`` and ``width``, where
+                they are given, else the pictures have its size.
+            control_strength: factor of the control.
+            control_name: which control; may be left out where there is only one.
+            height: of the pictures in pixels.
+            width: likewise.
+            num_images_per_prompt: pictures for each prompt.
+            settings: all other arguments of ``StableDiffusionPipeline.__call__``.
+
+        Raises:
+            ValueError: there is no control image, no control is loaded, or they do not fit.
+        """
+        if control_image is None:
+            raise ValueError("control_image is missing: give the condition, or draw with a StableDiffusionPipeline")
+        condition = control_tensor(control_image, self.vae_scale_factor, height, width)
+        height, width = condition.shape[-2:]
+        with controlled(self, condition, control_strength, control_name, num_images_per_prompt):
+            return super().__call__(
+                prompt, height=height, width=width, num_images_per_prompt=num_images_per_prompt, **settings
+            )
