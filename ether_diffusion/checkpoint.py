@@ -133,7 +133,8 @@ def _new_encoder(settings: str | None) -> ControlEncoder | None:
     if settings is None:
         return None
     values = json.loads(settings)
-    return ControlEncoder(ControlEncoderConfig(int(values["out_channels"]), tuple(map(int, values["channels"]))))
+    channels = tuple(map(int, values["channels"]))
+    return ControlEncoder(ControlEncoderConfig(int(values["out_channels"]), channels, str(values["condition"])))
 
 
 def find_file(source: str | Path) -> Path:

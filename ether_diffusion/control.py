@@ -29,10 +29,12 @@ class ControlEncoderConfig:
     Attributes:
         out_channels: the UNet's first width: 320 for SD1.5.
         channels: of its stages; one more than the number of halvings from picture to latents.
+        condition: "image", or "map": a semantic map, whose grey class ids are coloured as in training.
     """
 
     out_channels: int
     channels: tuple[int, ...] = CHANNELS
+    condition: str = "image"
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-able values."""
@@ -56,11 +58,11 @@ class ControlEncoder(ControlNetConditioningEmbedding):
         self.config = config
 
     @classmethod
-    def of(cls, unet: nn.Module, vae_factor: int, seed: int = 0) -> ControlEncoder:
+    def of(cls, unet: nn.Module, vae_factor: int, condition: str = "image", seed: int = 0) -> ControlEncoder:
         """A new encoder that fits a UNet whose latents have ``vae_factor`` pixels a side."""
         stages = vae_factor.bit_length()
         channels = (*CHANNELS, *[CHANNELS[-1]] * stages)[:stages]
-        return cls(ControlEncoderConfig(_first_width(unet), channels), seed)
+        return cls(ControlEncoderConfig(_first_width(unet), channels, condition), seed)
 
     @property
     def vae_factor(self) -> int:

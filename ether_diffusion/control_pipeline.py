@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
@@ -13,7 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.control import control_of
+from ether_diffusion.data.conditions import colour_map
 
+GREY = ("L", "I", "I;16")
+"""Modes of pictures that hold class ids where a map is expected."""
 ControlImage = Image.Image | Tensor | Sequence[Image.Image]
 """One image for all pictures or one for each prompt: PIL images, or a tensor (N, 3, H, W) in [0, 1]."""
 
@@ -47,7 +51,9 @@ def controlled(
     if name is None and len(control.encoders) > 1:
         raise ValueError(f"name the control that the image is for, one of: {', '.join(control.encoders)}")
     chosen = next(iter(control.encoders)) if name is None else name
-    condition = control_tensor(control_image, pipe.vae_scale_factor).to(pipe._execution_device)
+    encoder = control.encoders.get(chosen)
+    maps = encoder is not None and encoder.config.condition == "map"
+    condition = control_tensor(control_image, pipe.vae_scale_factor, maps).to(pipe._execution_device)
     with torch.no_grad():
         features = strength * control.features(chosen, condition)
     if len(features) > 1:
@@ -57,14 +63,27 @@ def controlled(
 
 
 def control_tensor(
-    control_image: ControlImage, vae_factor: int, height: int | None = None, width: int | None = None
+    control_image: ControlImage,
+    vae_factor: int,
+    maps: bool = False,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Tensor:
     """Control images as the encoder takes them, (N, 3, H, W) fp32 in [0, 1]; resized where a size is given.
 
-    The filter is nearest: a semantic map has no colours between two classes.
+    Args:
+        control_image: the images.
+        vae_factor: sides are cut down to multiples of it.
+        maps: whether they are semantic maps: grey ones hold class ids and are coloured, and nothing is interpolated.
+        height: in pixels.
+        width: likewise.
     """
-    processor = VaeImageProcessor(vae_factor, resample="nearest", do_normalize=False, do_convert_rgb=True)
-    images = control_image if isinstance(control_image, Image.Image | Tensor) else list(control_image)
+    resample = "nearest" if maps else "lanczos"
+    processor = VaeImageProcessor(vae_factor, resample=resample, do_normalize=False, do_convert_rgb=True)
+    images: Any = control_image
+    if not isinstance(images, Tensor):
+        listed = [images] if isinstance(images, Image.Image) else list(images)
+        images = [colour_map(np.asarray(each)) if maps and each.mode in GREY else each for each in listed]
     tensor: Tensor = processor.preprocess(images, height=height, width=width)
     return tensor.float()
 
@@ -108,9 +127,14 @@ class StableDiffusionControlPipeline(StableDiffusionPipeline):
         """
         if control_image is None:
             raise ValueError("control_image is missing: give the condition, or draw with a StableDiffusionPipeline")
-        condition = control_tensor(control_image, self.vae_scale_factor, height, width)
+        condition = control_tensor(control_image, self.vae_scale_factor, self._takes_maps(control_name), height, width)
         height, width = condition.shape[-2:]
         with controlled(self, condition, control_strength, control_name, num_images_per_prompt):
             return super().__call__(
                 prompt, height=height, width=width, num_images_per_prompt=num_images_per_prompt, **settings
             )
+
+    def _takes_maps(self, name: str | None) -> bool:
+        control = control_of(self.unet)
+        encoders = control.encoders if control else {}
+        return any(each.config.condition == "map" for key, each in encoders.items() if name in (None, key))

@@ -48,12 +48,14 @@ def cover_size(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int,
     return max(height, round(image_height * width / image_width)), width
 
 
-def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def cover(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """Resize ``image`` to :func:`cover_size`; one of that size is returned as it is."""
     height, width = cover_size((image.height, image.width), size)
     if (image.height, image.width) == (height, width):
         return image
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    return image.resize((width, height), resample)
 
 
 def is_deterministic(image_size: tuple[int, int], size: tuple[int, int], settings: Augmentation) -> bool:
@@ -61,12 +63,48 @@ def is_deterministic(image_size: tuple[int, int], size: tuple[int, int], setting
     return not settings.random_flip and (settings.center_crop or cover_size(image_size, size) == size)
 
 
+@dataclass(frozen=True)
+class Crop:
+    """What is cut out of a resized picture, and whether it is mirrored; the same for a picture and its condition.
+
+    Attributes:
+        size: ``(height, width)`` of the result.
+        top_left: ``(top, left)`` in the resized picture.
+        flipped: whether the crop is mirrored.
+    """
+
+    size: tuple[int, int]
+    top_left: tuple[int, int]
+    flipped: bool
+
+    def apply(self, image: Image.Image, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+        """Resize ``image`` to cover ``size`` and cut the crop out of it."""
+        (top, left), (height, width) = self.top_left, self.size
+        cut = cover(image, self.size, resample).crop((left, top, left + width, top + height))
+        return ImageOps.mirror(cut) if self.flipped else cut
+
+
+def draw_crop(
+    image_size: tuple[int, int], size: tuple[int, int], settings: Augmentation, generator: torch.Generator
+) -> Crop:
+    """Draw the crop of a picture of ``image_size`` ``(height, width)`` to ``size``.
+
+    Three numbers are drawn from ``generator`` whatever the settings, so later draws do not depend on them.
+    """
+    resized_height, resized_width = cover_size(image_size, size)
+    spare_height, spare_width = resized_height - size[0], resized_width - size[1]
+    u_top, u_left, u_flip = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    if settings.center_crop:
+        top, left = spare_height // 2, spare_width // 2
+    else:
+        top, left = int(u_top * (spare_height + 1)), int(u_left * (spare_width + 1))
+    return Crop(size, (top, left), settings.random_flip and u_flip < 0.5)
+
+
 def augment(
     image: Image.Image, size: tuple[int, int], settings: Augmentation, generator: torch.Generator
 ) -> AugmentedImage:
     """Resize an RGB ``image`` to cover ``size`` ``(height, width)``, crop it to ``size``, and flip it.
-
-    Three numbers are drawn from ``generator`` whatever the settings, so later draws do not depend on them.
 
     Raises:
         ValueError: ``image`` is not RGB.
@@ -74,22 +112,19 @@ def augment(
     if image.mode != "RGB":
         raise ValueError(f"got a picture of mode {image.mode}, expected RGB; open it with load_image")
     original_size = (image.height, image.width)
-    resized_height, resized_width = cover_size(original_size, size)
-    spare_height, spare_width = resized_height - size[0], resized_width - size[1]
-    u_top, u_left, u_flip = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-    if settings.center_crop:
-        top, left = spare_height // 2, spare_width // 2
-    else:
-        top, left = int(u_top * (spare_height + 1)), int(u_left * (spare_width + 1))
-    flipped = settings.random_flip and u_flip < 0.5
-
-    image = cover(image, size).crop((left, top, left + size[1], top + size[0]))
-    if flipped:
-        image = ImageOps.mirror(image)
-        left = spare_width - left
-    return AugmentedImage(_to_tensor(image), original_size, (top, left), flipped)
+    crop = draw_crop(original_size, size, settings, generator)
+    top, left = crop.top_left
+    if crop.flipped:
+        left = cover_size(original_size, size)[1] - size[1] - left
+    return AugmentedImage(pixel_values(crop.apply(image)), original_size, (top, left), crop.flipped)
 
 
-def _to_tensor(image: Image.Image) -> torch.Tensor:
+def unit_values(image: Image.Image) -> torch.Tensor:
+    """An RGB picture as float32 ``(3, height, width)`` in [0, 1], as conditions are seen."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32) / 255
+
+
+def pixel_values(image: Image.Image) -> torch.Tensor:
+    """An RGB picture as float32 ``(3, height, width)`` in [-1, 1], as the autoencoder sees it."""
     values = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     return values.to(torch.float32) / 127.5 - 1.0

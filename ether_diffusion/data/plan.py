@@ -96,6 +96,22 @@ class BatchPlan:
         return [stream[i * self.batch_size : (i + 1) * self.batch_size] for i in range(n_batches)]
 
 
+class EndlessPlan:
+    """Batches of a source that never repeats itself: sample ``n`` of the run is its picture ``n``.
+
+    Args:
+        batch_size: samples per optimizer step: processes × accumulation × samples per device.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def batch(self, step: int) -> list[Draw]:
+        """Return the ``batch_size`` samples of ``step``, counted from 0."""
+        first = step * self.batch_size
+        return [Draw(counter, counter) for counter in range(first, first + self.batch_size)]
+
+
 class MicroBatches(Sampler[list[Draw]]):
     """One process's share of a plan's batches, as the ``batch_sampler`` of a ``DataLoader``.
 
@@ -117,7 +133,7 @@ class MicroBatches(Sampler[list[Draw]]):
 
     def __init__(
         self,
-        plan: BatchPlan,
+        plan: BatchPlan | EndlessPlan,
         start_step: int,
         end_step: int | None,
         micro_batch_size: int,

@@ -27,6 +27,7 @@ class Example:
         original_size: ``(height, width)`` of the picture before it was resized.
         crop_top_left: ``(top, left)`` of the crop in the resized picture, in pixels.
         target_size: ``(height, width)`` of ``pixel_values``.
+        condition: float32 ``(3, height, width)`` in [0, 1], cut as the picture is, where it is trained with one.
     """
 
     pixel_values: torch.Tensor
@@ -34,6 +35,7 @@ class Example:
     original_size: tuple[int, int]
     crop_top_left: tuple[int, int]
     target_size: tuple[int, int]
+    condition: torch.Tensor | None = None
 
 
 class SubjectFolder:

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
 from PIL import Image
 
 from ether_diffusion import pipelines
+from ether_diffusion.checkpoint import CONTROL
 from ether_diffusion.playground import base_folder
-from ether_diffusion.training.config import ETHER_METHODS
+from ether_diffusion.training.base_model import is_xl
+from ether_diffusion.training.config import ETHER_METHODS, OF_PEFT
 from ether_diffusion.training.run_record import read_run
 
 
@@ -26,15 +33,22 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipe
     """
     run = read_run(run_dir)
     pipe = load_pipeline(str(run_dir) if run.method == "full" else run.base, device)
-    if run.method in ETHER_METHODS:
-        pipelines.load(pipe, run_dir)
-    elif run.method == "lora":
+    if run.controlnet is not None:
+        controlnet = ControlNetModel.from_pretrained(run.controlnet, dtype=torch.float32).to(device)
+        kind = StableDiffusionXLControlNetPipeline if is_xl(pipe) else StableDiffusionControlNetPipeline
+        pipe = kind.from_pipe(pipe, controlnet=controlnet)
+        pipe.set_progress_bar_config(disable=True)
+    if run.method == "lora":
         pipe.load_lora_weights(str(run_dir))
-    elif run.method != "full":
+    elif run.method in OF_PEFT:
         from peft import PeftModel
 
         for component in run.provenance.trained_parameters:
-            setattr(pipe, component, PeftModel.from_pretrained(getattr(pipe, component), str(run_dir / component)))
+            if component != CONTROL:
+                adapted = PeftModel.from_pretrained(getattr(pipe, component), str(run_dir / component))
+                setattr(pipe, component, adapted)
+    if run.method in ETHER_METHODS or run.control == "encoder":
+        pipelines.load(pipe, run_dir)
     return pipe
 
 

@@ -62,7 +62,7 @@ def load_base(config: TrainingConfig, mixed_precision: str) -> DiffusionPipeline
 
 def is_xl(pipe: DiffusionPipeline) -> bool:
     """Whether the base is SDXL: two text encoders, time ids."""
-    return isinstance(pipe, StableDiffusionXLPipeline)
+    return getattr(pipe, "text_encoder_2", None) is not None or getattr(pipe, "tokenizer_2", None) is not None
 
 
 def text_encoders(pipe: DiffusionPipeline) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import diffusers
 import torch
@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ether_diffusion.data.cache import TensorCache, module_hash
-from ether_diffusion.data.plan import BatchPlan, Draw, MicroBatches
+from ether_diffusion.data.control import ControlPairs
+from ether_diffusion.data.plan import BatchPlan, Draw, EndlessPlan, MicroBatches
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
 
@@ -35,6 +36,7 @@ class Batch:
         prompts: of every sample.
         time_ids: (batch, 6): original size, crop corner, target size, which SDXL is told.
         prior: (batch,) bool: whether a sample is a class image.
+        conditions: (batch, 3, H, W) in [0, 1], where the model is trained with a control.
     """
 
     latents: Tensor
@@ -43,14 +45,18 @@ class Batch:
     prompts: list[str]
     time_ids: Tensor
     prior: Tensor
+    conditions: Tensor | None = None
 
 
-class TrainingSamples(Dataset[dict[str, Any]]):
-    """The pictures of a folder as training samples, addressed by :class:`ether_diffusion.data.plan.Draw`.
+Pictures = TypeVar("Pictures", SubjectFolder, ControlPairs)
+
+
+class TrainingSamples(Dataset[dict[str, Any]], Generic[Pictures]):
+    """Pictures as training samples, addressed by :class:`ether_diffusion.data.plan.Draw`.
 
     Args:
-        subject: the pictures.
-        stream: "instance" or "prior"; keeps the randomness of the two apart.
+        subject: the pictures: a folder, or pairs with their conditions.
+        stream: "instance", "prior" or "pairs"; keeps the randomness of the two apart.
         seed: of the run.
         latent_channels: of the autoencoder.
         vae_factor: pixels per latent.
@@ -61,16 +67,16 @@ class TrainingSamples(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        subject: SubjectFolder,
+        subject: Pictures,
         stream: str,
         seed: int,
         latent_channels: int,
         vae_factor: int,
         num_timesteps: int,
         noise_offset: float = 0.0,
-        cached: list[dict[str, Tensor]] | None = None,
+        cached: list[tuple[dict[str, Tensor], str]] | None = None,
     ) -> None:
-        self.subject = subject
+        self.subject: Pictures = subject
         self.stream = stream
         self.seed = seed
         self.latent_channels = latent_channels
@@ -83,29 +89,37 @@ class TrainingSamples(Dataset[dict[str, Any]]):
         return len(self.subject)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        if self.cached is not None:
+            picture, prompt = self.cached[draw.index]
+            height, width = picture["latent_mean"].shape[1:]
+        else:
+            random = generator(self.seed, self.stream, "augment", draw.counter)
+            picture, prompt = _picture(self.subject, draw.index, random)
+            height, width = (side // self.vae_factor for side in picture["pixel_values"].shape[1:])
         random = generator(self.seed, self.stream, "noise", draw.counter)
-        height, width = (side // self.vae_factor for side in self.subject.sizes[draw.index])
         shape = (self.latent_channels, height, width)
         timestep = torch.randint(self.num_timesteps, (), generator=random)
         noise = torch.randn(shape, generator=random)
         posterior_noise = torch.randn(shape, generator=random)
         offset = torch.randn(self.latent_channels, 1, 1, generator=random)
-        if self.cached is not None:
-            picture = self.cached[draw.index]
-        else:
-            picture = _picture(self.subject, draw.index, generator(self.seed, self.stream, "augment", draw.counter))
         return {
             **picture,
             "timesteps": timestep,
             "noise": noise + self.noise_offset * offset,
             "posterior_noise": posterior_noise,
-            "prompts": self.subject.prompts[draw.index],
+            "prompts": prompt,
             "prior": torch.tensor(self.stream == "prior"),
         }
 
 
-def encode_once(subject: SubjectFolder, vae: AutoencoderKL, cache: TensorCache, show: bool) -> list[dict[str, Tensor]]:
-    """Encode every picture of a deterministic folder to the mean and deviation of its latents, through the cache."""
+def encode_once(
+    subject: SubjectFolder, vae: AutoencoderKL, cache: TensorCache, show: bool
+) -> list[tuple[dict[str, Tensor], str]]:
+    """Encode every picture of a deterministic folder to mean and deviation of its latents, through the cache.
+
+    Returns:
+        For each picture its tensors and its prompt.
+    """
     dependencies = {
         "kind": "latents",
         "vae": module_hash(vae),
@@ -114,12 +128,15 @@ def encode_once(subject: SubjectFolder, vae: AutoencoderKL, cache: TensorCache, 
     }
 
     def encode(index: int) -> dict[str, Tensor]:
-        picture = _picture(subject, index, torch.Generator())
+        picture, _ = _picture(subject, index, torch.Generator())
         mean, std = encode_pixels(vae, picture.pop("pixel_values")[None])
         return {**picture, "latent_mean": mean[0], "latent_std": std[0]}
 
     return [
-        cache.get_or_compute({**dependencies, **subject.fingerprint(index)}, partial(encode, index))
+        (
+            cache.get_or_compute({**dependencies, **subject.fingerprint(index)}, partial(encode, index)),
+            subject.prompts[index],
+        )
         for index in tqdm(range(len(subject)), desc="encoding pictures", disable=not show)
     ]
 
@@ -132,8 +149,8 @@ def encode_pixels(vae: AutoencoderKL, pixel_values: Tensor) -> tuple[Tensor, Ten
 
 
 def micro_batches(
-    samples: TrainingSamples,
-    plan: BatchPlan,
+    samples: TrainingSamples[Any],
+    plan: BatchPlan | EndlessPlan,
     steps: tuple[int, int],
     micro_batch_size: int,
     process: tuple[int, int],
@@ -157,7 +174,13 @@ def to_batch(stacked: Mapping[str, Any], vae: AutoencoderKL, device: torch.devic
         mean, std = moved["latent_mean"], moved["latent_std"]
     latents = (mean + std * moved["posterior_noise"]).float() * vae.config.scaling_factor
     return Batch(
-        latents, moved["noise"], moved["timesteps"], stacked["prompts"], moved["time_ids"].float(), moved["prior"]
+        latents,
+        moved["noise"],
+        moved["timesteps"],
+        stacked["prompts"],
+        moved["time_ids"].float(),
+        moved["prior"],
+        moved.get("conditions"),
     )
 
 
@@ -177,10 +200,14 @@ def join(batches: list[Batch]) -> list[Batch]:
     ]
 
 
-def _picture(subject: SubjectFolder, index: int, random: torch.Generator) -> dict[str, Tensor]:
+def _picture(
+    subject: SubjectFolder | ControlPairs, index: int, random: torch.Generator
+) -> tuple[dict[str, Tensor], str]:
+    """A picture's tensors, and its prompt."""
     example = subject.example(index, random)
     time_ids = torch.tensor([*example.original_size, *example.crop_top_left, *example.target_size])
-    return {"pixel_values": example.pixel_values, "time_ids": time_ids}
+    tensors = {"pixel_values": example.pixel_values, "time_ids": time_ids}
+    return tensors | ({} if example.condition is None else {"conditions": example.condition}), example.prompt
 
 
 def _stack(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from ether_diffusion.adapter import state_problems
+from ether_diffusion.adapter import Adapter, state_problems
 from ether_diffusion.files import commit
-from ether_diffusion.training.config import ETHER_METHODS, TrainingConfig
+from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.trainables import Trainable, save_adapter
 
 WEIGHTS = "trained.safetensors"
@@ -79,16 +79,21 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             state = {key: value.detach().cpu().contiguous() for key, value in self._state().items()}
             (Path(folder) / WEIGHTS).write_bytes(serialize(state))
-            if self.config.method in ETHER_METHODS:
-                save_adapter(self.pipe, self.config, Path(folder))
+            save_adapter(self.pipe, self.config, Path(folder))
 
     def _load_weights(self, models: list[object], folder: str) -> None:
         models.clear()
         state = self._state()
         with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
             saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        unit_vectors = self.config.method in ETHER_METHODS  # a fresh LoRA is zero, and may be
-        if problems := state_problems(saved, state, unit_vectors):
+        problems = state_problems(saved, state, unit_vectors=False)
+        problems += [
+            problem
+            for trainable in self.trainables
+            if isinstance(trainable.module, Adapter)  # a fresh LoRA is zero, and may be
+            for problem in _zero_vectors(saved, f"{trainable.component}.")
+        ]
+        if problems:
             raise ValueError(
                 f"the checkpoint {folder} does not fit this run's method or targets:\n" + "\n".join(problems)
             )
@@ -102,6 +107,12 @@ class Checkpoints:
             for name, parameter in trainable.module.named_parameters()
             if parameter.requires_grad
         }
+
+
+def _zero_vectors(saved: dict[str, Tensor], prefix: str) -> list[str]:
+    """What is wrong with an adapter's vectors themselves."""
+    vectors = {key: value for key, value in saved.items() if key.startswith(prefix)}
+    return state_problems(vectors, vectors)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -1,18 +1,54 @@
-"""Prompts as the UNet takes them: embeddings, and for SDXL the pooled embedding and the time ids."""
+"""What the UNet is told beside the noisy latents: prompts as embeddings, and what a control adds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.data.cache import TensorCache, module_hash
 from ether_diffusion.training.base_model import is_xl, text_encoders
+
+
+class Conditioning(Protocol):
+    """A control, in training and in drawing."""
+
+    def training(self, inputs: UNetInputs, conditions: Tensor) -> AbstractContextManager[dict[str, Any]]:
+        """Within the context the UNet is controlled; it gives more arguments for the UNet's forward.
+
+        Args:
+            inputs: what the UNet is given.
+            conditions: (batch, 3, H, W) in [0, 1].
+        """
+
+    def drawing(self, pipe: DiffusionPipeline, conditions: list[Image.Image]) -> AbstractContextManager[dict[str, Any]]:
+        """Within the context the pipeline draws under ``conditions``, one for each picture; more arguments for it."""
+
+
+@dataclass(frozen=True)
+class UNetInputs:
+    """The arguments of a UNet's forward.
+
+    Attributes:
+        sample: noisy latents (batch, channels, h, w).
+        timesteps: (batch,).
+        prompt_embeds: (batch, tokens, features).
+        added: SDXL's pooled embeddings and time ids, None for others.
+    """
+
+    sample: Tensor
+    timesteps: Tensor
+    prompt_embeds: Tensor
+    added: dict[str, Tensor] | None
 
 
 def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from ether_diffusion.config import EtherConfig
 
 ETHER_METHODS = ("ether", "ether_plus", "naive")
+OF_PEFT = ("oft", "boft", "hra")
+"""Adapters that are saved as peft folders; LoRA has diffusers' own format."""
 
 LEARNING_RATES = {
     "ether": 6e-3,
@@ -24,7 +26,7 @@ LEARNING_RATES = {
 }
 """Learning rate of every method where none is given: the paper's (App. C), OFT's for its two relatives BOFT and HRA."""
 
-Method = Literal["ether", "ether_plus", "naive", "full", "lora", "oft", "boft", "hra"]
+Method = Literal["ether", "ether_plus", "naive", "full", "lora", "oft", "boft", "hra", "none"]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
 Tracker = Literal["tensorboard", "wandb"]
 Schedule = Literal[
@@ -51,7 +53,7 @@ class TrainingConfig:
         resume: continue the run in output_dir: "latest", or the name of one of its checkpoints.
         seed: of everything random: the vectors, the order, augmentation, noise, timesteps.
         method: what is trained. ether, ether_plus, naive: adapters of this library; full: the weights themselves;
-            lora, oft, boft, hra: adapters of peft, for studies (extra "study").
+            lora, oft, boft, hra: adapters of peft, for studies (extra "study"); none: no adapter, for controls only.
         n_blocks: diagonal blocks of ether, ether_plus, naive, oft and boft. The paper does not state the n that its
             image experiments used; 4 is what it gives OFT and Naive.
         two_sided: ether_plus: transform the outputs of the projections as well as their inputs.
@@ -181,7 +183,16 @@ class TrainingConfig:
         """The UNet's learning rate: as given, or the method's; for prodigy, which finds its own, 1."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1.0 if self.optimizer == "prodigy" else LEARNING_RATES[self.method]
+        return 1.0 if self.optimizer == "prodigy" else self._default_rates()[self.method]
+
+    def _default_rates(self) -> dict[str, float]:
+        return LEARNING_RATES
+
+    def rate_of(self, component: str) -> float:
+        """The learning rate of a trained component: that of the method, or of the text encoders."""
+        if component.startswith("text_encoder") and self.text_encoder_lr is not None:
+            return self.text_encoder_lr
+        return self.resolved_learning_rate
 
     @property
     def target_patterns(self) -> str | tuple[str, ...]:
@@ -252,6 +263,8 @@ class DreamBoothConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.method == "none":
+            raise ValueError("method=none trains nothing here: it is for train_controlnet.py")
         self.instance_data_dir = Path(self.instance_data_dir)
         self.class_data_dir = None if self.class_data_dir is None else Path(self.class_data_dir)
         self._check_at_least_1("num_class_images", "sample_batch_size")

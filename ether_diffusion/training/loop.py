@@ -25,7 +25,7 @@ from ether_diffusion.training.interrupts import Interrupts
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer, make_schedule
 from ether_diffusion.training.report import write_report
 from ether_diffusion.training.run_folder import MetricsFile, Provenance, forget_after
-from ether_diffusion.training.samples import Sampler, write_samples
+from ether_diffusion.training.samples import Sampler, Shown, write_samples
 from ether_diffusion.training.trainables import Trainable
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Task:
         model: its forward takes a list of batches and returns scalar losses, among them "loss".
         batches: from (first step, end step) to this process's micro-batches, ``gradient_accumulation_steps`` a step.
         sampler: draws the sample grids.
-        prompts: of the sample grids.
+        shown: what the sample grids show.
     """
 
     pipe: DiffusionPipeline
@@ -68,7 +68,7 @@ class Task:
     model: nn.Module
     batches: Callable[[int, int], Iterator[list[Batch]]]
     sampler: Sampler
-    prompts: list[str]
+    shown: list[Shown]
 
 
 def train(
@@ -177,7 +177,7 @@ class _Run:
             folder = self.config.output_dir / "samples" / f"step-{step:06d}"
             if self.config.num_validation_images and not folder.is_dir():
                 stop = lambda: bool(interrupts.received)  # noqa: E731
-                write_samples(self.task.sampler, self.task.trainables, self.task.prompts, step, stop)
+                write_samples(self.task.sampler, self.task.trainables, self.task.shown, step, stop)
             self.update("running")
         self.accelerator.wait_for_everyone()
 

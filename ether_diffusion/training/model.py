@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ether_diffusion.training.base_model import is_xl
 from ether_diffusion.training.batches import Batch
-from ether_diffusion.training.conditioning import encode_prompts
+from ether_diffusion.training.conditioning import Conditioning, UNetInputs, encode_prompts
 from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.trainables import Trainable
 
@@ -22,6 +25,7 @@ class DenoisingModel(nn.Module):
         objective: the loss.
         prior_loss_weight: weight of the class images.
         prompt_embeds: encoded prompts, where the text encoders are frozen; they are encoded in every step otherwise.
+        control: what the conditions of the batches act through.
     """
 
     def __init__(
@@ -31,16 +35,18 @@ class DenoisingModel(nn.Module):
         objective: Objective,
         prior_loss_weight: float = 1.0,
         prompt_embeds: dict[str, dict[str, Tensor]] | None = None,
+        control: Conditioning | None = None,
     ) -> None:
         super().__init__()
         self.pipe = pipe
         self.objective = objective
         self.prior_loss_weight = prior_loss_weight
         self.prompt_embeds = prompt_embeds
+        self.control = control
         self.unet = pipe.unet
         self.trained = nn.ModuleDict({trainable.component: trainable.module for trainable in trainables})
         self.encoders = nn.ModuleDict(
-            {t.component: getattr(pipe, t.component) for t in trainables if t.component != "unet"}
+            {t.component: getattr(pipe, t.component) for t in trainables if t.component.startswith("text_encoder")}
         )
 
     def forward(self, batches: list[Batch]) -> dict[str, Tensor]:
@@ -61,9 +67,14 @@ class DenoisingModel(nn.Module):
         added = None
         if is_xl(self.pipe):
             added = {"text_embeds": conditioning["pooled_prompt_embeds"], "time_ids": batch.time_ids.to(dtype)}
-        prediction = self.unet(
-            noisy.to(dtype), batch.timesteps, conditioning["prompt_embeds"], added_cond_kwargs=added
-        ).sample
+        inputs = UNetInputs(noisy.to(dtype), batch.timesteps, conditioning["prompt_embeds"], added)
+        controlled: AbstractContextManager[dict[str, Any]] = nullcontext({})
+        if self.control is not None and batch.conditions is not None:
+            controlled = self.control.training(inputs, batch.conditions)
+        with controlled as more:
+            prediction = self.unet(
+                inputs.sample, inputs.timesteps, inputs.prompt_embeds, added_cond_kwargs=added, **more
+            ).sample
         target = self.objective.target(batch.latents, batch.noise, batch.timesteps)
         return self.objective.losses(prediction, target, batch.timesteps)
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ether_diffusion import playground
 from ether_diffusion.files import write_text
-from ether_diffusion.training.config import ETHER_METHODS
+from ether_diffusion.training.config import ETHER_METHODS, OF_PEFT
 from ether_diffusion.training.run_record import Run, SamplePrompt, format_score, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -63,9 +63,64 @@ def is_hub_id(base: str) -> bool:
 
 def loading_code(run: Run) -> str:
     """The Python lines that load this run and draw one picture, whatever quotes its prompt holds."""
-    name = str(run.config.get("hub_model_id") or run.folder.name)
-    folder = _literal(name)
-    base = _literal(run.base if is_hub_id(run.base) else f"path/to/{Path(run.base).name}")
+    return _control_loading_code(run) if run.control else _subject_loading_code(run)
+
+
+def _control_loading_code(run: Run) -> str:
+    """The same for a run that learned a control: whatever is loaded, the control encoder comes last."""
+    folder, base = _literal(_public_name(run)), _base_literal(run)
+    imports = ["import ether_diffusion as ether", "from diffusers.utils import load_image"]
+    arguments = ["control_image"]
+    if run.controlnet is not None:
+        net = str(run.config["controlnet_model_name_or_path"])
+        source = f'{folder}, subfolder="controlnet"' if run.config["train_controlnet"] != "nothing" else _literal(net)
+        imports.insert(1, "from diffusers import ControlNetModel, StableDiffusionControlNetPipeline")
+        lines = [
+            f"controlnet = ControlNetModel.from_pretrained({source})",
+            f"pipe = StableDiffusionControlNetPipeline.from_pretrained({base}, controlnet=controlnet)",
+        ]
+        if run.base == playground.NAME:
+            imports.insert(2, "from ether_diffusion import playground")
+            lines[1] = "pipe = StableDiffusionControlNetPipeline.from_pipe(playground.load(), controlnet=controlnet)"
+    else:
+        source = folder if run.method == "full" else base
+        lines = [f"pipe = ether.StableDiffusionControlPipeline.from_pretrained({source})"]
+        if run.base == playground.NAME and run.method != "full":
+            imports.insert(1, "from ether_diffusion import playground")
+            lines = ["pipe = ether.StableDiffusionControlPipeline.from_pipe(playground.load())"]
+    if run.method == "lora":
+        lines.append(f"pipe.load_lora_weights({folder})")
+    elif run.method in OF_PEFT:
+        imports.append("from peft import PeftModel")
+        lines += _peft_lines(run)
+    if run.controlnet is None or run.method in ETHER_METHODS:
+        lines.append(f"ether.load(pipe, {folder})")
+    else:
+        imports.remove("import ether_diffusion as ether")
+    prompt = next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
+    image = next((f"samples/{sample['condition']}" for sample in run.prompts if "condition" in sample), "control.png")
+    lines.append(f"control_image = load_image({_literal(f'{_public_name(run)}/{image}')})")
+    return "\n".join([*imports, "", *lines, f"image = pipe({_literal(prompt)}, {arguments[0]}).images[0]"])
+
+
+def _public_name(run: Run) -> str:
+    """The folder's name, or its repository's id on the Hub."""
+    return str(run.config.get("hub_model_id") or run.folder.name)
+
+
+def _base_literal(run: Run) -> str:
+    return _literal(run.base if is_hub_id(run.base) else f"path/to/{Path(run.base).name}")
+
+
+def _peft_lines(run: Run) -> list[str]:
+    """Loading of one peft folder per component."""
+    name = _public_name(run)
+    components = [component for component in run.provenance.trained_parameters if component != "control_encoder"]
+    return [f"pipe.{c} = PeftModel.from_pretrained(pipe.{c}, {_literal(f'{name}/{c}')})" for c in components]
+
+
+def _subject_loading_code(run: Run) -> str:
+    folder, base = _literal(_public_name(run)), _base_literal(run)
     imports = ["from diffusers import DiffusionPipeline"]
     pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
     if run.base == playground.NAME and run.method != "full":
@@ -79,10 +134,7 @@ def loading_code(run: Run) -> str:
         lines = [pipeline, f"ether.load(pipe, {folder})"]
     else:
         imports.append("from peft import PeftModel")
-        lines = [pipeline]
-        for component in run.provenance.trained_parameters:
-            adapter = _literal(f"{name}/{component}")
-            lines.append(f"pipe.{component} = PeftModel.from_pretrained(pipe.{component}, {adapter})")
+        lines = [pipeline, *_peft_lines(run)]
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     return "\n".join([*imports, "", *lines, f"image = pipe({_literal(prompt)}).images[0]"])
 

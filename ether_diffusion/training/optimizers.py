@@ -17,10 +17,8 @@ def make_optimizer(trainables: list[Trainable], config: TrainingConfig) -> torch
         ImportError: the optimiser's package is not installed.
     """
     rate = config.resolved_learning_rate
-    text_rate = config.text_encoder_lr if config.text_encoder_lr is not None else rate
     groups = [
-        {"params": t.parameters(), "lr": rate if t.component == "unet" else text_rate, "component": t.component}
-        for t in trainables
+        {"params": t.parameters(), "lr": config.rate_of(t.component), "component": t.component} for t in trainables
     ]
     betas = (config.adam_beta1, config.adam_beta2)
     if config.optimizer == "adamw":

@@ -30,6 +30,9 @@ FOLDERS = (
     "cache_dir",
     "instance_data_dir",
     "class_data_dir",
+    "train_data_dir",
+    "controlnet_model_name_or_path",
+    "segmenter",
 )
 """Settings that may name a folder of this machine, which the page shortens."""
 
@@ -60,11 +63,12 @@ def write_report(run_dir: str | Path) -> Path:
         run=run,
         provenance=run.provenance,
         galleries=[
-            _references(run),
+            _conditions(run) if run.control else _references(run),
             _samples(run, "Base model", 0),
             _samples(run, "Finetuned", run.finetuned_step),
         ],
         steps=shown,
+        columns=[*(["control"] if run.control and shown else []), *(f"{step:,}" if step else "base" for step in shown)],
         left_out=[step for step in run.sample_steps if step not in shown],
         grid=_grid(run, shown),
         curves=draw_curves(run.metrics),
@@ -109,10 +113,30 @@ def _references(run: Run) -> Gallery:
     return Gallery("References", [picture for picture in pictures if picture.source], " ".join(notes))
 
 
+def _conditions(run: Run) -> Gallery:
+    """What controls the samples beside it, in their order."""
+    shown = [prompt for prompt in _first(run) if "condition" in prompt]
+    pictures = [_condition(run, prompt, THUMBNAIL) for prompt in shown]
+    return Gallery("Control", [item for item in pictures if item], "" if shown else "No samples yet.")
+
+
+def _condition(run: Run, prompt: SamplePrompt, size: int) -> Picture | None:
+    """The thumbnail of what controls a sample."""
+    if "condition" not in prompt:
+        return None
+    source = thumbnail(run.folder / "samples" / prompt["condition"], size)
+    return Picture(source, f"Control: {prompt['prompt']}", prompt["prompt"])
+
+
+def _first(run: Run) -> list[SamplePrompt]:
+    """The samples of the first screen: every prompt, then more seeds."""
+    return sorted(run.prompts, key=lambda prompt: prompt["seed"])[:MAX_FIRST_SCREEN]
+
+
 def _samples(run: Run, title: str, step: int | None) -> Gallery:
     if step is None or step not in run.sample_steps or not run.prompts:
         return Gallery(title, [], "No samples yet." if step is None else "This run has no samples of it.")
-    shown = sorted(run.prompts, key=lambda prompt: prompt["seed"])[:MAX_FIRST_SCREEN]  # every prompt, then more seeds
+    shown = _first(run)
     left_out = len(run.prompts) > len(shown)
     note = f"{len(shown)} of {len(run.prompts)} samples; all of them stand below." if left_out else ""
     heading = title if step == 0 else f"{title}, step {step:,}"
@@ -127,10 +151,16 @@ def _sample(run: Run, prompt: SamplePrompt, step: int, size: int) -> Picture:
 
 
 def _grid(run: Run, steps: list[int]) -> list[tuple[SamplePrompt, list[Picture]]]:
-    """Every prompt and seed with its pictures at ``steps``; the more pictures, the smaller each."""
+    """Every prompt and seed with its control, if any, and its pictures at ``steps``; the more, the smaller each."""
     count = max(1, len(run.prompts) * len(steps))
     size = min(THUMBNAIL, round(THUMBNAIL * math.sqrt(FULL_SIZE_THUMBNAILS / count)))
-    return [(prompt, [_sample(run, prompt, step, size) for step in steps]) for prompt in run.prompts]
+    rows = []
+    for prompt in run.prompts:
+        condition = _condition(run, prompt, size)
+        rows.append(
+            (prompt, [*([condition] if condition else []), *(_sample(run, prompt, step, size) for step in steps)])
+        )
+    return rows
 
 
 def _duration(seconds: float) -> str:

@@ -42,6 +42,7 @@ RUN_FILES = (
 MODEL_FILES = (
     "model_index.json",
     "unet",
+    "controlnet",
     "vae",
     "text_encoder",
     "text_encoder_2",

@@ -25,8 +25,17 @@ METHODS = {
     "boft": ("BOFT", ("n_blocks", "targets")),
     "hra": ("HRA", ("rank", "targets")),
     "full": ("Full finetuning", ()),
+    "none": ("A control encoder", ()),
 }
 """Each method as people write it, and the settings that are its own."""
+
+CONDITIONS = {
+    "image": "control images",
+    "map": "semantic maps",
+    "segmentation": "semantic maps",
+    "canny": "canny edges",
+}
+"""Each kind of condition as people write it."""
 
 HIGHLIGHTS = (
     "learning_rate",
@@ -57,6 +66,7 @@ class RunFacts:
     step: int = 0
     instance_images: list[str] = field(default_factory=list)
     class_images: int = 0
+    training_pairs: int = 0
     started: str = ""
     seconds: float = 0.0
 
@@ -74,11 +84,15 @@ class MetricsRow(TypedDict):
 
 
 class SamplePrompt(TypedDict):
-    """One entry of ``samples/prompts.json``: the picture ``file`` in every ``samples/step-*`` folder."""
+    """One entry of ``samples/prompts.json``: the picture ``file`` in every ``samples/step-*`` folder.
+
+    ``condition`` is the path, in ``samples``, of what controls it.
+    """
 
     file: str
     prompt: str
     seed: int
+    condition: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,7 @@ class Run:
     @property
     def method_name(self) -> str:
         """The method as people write it: ``ETHER+``."""
-        return METHODS[self.method][0]
+        return "ControlNet" if (self.method, self.control) == ("none", "controlnet") else METHODS[self.method][0]
 
     @property
     def base(self) -> str:
@@ -125,6 +139,25 @@ class Run:
         """The prompt that names the subject; ``None`` where the run learned no single subject."""
         prompt = self.config.get("instance_prompt")
         return None if prompt is None else str(prompt)
+
+    @property
+    def control(self) -> str | None:
+        """How the run learned a control: ``encoder`` or ``controlnet``; ``None`` where it learned none."""
+        control = self.config.get("control")
+        return None if control is None else str(control)
+
+    @property
+    def control_name(self) -> str:
+        """What the run learned to follow, in words."""
+        return CONDITIONS[str(self.config["condition"])]
+
+    @property
+    def controlnet(self) -> str | None:
+        """The ControlNet of the run: a Hub id or folder, the run's own where it trained its weights."""
+        if self.control != "controlnet":
+            return None
+        own = self.config["train_controlnet"] != "nothing"
+        return str(self.folder / "controlnet" if own else self.config["controlnet_model_name_or_path"])
 
     @property
     def trained(self) -> str:
@@ -149,9 +182,9 @@ class Run:
     def settings(self, more: Iterable[str] = ()) -> dict[str, str]:
         """The highlights and the settings named in ``more``, in words, without those that were left open.
 
-        A learning rate that was left to the method is the UNet's highest in the metrics.
+        A learning rate that was left to the method is the first component's highest in the metrics.
         """
-        rate = max((row["lr"]["unet"] for row in self.metrics), default=None)
+        rate = max((next(iter(row["lr"].values())) for row in self.metrics), default=None)
         values = {"learning_rate": rate} | {key: value for key, value in self.config.items() if value is not None}
         names = ("method", *METHODS[self.method][1], *HIGHLIGHTS, *more)
         return {name: format_value(values[name]) for name in names if values.get(name) is not None}

@@ -6,7 +6,8 @@ import copy
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import diffusers
 import torch
@@ -17,10 +18,24 @@ from tqdm import tqdm
 
 from ether_diffusion.config import suggestion
 from ether_diffusion.files import atomic_path, write_text
+from ether_diffusion.training.conditioning import Conditioning
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.trainables import Trainable
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a sample grid shows.
+
+    Attributes:
+        prompt: what is asked for.
+        condition: what controls it, RGB, where the model is trained with a control.
+    """
+
+    prompt: str
+    condition: Image.Image | None = None
 
 
 class Sampler:
@@ -30,27 +45,38 @@ class Sampler:
         pipe: the pipeline in training.
         config: resolution, steps, guidance and scheduler of the samples; its resolution must be set.
         accelerator: for its mixed precision.
+        control: what makes the pipeline take conditions, where it is trained with a control.
 
     Raises:
         ValueError: diffusers has no scheduler of that name.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, config: TrainingConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        control: Conditioning | None = None,
+    ) -> None:
         if config.resolution is None:
             raise ValueError("the resolution of samples is not set: give it in pixels")
         self.config = config
         self.resolution = config.resolution
         self.accelerator = accelerator
+        self.control = control
         self.pipe = copy.copy(pipe)  # the same modules; from_pipe would cast them
         if config.sampler != "base":
             self.pipe.register_modules(scheduler=scheduler_class(config.sampler).from_config(pipe.scheduler.config))
         self.pipe.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
-    def images(self, prompts: list[str], seeds: list[int]) -> list[Image.Image]:
-        """One image per prompt and seed, as ``pipe(prompt, generator=…)`` gives them."""
+    def images(
+        self, prompts: list[str], seeds: list[int], conditions: list[Image.Image] | None = None
+    ) -> list[Image.Image]:
+        """One image per prompt and seed, as ``pipe(prompt, generator=…)`` gives them, under conditions if any."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        with _evaluating(self.pipe), self._autocast():
+        seen = nullcontext({}) if self.control is None else self.control.drawing(self.pipe, conditions or [])
+        with _evaluating(self.pipe), self._autocast(), seen as more:
             latents = self.pipe(
                 prompts,
                 height=self.resolution,
@@ -59,6 +85,7 @@ class Sampler:
                 guidance_scale=self.config.guidance_scale,
                 generator=generators,
                 output_type="latent",
+                **more,
             ).images
         vae = self.pipe.vae  # in fp32, outside autocast: SDXL's overflows in half precision; one by one, to save memory
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor
@@ -71,30 +98,40 @@ class Sampler:
         return context
 
 
+CONDITIONS = "conditions"
+"""Folder of the conditions beside the sample grids."""
+
+
 class SamplingInterruptedError(RuntimeError):
     """A signal arrived while a grid was drawn."""
 
 
 def write_samples(
-    sampler: Sampler, trainables: list[Trainable], prompts: list[str], step: int, stop: Callable[[], bool]
+    sampler: Sampler, trainables: list[Trainable], shown: list[Shown], step: int, stop: Callable[[], bool]
 ) -> None:
-    """Write the sample grid of a step: every prompt with every seed; at step 0 that of the base without adapter.
+    """Write the sample grid of a step: everything shown with every seed; at step 0 that of the base without adapter.
 
     Running out of memory costs the grid, not the run; ``stop`` gives it up between two images.
     """
     config = sampler.config
     folder = config.output_dir / "samples"
     seeds = range(config.validation_seed, config.validation_seed + config.num_validation_images)
-    jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    named = [(f"{number:02d}.png", prompt, seed) for number, (prompt, seed) in enumerate(jobs)]
-    listing = [{"file": name, "prompt": prompt, "seed": seed} for name, prompt, seed in named]
+    jobs = [(index, seed) for index in range(len(shown)) for seed in seeds]
+    named = [(f"{number:02d}.png", index, seed) for number, (index, seed) in enumerate(jobs)]
+    listing = [{"file": name, "seed": seed, **_entry(shown[index], index)} for name, index, seed in named]
     try:
         with atomic_path(folder / f"step-{step:06d}") as temporary, _inactive(trainables if step == 0 else []):
             temporary.mkdir()
-            for name, prompt, seed in tqdm(named, desc=f"samples of step {step}", leave=False):
+            for name, index, seed in tqdm(named, desc=f"samples of step {step}", leave=False):
                 if stop():
                     raise SamplingInterruptedError
-                sampler.images([prompt], [seed])[0].save(temporary / name)
+                each = shown[index]
+                conditions = None if each.condition is None else [each.condition]
+                sampler.images([each.prompt], [seed], conditions)[0].save(temporary / name)
+        for index, each in enumerate(shown):
+            if each.condition is not None:
+                with atomic_path(folder / CONDITIONS / f"{index:02d}.png") as temporary:
+                    each.condition.save(temporary, format="PNG")
         write_text(folder / "prompts.json", json.dumps(listing, indent=1))
     except SamplingInterruptedError:
         logger.info("the samples of step %d are given up for the signal", step)
@@ -102,6 +139,12 @@ def write_samples(
         logger.warning("out of memory while sampling at step %d; training goes on without this grid (%s)", step, error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _entry(shown: Shown, index: int) -> dict[str, str]:
+    """What the listing of the samples says of a prompt, and where its condition is."""
+    condition = {} if shown.condition is None else {"condition": f"{CONDITIONS}/{index:02d}.png"}
+    return {"prompt": shown.prompt, **condition}
 
 
 def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:

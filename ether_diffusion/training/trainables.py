@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from ether_diffusion.adapter import attach, check_blocks
 from ether_diffusion.attention import find_targets
+from ether_diffusion.checkpoint import CONTROL
 from ether_diffusion.files import atomic_path, commit
 from ether_diffusion.pipelines import adapter_file
 from ether_diffusion.training.base_model import text_encoders
 from ether_diffusion.training.config import ETHER_METHODS, TrainingConfig
 
 ADAPTER_NAME = "trained"
+CONTROLNET_WEIGHTS = "controlnet_weights"
+"""The component that stands for a ControlNet's own weights, beside an adapter of it."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Trainable:
     """One component of the pipeline that is trained.
 
     Attributes:
-        component: unet, text_encoder or text_encoder_2.
+        component: unet, text_encoder or text_encoder_2; control_encoder, controlnet or controlnet_weights.
         module: owns the trained parameters: an adapter beside the component, or the component itself.
         set_active: turns the trained part on or off, so that the base can be sampled; None where it cannot.
     """
@@ -45,26 +48,38 @@ class Trainable:
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def check_trainables(pipe: DiffusionPipeline, config: TrainingConfig) -> None:
+Components = dict[str, nn.Module]
+"""Modules that a method acts on, by their name in the pipeline."""
+
+
+def trained_components(pipe: DiffusionPipeline, config: TrainingConfig) -> Components:
+    """The UNet and, if asked for, the text encoders."""
+    return {"unet": pipe.unet, **(text_encoders(pipe) if config.train_text_encoder else {})}
+
+
+def check_trainables(components: Components, config: TrainingConfig) -> None:
     """Raise what :func:`make_trainables` would, before anything slow is done.
 
     Raises:
         ValueError: targets or n_blocks do not fit the model.
     """
-    for module in _components(pipe, config).values():
+    if config.method == "none":
+        return
+    for module in components.values():
         targets = find_targets(module, config.target_patterns)
         if config.method in ETHER_METHODS:
             check_blocks(targets, config.ether_config())
 
 
-def make_trainables(pipe: DiffusionPipeline, config: TrainingConfig) -> list[Trainable]:
-    """Attach what ``config.method`` trains to the UNet and, if asked for, to the text encoders.
+def make_trainables(components: Components, config: TrainingConfig) -> list[Trainable]:
+    """Attach what ``config.method`` trains to each component.
 
     Raises:
         ValueError: targets or n_blocks do not fit the model.
         ImportError: the method comes from peft and that is not installed.
     """
-    components = _components(pipe, config)
+    if config.method == "none":
+        return []
     if config.method in ETHER_METHODS:
         return [_ether(component, module, config) for component, module in components.items()]
     if config.method == "full":
@@ -76,27 +91,29 @@ def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], config: T
     """Write the result into the run folder, in the format that the method's own loader reads.
 
     ETHER, ETHER+ and Naive: ``ether_weights.safetensors``; LoRA: diffusers' ``pytorch_lora_weights.safetensors``;
-    the others of peft: one peft folder per component; full: the whole pipeline.
+    the others of peft: one peft folder per component; full: the whole pipeline. A control encoder is written as
+    ``ether_weights.safetensors`` whatever the method, a ControlNet's weights as the diffusers folder ``controlnet``.
     """
-    if config.method in ETHER_METHODS:
-        save_adapter(pipe, config, config.output_dir)
-    elif config.method == "full":
-        _save_pipeline(pipe, config.output_dir)
+    folder = config.output_dir
+    adapted = [trainable for trainable in trainables if trainable.component not in (CONTROL, CONTROLNET_WEIGHTS)]
+    save_adapter(pipe, config, folder)
+    if any(trainable.component == CONTROLNET_WEIGHTS for trainable in trainables):
+        with atomic_path(folder / "controlnet") as temporary:
+            pipe.controlnet.save_pretrained(temporary)
+    if config.method == "full":
+        _save_pipeline(pipe, folder)
     elif config.method == "lora":
-        _save_lora(pipe, trainables, config.output_dir)
-    else:
-        for trainable in trainables:
-            _save_peft(trainable, config.output_dir / trainable.component)
+        _save_lora(pipe, adapted, folder)
+    elif config.method not in (*ETHER_METHODS, "none"):
+        for trainable in adapted:
+            _save_peft(trainable, folder / trainable.component)
 
 
 def save_adapter(pipe: DiffusionPipeline, config: TrainingConfig, folder: Path) -> None:
-    """Write ``ether_weights.safetensors`` of the adapter in training into ``folder``."""
-    adapter_file(pipe, ADAPTER_NAME, config.pretrained_model_name_or_path).write(folder)
-
-
-def _components(pipe: DiffusionPipeline, config: TrainingConfig) -> dict[str, nn.Module]:
-    """The components that are trained, by name."""
-    return {"unet": pipe.unet, **(text_encoders(pipe) if config.train_text_encoder else {})}
+    """Write ``ether_weights.safetensors``: vectors and control encoder, where there are any."""
+    file = adapter_file(pipe, ADAPTER_NAME, config.pretrained_model_name_or_path)
+    if file.configs or file.control is not None:
+        file.write(folder)
 
 
 def _ether(component: str, module: nn.Module, config: TrainingConfig) -> Trainable:

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from training.helpers import QUIET, SMALL, draw_photo
 
 from ether_diffusion.training import dreambooth
+from ether_diffusion.training import program as training_program
 from ether_diffusion.training.config import DreamBoothConfig
 
 
@@ -90,13 +91,13 @@ def train_with_samples(train: Callable[..., Path]) -> Callable[..., Path]:
 def pipes(monkeypatch: pytest.MonkeyPatch) -> list[DiffusionPipeline]:
     """The pipelines that runs of this test load, as they train them."""
     loaded: list[DiffusionPipeline] = []
-    original = dreambooth.load_base
+    original = training_program.load_base
 
     def load(*arguments: Any) -> DiffusionPipeline:
         loaded.append(original(*arguments))
         return loaded[-1]
 
-    monkeypatch.setattr(dreambooth, "load_base", load)
+    monkeypatch.setattr(training_program, "load_base", load)
     return loaded
 
 

@@ -1,0 +1,288 @@
+"""Where pairs of a picture and its condition come from: a folder, a dataset of the Hub, or an endless generator.
+
+A folder is read in one of two layouts: the image folder of 🤗 Datasets, with a ``metadata.jsonl`` of lines
+``{"file_name": "images/1.png", "conditioning_image": "maps/1.png", "text": "a dog"}``, or that of ControlNet's
+tutorial, a ``prompt.json`` of lines ``{"source": "source/1.png", "target": "target/1.png", "prompt": "a dog"}``, where
+the source is the condition.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image, ImageOps
+
+from ether_diffusion.data.conditions import colour_map, load_map
+from ether_diffusion.data.images import UnreadableImageError, check_folder, list_images, load_caption, load_image
+
+LAYOUTS = ("metadata.jsonl", "prompt.json")
+SHOWN_PROBLEMS = 8
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of a dataset, and keys of ``metadata.jsonl`` beside ``file_name``."""
+
+    image: str = "image"
+    condition: str = "conditioning_image"
+    caption: str = "text"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture, what controls it, and what it is called.
+
+    Attributes:
+        image: RGB.
+        condition: RGB, of the same size; None where it is made from the picture.
+        prompt: the caption.
+    """
+
+    image: Image.Image
+    condition: Image.Image | None
+    prompt: str
+
+
+class PairSource(Protocol):
+    """Pairs by number."""
+
+    endless: bool
+    """Whether any number has a pair of its own."""
+
+    def __len__(self) -> int:
+        """How many there are; of an endless source 0."""
+
+    def pair(self, index: int) -> Pair:
+        """The pair of that number, decoded.
+
+        Raises:
+            UnreadableImageError: a file is broken; the message names it.
+        """
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """One line of a folder's listing.
+
+    Attributes:
+        image: the picture.
+        condition: its condition, None where the listing has none.
+        prompt: the caption.
+        name: of the picture in the listing, which other files refer to.
+    """
+
+    image: Path
+    condition: Path | None
+    prompt: str
+    name: str
+
+
+class FolderPairs:
+    """The pairs of a folder; that all files are there, are pictures and have the same sizes is checked at once.
+
+    Args:
+        files: of :func:`read_listing`.
+        maps: whether the conditions are semantic maps: grey ones hold class ids and are coloured.
+
+    Raises:
+        ValueError: a file is missing or no picture, or the sizes differ; the message lists the first of them.
+    """
+
+    endless = False
+
+    def __init__(self, files: list[PairFiles], maps: bool = False) -> None:
+        self.files, self.maps = files, maps
+        problems = [problem for entry in files for problem in _problems(entry)]
+        if problems:
+            shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
+            rest = f"\n  … and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+            raise ValueError(f"{len(problems)} problems with the training pairs:\n{shown}{rest}")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def pair(self, index: int) -> Pair:
+        """The pair of that number, decoded.
+
+        Raises:
+            UnreadableImageError: a file is broken; the message names it.
+        """
+        entry = self.files[index]
+        condition = None if entry.condition is None else load_condition(entry.condition, self.maps)
+        return Pair(load_image(entry.image), condition, entry.prompt)
+
+
+class DatasetPairs:
+    """The pairs of a dataset of the Hub, or of any folder that 🤗 Datasets reads.
+
+    Args:
+        name: its id, or a folder.
+        columns: where picture, condition and caption are; a missing condition column means that there are none.
+        split: which part.
+
+    Raises:
+        ImportError: ``datasets`` is not installed.
+        ValueError: the dataset cannot be loaded, or has no such columns.
+    """
+
+    endless = False
+
+    def __init__(self, name: str, columns: Columns, split: str = "train", condition: bool = True) -> None:
+        try:
+            import datasets
+        except ImportError as error:
+            raise ImportError(f"dataset_name needs datasets ({error}): pip install 'ether-diffusion[hub]'") from error
+        try:
+            self.rows: Any = datasets.load_dataset(name, split=split)
+        except Exception as error:  # datasets raises whatever its readers raise
+            raise ValueError(f"the dataset {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        wanted = (columns.image, columns.caption, *([columns.condition] if condition else []))
+        if missing := [column for column in wanted if column not in self.rows.column_names]:
+            raise ValueError(
+                f"the dataset {name} has no column {missing[0]!r} but {', '.join(self.rows.column_names)}: name yours "
+                "with --image_column, --conditioning_image_column and --caption_column"
+            )
+        for column in wanted[::2]:
+            if not isinstance(self.rows.features[column], datasets.Image):
+                raise ValueError(f"the column {column!r} of {name} holds no pictures but {self.rows.features[column]}")
+        self.name, self.columns, self.condition = name, columns, condition
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pair(self, index: int) -> Pair:
+        """The pair of that number, decoded.
+
+        Raises:
+            UnreadableImageError: a picture is broken.
+            ValueError: the sizes differ.
+        """
+        try:
+            row = self.rows[index]
+            image = _upright(row[self.columns.image])
+            condition = _upright(row[self.columns.condition]) if self.condition else None
+        except OSError as error:
+            raise UnreadableImageError(f"row {index} of {self.name} cannot be decoded ({error})") from error
+        if condition is not None and condition.size != image.size:
+            raise ValueError(f"row {index} of {self.name}: {_sizes(image, condition)}")
+        return Pair(image, condition, str(row[self.columns.caption]))
+
+
+class EndlessPairs:
+    """Pairs that are made when they are asked for.
+
+    Args:
+        make: the pair of a number, always the same.
+    """
+
+    endless = True
+
+    def __init__(self, make: Callable[[int], Pair]) -> None:
+        self.pair = make
+
+    def __len__(self) -> int:
+        return 0
+
+
+def read_listing(folder: str | Path, columns: Columns = Columns()) -> list[PairFiles]:
+    """The lines of a folder's ``metadata.jsonl`` or ``prompt.json``, in order; no file is opened yet.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or neither listing in it.
+        ValueError: a line is not what it should be, or there are none.
+    """
+    folder = check_folder(folder)
+    found = [folder / name for name in LAYOUTS if (folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds neither metadata.jsonl nor prompt.json, which say what belongs to what; lines of the "
+            'first look like {"file_name": "images/1.png", "conditioning_image": "maps/1.png", "text": "a dog"}'
+        )
+    listing, image, condition, caption = found[0], "file_name", columns.condition, columns.caption
+    if listing.name == "prompt.json":
+        image, condition, caption = "target", "source", "prompt"
+    entries = []
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if caption == "text" and "text" not in row:
+                row["text"] = row["prompt"]
+            entry = PairFiles(
+                folder / row[image],
+                folder / row[condition] if row.get(condition) else None,
+                str(row[caption]),
+                str(row[image]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            expected = f'{{"{image}": …, "{condition}": …, "{caption}": …}}'
+            raise ValueError(f"{listing}, line {number}: {expected} is expected, not {line[:80]}") from error
+        entries.append(entry)
+    if not entries:
+        raise ValueError(f"{listing} is empty: it should have a line for each picture")
+    return entries
+
+
+def plain_listing(folder: str | Path) -> list[PairFiles]:
+    """The pictures of a folder without a listing, for conditions that are made from them; ``.txt`` files are captions.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no readable picture.
+    """
+    return [PairFiles(path, None, load_caption(path) or "", path.name) for path in list_images(folder)]
+
+
+def load_condition(path: str | Path, is_map: bool) -> Image.Image:
+    """A condition as the model is to see it, RGB: a picture as it looks, a map of grey class ids in colours.
+
+    Raises:
+        UnreadableImageError: the file is broken, or the map holds class ids without a colour.
+        OSError: the file cannot be opened.
+    """
+    try:
+        return _coloured(load_image, load_map, path) if is_map else load_image(path)
+    except ValueError as error:
+        raise error if isinstance(error, UnreadableImageError) else UnreadableImageError(f"{path}: {error}") from error
+
+
+def _coloured(
+    as_picture: Callable[[str | Path], Image.Image], as_ids: Callable[[str | Path], Any], path: str | Path
+) -> Image.Image:
+    with Image.open(path) as image:
+        coloured = image.mode in ("P", "RGB", "RGBA")
+    return as_picture(path) if coloured else colour_map(as_ids(path))
+
+
+def _problems(entry: PairFiles) -> list[str]:
+    """What is wrong with the files of a pair, by their headers alone."""
+    sizes, problems = [], []
+    for path in filter(None, (entry.image, entry.condition)):
+        try:
+            with Image.open(path) as image:
+                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: sides exchanged
+                sizes.append(image.size[::-1] if turned else image.size)
+        except FileNotFoundError:
+            problems.append(f"{path} is missing")
+        except (OSError, SyntaxError, ValueError) as error:
+            problems.append(f"{path} is no readable picture ({error})")
+    if len(set(sizes)) > 1:
+        problems.append(f"{entry.image} has {_by(sizes[0])} pixels, its condition {entry.condition} {_by(sizes[1])}")
+    return problems
+
+
+def _sizes(image: Image.Image, condition: Image.Image) -> str:
+    return f"the picture has {_by(image.size)} pixels, its condition {_by(condition.size)}"
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image).convert("RGB")

@@ -1,0 +1,189 @@
+"""Controllable generation: from pairs of pictures and conditions to a model that follows the condition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, DiffusionPipeline
+
+from ether_diffusion.data.augment import Augmentation
+from ether_diffusion.data.control import ControlPairs
+from ether_diffusion.data.pairs import (
+    Columns,
+    DatasetPairs,
+    EndlessPairs,
+    FolderPairs,
+    PairFiles,
+    PairSource,
+    load_condition,
+    plain_listing,
+    read_listing,
+)
+from ether_diffusion.data.plan import BatchPlan, EndlessPlan
+from ether_diffusion.data.randomness import generator
+from ether_diffusion.playground import NAME as PLAYGROUND
+from ether_diffusion.playground.pairs import HELD_OUT, draw_pair
+from ether_diffusion.training.base_model import vae_factor
+from ether_diffusion.training.batches import Batch, TrainingSamples, micro_batches, to_batch
+from ether_diffusion.training.control_config import ControlConfig
+from ether_diffusion.training.controls import make_control
+from ether_diffusion.training.diffusion import Objective
+from ether_diffusion.training.finish import finish
+from ether_diffusion.training.loop import Task, train
+from ether_diffusion.training.model import DenoisingModel
+from ether_diffusion.training.program import record_start, run_program, start_run
+from ether_diffusion.training.samples import Sampler, Shown
+from ether_diffusion.training.setup import prepare_modules
+from ether_diffusion.training.trainables import check_trainables, make_trainables
+
+STREAM = "pairs"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program: parse the settings, train, and say where the result is.
+
+    Raises:
+        SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
+    """
+    run_program(ControlConfig, run, arguments)
+
+
+def run(config: ControlConfig) -> Path:
+    """Train as ``config`` says, and return the path of the report.
+
+    Raises:
+        BaseModelError: the base or the ControlNet cannot be loaded.
+        FileExistsError: the run folder holds a run already.
+        FileNotFoundError: a folder is missing, or there is nothing to resume.
+        ValueError: settings, pairs and model do not fit together.
+        TrainingDivergedError: the loss became NaN or infinite.
+        TrainingInterruptedError: Ctrl-C or SIGTERM.
+    """
+    listing: list[PairFiles] = []
+    start = start_run(config, lambda: listing.extend(list_files(config)))
+    config, accelerator = start.config, start.accelerator
+    control = make_control(start.pipe, config)
+    pipe = start.pipe = control.pipe
+    check_trainables(control.components, config)
+    objective = Objective(DDPMScheduler.from_config(pipe.scheduler.config), config.snr_gamma)
+    sampler = Sampler(pipe, config, accelerator, control)
+    pairs = make_pairs(config, make_source(config, listing), vae_factor(pipe))
+    shown = make_shown(config, pairs)
+    trainables = [*make_trainables(control.components, config), *control.trainables]
+    model = DenoisingModel(pipe, trainables, objective, control=control)
+    prepare_modules(pipe, config)
+    provenance = record_start(start, trainables, {"training_pairs": len(pairs.source)})
+    task = Task(pipe, trainables, model, partial(batches, pairs, config, accelerator, pipe), sampler, shown)
+    train(task, config, accelerator, start.checkpoint, provenance)
+    return finish(pipe, trainables, config, accelerator, provenance)
+
+
+def list_files(config: ControlConfig) -> list[PairFiles]:
+    """The lines of the training folder; none for the playground and datasets of the Hub.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no listing where conditions are to be given.
+        ValueError: a line is not what it should be, or has no condition.
+    """
+    if config.train_data_dir in (None, PLAYGROUND):
+        return []
+    folder, made = Path(str(config.train_data_dir)), config.condition in ("canny", "segmentation")
+    columns = Columns(config.image_column, config.conditioning_image_column, config.caption_column)
+    try:
+        entries = read_listing(folder, columns)
+    except FileNotFoundError:
+        if not made or not folder.is_dir():
+            raise
+        entries = plain_listing(folder)
+    if made:
+        return [PairFiles(entry.image, None, entry.prompt, entry.name) for entry in entries]
+    if without := [entry for entry in entries if entry.condition is None]:
+        raise ValueError(
+            f"{len(without)} of {len(entries)} pictures of {folder} have no {columns.condition}, the first is "
+            f"{without[0].name}: add them, or make them with --condition canny or --condition segmentation"
+        )
+    return entries
+
+
+def make_source(config: ControlConfig, listing: list[PairFiles]) -> PairSource:
+    """The pairs that the settings name.
+
+    Raises:
+        ImportError: a package is missing.
+        ValueError: files are missing or broken, sizes differ, or the dataset has no such columns.
+    """
+    given = config.condition in ("image", "map")
+    if config.dataset_name is not None:
+        columns = Columns(config.image_column, config.conditioning_image_column, config.caption_column)
+        return DatasetPairs(config.dataset_name, columns, condition=given)
+    if config.train_data_dir == PLAYGROUND:
+        return EndlessPairs(partial(draw_pair, config.seed, with_map=given))
+    return FolderPairs(listing, maps=config.has_maps)
+
+
+def make_pairs(config: ControlConfig, source: PairSource, factor: int) -> ControlPairs:
+    """The pairs as training examples."""
+    return ControlPairs(
+        source,
+        int(config.resolution or 0),
+        Augmentation(config.center_crop, config.random_flip),
+        config.proportion_empty_prompts,
+        (config.canny_low, config.canny_high),
+        smooth=not config.has_maps,
+        divisible_by=factor,
+    )
+
+
+def make_shown(config: ControlConfig, pairs: ControlPairs) -> list[Shown]:
+    """What the sample grids show: the given conditions, or those of the first pairs, of unseen ones if endless.
+
+    Raises:
+        UnreadableImageError, OSError: a condition cannot be read.
+    """
+    if config.validation_image:
+        images = [load_condition(path, config.has_maps) for path in config.validation_image]
+        side = int(config.resolution or 0)
+        return [
+            Shown(prompt, image.resize((side, side), pairs.resample))
+            for prompt, image in zip(config.validation_prompt, images, strict=True)
+        ]
+    if pairs.source.endless:
+        source = EndlessPairs(partial(draw_pair, HELD_OUT, with_map=config.condition == "map"))
+        pairs = make_pairs(config, source, 1)
+    count = config.num_validation_pairs if pairs.source.endless else min(config.num_validation_pairs, len(pairs.source))
+    asked = list(config.validation_prompt)
+    seen = [pairs.shown(index) for index in range(count)]
+    return [
+        Shown(asked[index % len(asked)] if asked else pair.prompt, pair.condition) for index, pair in enumerate(seen)
+    ]
+
+
+def batches(
+    pairs: ControlPairs,
+    config: ControlConfig,
+    accelerator: Accelerator,
+    pipe: DiffusionPipeline,
+    first_step: int,
+    end_step: int,
+) -> Iterator[list[Batch]]:
+    """This process's micro-batches of the steps."""
+    size = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
+    seed = generator(config.seed, STREAM).initial_seed()
+    count = len(pairs.source)
+    plan = EndlessPlan(size) if pairs.source.endless else BatchPlan([0] * count, size, seed)
+    samples = TrainingSamples(
+        pairs,
+        STREAM,
+        config.seed,
+        pipe.vae.config.latent_channels,
+        vae_factor(pipe),
+        pipe.scheduler.config.num_train_timesteps,
+        config.noise_offset,
+    )
+    process = (accelerator.process_index, accelerator.num_processes)
+    steps, workers = (first_step, end_step), config.dataloader_num_workers
+    for stacked in micro_batches(samples, plan, steps, config.train_batch_size, process, workers):
+        yield [to_batch(stacked, pipe.vae, accelerator.device)]

@@ -1,0 +1,134 @@
+"""What every training program does around its training: settings, base, run folder, and errors in one line."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+
+from ether_diffusion.checkpoint import first_line
+from ether_diffusion.fingerprint import base_hash
+from ether_diffusion.training.base_model import BaseModelError, load_base, native_resolution, text_encoders
+from ether_diffusion.training.cli import parse_config
+from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
+from ether_diffusion.training.run_folder import (
+    Provenance,
+    changed_settings,
+    clear_run_folder,
+    open_run_folder,
+    write_config,
+)
+from ether_diffusion.training.samples import scheduler_class
+from ether_diffusion.training.setup import make_accelerator
+from ether_diffusion.training.trainables import Trainable
+
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def run_program(config_class: type[Config], run: Callable[[Config], Path], arguments: Sequence[str] | None) -> None:
+    """Parse the settings, train, and say where the result is.
+
+    Raises:
+        SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("ether_diffusion").setLevel(logging.INFO)
+    config = parse_config(config_class, arguments)
+    try:
+        report = run(config)
+    except (BaseModelError, ImportError, OSError, ValueError, TrainingDivergedError) as error:
+        logger.debug("traceback", exc_info=True)
+        raise SystemExit(f"error: {error}") from None
+    except torch.OutOfMemoryError as error:
+        advice = "--gradient_checkpointing, --mixed_precision bf16, a smaller --train_batch_size or --resolution"
+        raise SystemExit(f"error: out of memory ({first_line(error)}); what helps: {advice}") from None
+    except TrainingInterruptedError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(128 + error.signal) from None
+    except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
+        print("stopped", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    print(f"weights and samples: {config.output_dir}\nreport: {report}")
+
+
+@dataclass
+class Start(Generic[Config]):
+    """Where a run starts from.
+
+    Attributes:
+        config: the settings with all that the base and Accelerate decide.
+        accelerator: Accelerate.
+        pipe: the frozen base, on the device.
+        checkpoint: to continue from, None for a new run.
+        base_hash: identity of the base, by component.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    pipe: DiffusionPipeline
+    checkpoint: Path | None
+    base_hash: dict[str, str | None]
+
+
+def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
+    """Open the run folder and load the base; ``check`` looks at the data in between, before anything slow is done.
+
+    Raises:
+        BaseModelError: the base cannot be loaded.
+        FileExistsError: the run folder holds a run already.
+        FileNotFoundError: a folder is missing, or there is nothing to resume.
+        ValueError: a setting is impossible.
+    """
+    accelerator = make_accelerator(config)
+    with accelerator.main_process_first():
+        checkpoint = open_run_folder(config) if accelerator.is_main_process or config.resume else None
+    check()
+    if config.sampler != "base":
+        scheduler_class(config.sampler)
+    pipe = load_base(config, accelerator.mixed_precision).to(accelerator.device)
+    config = replace(
+        config,
+        mixed_precision=accelerator.mixed_precision,
+        resolution=config.resolution or native_resolution(pipe),
+        learning_rate=config.resolved_learning_rate,
+    )
+    hashes = {name: base_hash(getattr(pipe, name)) for name in ("unet", *text_encoders(pipe))}
+    if checkpoint and accelerator.is_main_process:
+        for change in changed_settings(config, hashes):
+            logger.warning("resuming with another setting, %s", change)
+    return Start(config, accelerator, pipe, checkpoint, hashes)
+
+
+def record_start(start: Start[Any], trainables: list[Trainable], facts: Mapping[str, Any]) -> Provenance:
+    """Make the run folder this run's own: settings, provenance, trackers; ``facts`` are the program's own."""
+    config, accelerator = start.config, start.accelerator
+    if accelerator.is_main_process and not start.checkpoint:
+        clear_run_folder(config.output_dir)
+    provenance = Provenance(
+        config,
+        {
+            "base_hash": start.base_hash,
+            "device": str(accelerator.device),
+            "threads": torch.get_num_threads(),
+            "num_processes": accelerator.num_processes,
+            "trained_parameters": {trainable.component: trainable.num_parameters() for trainable in trainables},
+            **facts,
+        },
+    )
+    if accelerator.is_main_process:
+        write_config(config)
+        provenance.update(status="running")
+        if config.report_to:
+            accelerator.init_trackers("ether-diffusion", {k: str(v) for k, v in config.to_dict().items()})
+    return provenance
