@@ -265,7 +265,8 @@ def _problems(entry: PairFiles) -> list[str]:
     for path in filter(None, (entry.image, entry.condition)):
         try:
             with Image.open(path) as image:
-                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: sides exchanged
+                exif = image.getexif() if "exif" in image.info else {}  # without, a PNG would be read to its end
+                turned = exif.get(0x0112, 1) in (5, 6, 7, 8)  # orientations whose sides are exchanged
                 sizes.append(image.size[::-1] if turned else image.size)
         except FileNotFoundError:
             problems.append(f"{path} is missing")

@@ -1,0 +1,392 @@
+"""train_controlnet.py on small models: both ways of control, what is trained, saved, resumed, drawn and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from diffusers import ControlNetModel, DiffusionPipeline, DPMSolverMultistepScheduler
+from PIL import Image
+from safetensors.torch import load_file
+from training.helpers import (
+    checkpoints,
+    draw_photo,
+    metrics,
+    optimizer_state,
+    pixels,
+    provenance,
+    relative_change,
+    same_tensors,
+    samples,
+    trained,
+)
+
+import ether_diffusion.training.loop as loop
+from ether_diffusion.control_pipeline import controlled
+from ether_diffusion.evaluation.images import load_run
+from ether_diffusion.playground.tiny import tiny_controlnet
+from ether_diffusion.training import control
+from ether_diffusion.training.control_config import ControlConfig
+
+SMALL: dict[str, Any] = {
+    "max_train_steps": 3,
+    "num_validation_images": 0,
+    "num_inference_steps": 2,
+    "resolution": 32,
+    "condition": "image",
+    "learning_rate": 0.02,
+}
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pairs in the layout of an image folder; the condition is the picture's negative."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rows = []
+    for number in range(4):
+        path = draw_photo(folder / "images" / f"{number}.png", number, (80, 64))
+        (folder / "hints").mkdir(exist_ok=True)
+        with Image.open(path) as image:
+            Image.fromarray(255 - np.asarray(image)).save(folder / "hints" / f"{number}.png")
+        rows.append({"file_name": f"images/{number}.png", "conditioning_image": f"hints/{number}.png", "text": "a dog"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def controlnet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ControlNet whose zero convolutions have learnt something."""
+    folder = tmp_path_factory.mktemp("base") / "controlnet"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        net = tiny_controlnet()
+        for part in (net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+            for parameter in part.parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+    net.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def train(tmp_path: Path, base_folder: Path, pairs: Path) -> Train:
+    """Train with ``SMALL`` and these changes, and return the run folder."""
+
+    def run(name: str = "run", **changes: Any) -> Path:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        values = {"pretrained_model_name_or_path": str(base_folder), "output_dir": tmp_path / name}
+        config = ControlConfig(**SMALL | values | {"train_data_dir": str(pairs)} | changes)
+        control.run(config)
+        return config.output_dir
+
+    return run
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "encoder and ETHER": {"method": "ether"},
+    "encoder and ETHER+": {"method": "ether_plus"},
+    "encoder alone": {"method": "none"},
+    "encoder and LoRA": {"method": "lora"},
+    "encoder and OFT": {"method": "oft"},
+    "encoder and the whole UNet": {"method": "full", "learning_rate": 1e-3},
+    "new ControlNet": {"control": "controlnet", "method": "ether_plus"},
+    "new ControlNet, all of it": {"control": "controlnet", "method": "none", "train_controlnet": "all"},
+    "given ControlNet": {"control": "controlnet", "method": "ether"},
+    "given ControlNet and LoRA": {"control": "controlnet", "method": "lora"},
+}
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest, controlnet_folder: Path) -> dict[str, Any]:
+    """The settings of a way of control."""
+    settings = dict(WAYS[request.param])
+    if settings.get("method") in ("lora", "oft"):
+        pytest.importorskip("peft")
+    if request.param.startswith("given"):
+        settings["controlnet_model_name_or_path"] = str(controlnet_folder)
+    return settings
+
+
+def draw(pipe: DiffusionPipeline, prompt: str, condition: Image.Image, seed: int = 0) -> np.ndarray:
+    """A picture under a control, by the pipeline's own ``__call__``."""
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    settings: dict[str, Any] = {
+        "num_inference_steps": 2,
+        "guidance_scale": 7.5,
+        "generator": torch.Generator().manual_seed(seed),
+        "height": 64,
+        "width": 64,
+    }
+    if hasattr(pipe, "controlnet"):
+        return np.array(pipe(prompt, condition, **settings).images[0])
+    with controlled(pipe, condition):
+        return np.array(pipe(prompt, **settings).images[0])
+
+
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_a_fresh_pipeline_draws_the_last_samples_of_training(way: dict[str, Any], train: Train) -> None:
+    run = train(num_validation_images=1, num_validation_pairs=2, resolution=64, **way)
+    drawn = samples(run)
+    assert list(drawn) == [
+        *("conditions/00.png", "conditions/01.png", "step-000000/00.png", "step-000000/01.png"),
+        *("step-000003/00.png", "step-000003/01.png"),
+    ]
+    assert not np.array_equal(drawn["step-000000/00.png"], drawn["step-000003/00.png"])
+    condition = Image.open(run / "samples" / "conditions" / "01.png")
+    assert np.array_equal(draw(load_run(run), "a dog", condition), drawn["step-000003/01.png"])
+    other = Image.fromarray(255 - np.asarray(condition))
+    assert not np.array_equal(draw(load_run(run), "a dog", other), drawn["step-000003/01.png"])
+
+
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_the_model_cards_code_loads_the_run(
+    way: dict[str, Any], train: Train, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(num_validation_images=1, num_validation_pairs=1, resolution=64, **way)
+    block = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    *loading, drawing = block[1].strip().splitlines()
+    assert drawing == 'image = pipe("a dog", control_image).images[0]'
+    monkeypatch.chdir(run.parent)
+    names: dict[str, Any] = {}
+    exec("\n".join(loading).replace(f"path/to/{base_folder.name}", str(base_folder)), names)
+    image = names["pipe"]("a dog", names["control_image"], num_inference_steps=1).images[0]
+    assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_everything_that_is_trained_moves_and_is_counted(way: dict[str, Any], train: Train) -> None:
+    run = train(max_train_steps=6, checkpointing_steps=3, **way)
+    early, late = trained(run, 3), trained(run, 6)
+    still = [key for key in late if torch.equal(early[key], late[key])]
+    assert not still
+    counted = provenance(run)["trained_parameters"]
+    assert sum(counted.values()) == sum(tensor.numel() for tensor in late.values())
+    expected = {"encoder": {"control_encoder"}, "controlnet": set()}[way.get("control", "encoder")]
+    if way["method"] != "none":
+        expected = expected | {"controlnet" if "control" in way else "unet"}
+    if "control" in way and "controlnet_model_name_or_path" not in way:
+        expected = expected | {"controlnet_weights"}
+    assert set(counted) == expected
+    assert {key.split(".")[0] for key in late} == expected
+    assert all(tensor.dtype == torch.float32 for tensor in late.values())
+
+
+def test_learning_rates_are_the_papers_and_the_encoders_is_capped(train: Train) -> None:
+    rates = metrics(train("paper", method="ether_plus", learning_rate=None))[0]["lr"]
+    assert rates == {"unet": 1e-3, "control_encoder": 1e-4}
+    rates = metrics(train("oft", method="naive", learning_rate=None))[0]["lr"]
+    assert rates == {"unet": 1e-5, "control_encoder": 1e-5}
+    rates = metrics(train("own", method="ether", learning_rate=1e-2, encoder_lr=3e-3))[0]["lr"]
+    assert rates == {"unet": 1e-2, "control_encoder": 3e-3}
+
+
+def test_the_papers_targets_are_the_default(train: Train) -> None:
+    run = train(method="ether")
+    keys = load_file(run / "ether_weights.safetensors")
+    assert any(key.endswith("ff.net.0.proj.u") for key in keys)
+    assert any(key.endswith("attn1.to_q.u") for key in keys)
+
+
+@pytest.mark.parametrize("way", ["encoder and ETHER+", "new ControlNet", "encoder and LoRA"], indirect=True)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    way: dict[str, Any], train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = way | {"max_train_steps": 6, "checkpointing_steps": 2, "random_flip": True, "train_batch_size": 2}
+    whole = train("whole", **common)
+
+    class Unplugged(BaseException):
+        pass
+
+    original = loop._Run.sample_if_due
+
+    def unplug(run: Any, step: int, interrupts: Any) -> None:
+        original(run, step, interrupts)
+        if step == 5:
+            raise Unplugged
+
+    with monkeypatch.context() as patched, pytest.raises(Unplugged):
+        patched.setattr(loop._Run, "sample_if_due", unplug)
+        train("cut", **common)
+    cut = train("cut", resume="latest", **common)
+    assert metrics(whole) == metrics(cut)
+    assert same_tensors(trained(whole, 6), trained(cut, 6))
+    assert same_tensors(optimizer_state(whole, 6), optimizer_state(cut, 6))
+    assert checkpoints(whole) == checkpoints(cut)
+
+
+def test_accumulation_equals_the_larger_batch(train: Train) -> None:
+    large = train("large", train_batch_size=4)
+    rounds = train("rounds", train_batch_size=1, gradient_accumulation_steps=4)
+    assert relative_change(trained(rounds, 3), trained(large, 3)) < 1e-4
+
+
+def test_data_workers_change_nothing(train: Train) -> None:
+    assert same_tensors(trained(train("none"), 3), trained(train("two", dataloader_num_workers=2), 3))
+
+
+def test_prompts_are_left_out_by_chance(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    original = control.to_batch
+
+    def to_batch(stacked: Any, *arguments: Any) -> Any:
+        seen.extend(stacked["prompts"])
+        return original(stacked, *arguments)
+
+    monkeypatch.setattr(control, "to_batch", to_batch)
+    train(train_batch_size=16, proportion_empty_prompts=0.5)
+    assert set(seen) == {"", "a dog"}
+    seen.clear()
+    train("all", train_batch_size=16, proportion_empty_prompts=0.0)
+    assert set(seen) == {"a dog"}
+
+
+def test_training_lowers_the_loss_where_the_condition_tells_the_picture(train: Train, tmp_path: Path) -> None:
+    """One colour for each picture, which only the condition tells: the loss falls below that without conditions."""
+    rows = []
+    for kind in ("images", "hints", "blank"):
+        (tmp_path / "colours" / kind).mkdir(parents=True)
+    for number, colour in enumerate([(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10)]):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "colours" / "images" / f"{number}.png")
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "colours" / "hints" / f"{number}.png")
+        Image.new("RGB", (32, 32)).save(tmp_path / "colours" / "blank" / f"{number}.png")
+    last = {}
+    for kind in ("hints", "blank"):
+        rows = [
+            {"file_name": f"images/{n}.png", "conditioning_image": f"{kind}/{n}.png", "text": "a"} for n in range(4)
+        ]
+        listing = tmp_path / "colours" / "metadata.jsonl"
+        listing.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = {"max_train_steps": 120, "train_batch_size": 8, "encoder_lr": 1e-2, "learning_rate": 1e-2}
+        run = train(kind, train_data_dir=str(tmp_path / "colours"), checkpointing_steps=120, **settings)
+        last[kind] = float(np.mean([row["loss"] for row in metrics(run)[-40:]]))
+    assert last["hints"] < 0.97 * last["blank"]
+
+
+def test_canny_edges_are_made_of_pictures_alone(train: Train, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    for number in range(2):
+        draw_photo(tmp_path / "photos" / f"{number}.png", number)
+    run = train(
+        train_data_dir=str(tmp_path / "photos"), condition="canny", resolution=64, num_validation_images=1, seed=1
+    )
+    shown = pixels(run / "samples" / "conditions" / "00.png")
+    assert np.array_equal(shown[..., 0], cv2.Canny(pixels(tmp_path / "photos" / "0.png"), 100, 200))
+    assert provenance(run)["training_pairs"] == 2
+
+
+def test_the_playground_has_pairs_without_end(train: Train) -> None:
+    run = train(train_data_dir="playground", condition=None, num_validation_images=1, resolution=64)
+    assert "condition: map" in (run / "config.yaml").read_text()
+    assert provenance(run)["training_pairs"] == 0
+    assert "pairs without end" in (run / "report.html").read_text()
+
+
+def test_the_report_shows_what_controls_the_samples(train: Train) -> None:
+    page = (train(num_validation_images=1, num_validation_pairs=2) / "report.html").read_text()
+    assert "learns to follow control images" in page
+    assert page.count('alt="Control: a dog"') == 4  # two on the first screen, two beside the samples by step
+
+
+def test_own_conditions_for_the_samples(train: Train, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 50), "red").save(tmp_path / "red.png")
+    run = train(
+        validation_prompt=["a cat"],
+        validation_image=[str(tmp_path / "red.png")],
+        num_validation_images=1,
+        resolution=64,
+    )
+    assert (pixels(run / "samples" / "conditions" / "00.png") == (255, 0, 0)).all()
+    assert json.loads((run / "samples" / "prompts.json").read_text()) == [
+        {"file": "00.png", "seed": 0, "prompt": "a cat", "condition": "conditions/00.png"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_data_dir": None}, "name the training pairs with either train_data_dir or dataset_name"),
+        ({"dataset_name": "x"}, "name the training pairs with either train_data_dir or dataset_name"),
+        ({"condition": "segmentation"}, "condition=segmentation needs segmenter"),
+        ({"validation_image": "a.png"}, "one validation_prompt for each validation_image"),
+        ({"canny_low": 300}, "canny_low 300 and canny_high 200 must be 0 ≤ low ≤ high"),
+        ({"proportion_empty_prompts": 2.0}, "proportion_empty_prompts must be from 0 to 1, not 2.0"),
+        ({"train_text_encoder": True}, "train_text_encoder is for train_dreambooth.py"),
+        ({"train_controlnet": "all"}, "need control=controlnet"),
+        ({"control": "controlnet", "method": "full"}, "method=none, train_controlnet=all"),
+        ({"control": "controlnet", "train_controlnet": "nothing"}, "a new ControlNet has zero convolutions"),
+        ({"control": "controlnet", "method": "lora"}, "method=lora adapts a given ControlNet only"),
+        (
+            {
+                "control": "controlnet",
+                "method": "none",
+                "train_controlnet": "nothing",
+                "controlnet_model_name_or_path": "x",
+            },
+            "trains nothing",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_settings_that_do_not_fit(changes: dict[str, Any], message: str, train: Train) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(**changes)
+
+
+def test_mistakes_in_the_data_end_in_one_line(
+    base_folder: Path, pairs: Path, tmp_path: Path, controlnet_folder: Path
+) -> None:
+    def said(**changes: Any) -> str:
+        values = SMALL | {"pretrained_model_name_or_path": base_folder, "output_dir": tmp_path / "run"} | changes
+        with pytest.raises(SystemExit) as ended:
+            control.main([f"--{name}={value}" for name, value in values.items()])
+        return str(ended.value.code)
+
+    (tmp_path / "empty").mkdir()
+    assert "holds neither metadata.jsonl nor prompt.json" in said(train_data_dir=tmp_path / "empty")
+    row = {"file_name": str(pairs / "images" / "0.png"), "text": "x"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    assert "1 of 1 pictures" in (message := said(train_data_dir=tmp_path))
+    assert "have no conditioning_image" in message
+    assert "--condition canny" in message
+    row |= {"conditioning_image": "nowhere.png"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    assert f"{tmp_path / 'nowhere.png'} is missing" in said(train_data_dir=tmp_path)
+    assert "the ControlNet ./none cannot be loaded" in said(
+        train_data_dir=pairs, control="controlnet", controlnet_model_name_or_path="./none"
+    )
+    assert "they are of different models" in said(
+        train_data_dir=pairs, control="controlnet", controlnet_model_name_or_path=_wide(tmp_path)
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def _wide(folder: Path) -> Path:
+    tiny_controlnet(cross_attention_dim=48).save_pretrained(folder / "wide")
+    return folder / "wide"
+
+
+def test_a_broken_condition_found_in_training_is_named_and_the_run_says_so(
+    train: Train, pairs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "hint.png").write_bytes((pairs / "hints" / "0.png").read_bytes()[:-60])
+    row = {"file_name": str(pairs / "images" / "0.png"), "conditioning_image": "hint.png", "text": "x"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"hint.png: cannot be decoded"):
+        train(train_data_dir=str(tmp_path))
+
+
+def test_a_controlnet_of_the_run_loads_in_diffusers_own_pipeline(train: Train) -> None:
+    run = train(control="controlnet", method="none", train_controlnet="all")
+    net = ControlNetModel.from_pretrained(run / "controlnet")
+    saved = {f"controlnet_weights.{name}": value for name, value in net.named_parameters()}
+    assert same_tensors({key: value.data for key, value in saved.items()}, trained(run, 3))
