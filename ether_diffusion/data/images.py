@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 logger = logging.getLogger(__name__)
 
-_DECODING_ERRORS = (
+DECODING_ERRORS = (
     OSError,  # truncated data, and UnidentifiedImageError
     SyntaxError,  # Pillow's word for a broken PNG or TIFF
     ValueError,
@@ -20,6 +20,7 @@ _DECODING_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
+"""What Pillow raises for a broken file, whatever its format."""
 
 
 class UnreadableImageError(ValueError):
@@ -42,7 +43,7 @@ def load_image(path: str | Path) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"{path}: not a picture in a format that Pillow reads") from error
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise UnreadableImageError(f"{path}: cannot be decoded ({error}); save the picture again") from error
 
 
