@@ -66,15 +66,18 @@ def ms_ssim(edges: NDArray[np.uint8], reference: NDArray[np.uint8], scales: int 
         from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
     except ImportError as error:
         raise ImportError(f"MS-SSIM needs torchmetrics ({error}): pip install 'ether-diffusion[eval]'") from error
+    if np.array_equal(edges, reference):
+        return 1.0  # by definition; the rounding of flat areas would miss it by a hair
     betas = tuple(beta / sum(BETAS[:scales]) for beta in BETAS[:scales])
-    seen, real = (torch.from_numpy(each.astype(np.float32) / 255)[None, None] for each in (edges, reference))
+    seen, real = (torch.from_numpy(each.astype(np.float64) / 255)[None, None] for each in (edges, reference))
     value = multiscale_structural_similarity_index_measure(seen, real, data_range=1.0, kernel_size=WINDOW, betas=betas)
     return torch.as_tensor(value).item()
 
 
 def greatest_scales(side: int) -> int:
-    """The scales that MS-SSIM's window fits into, for the shorter side in pixels; at least 1."""
-    return max([scales for scales in range(1, SCALES + 1) if side // 2 ** (scales - 1) > WINDOW - 1], default=1)
+    """The scales that MS-SSIM's window fits into and that torchmetrics accepts, for the shorter side in pixels."""
+    shrunk = {scales: side // max(2 ** (scales - 1), (scales - 1) ** 2) for scales in range(1, SCALES + 1)}
+    return max([scales for scales, pixels in shrunk.items() if pixels >= WINDOW], default=1)
 
 
 def _check_sizes(edges: NDArray[Any], reference: NDArray[Any]) -> None:
