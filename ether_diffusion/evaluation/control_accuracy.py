@@ -73,7 +73,7 @@ def score_folders(
             for pair, of_pair in zip(control.pairs, control.samples, strict=True)
         ],
         kid_subset_size,
-        show,
+        show=show,
     )
     everything = [sample for of_pair in control.samples for sample in of_pair]
     rows = [_row(row, sample) for row, sample in zip(scores.rows, everything, strict=True)]

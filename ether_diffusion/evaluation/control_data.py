@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,7 @@ def _lines(path: Path, expected: str, keys: tuple[str, ...]) -> Iterator[tuple[s
 
 
 def _check_distinct(names: list[str], folder: Path) -> None:
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise ValueError(f"{folder / METADATA} names {', '.join(twice[:8])} more than once")
 
 

@@ -79,6 +79,7 @@ def score_control(
     features: Backbone | None = None,
     prompts: Sequence[Sequence[str | None]] | None = None,
     kid_subset_size: int | None = None,
+    originals: bool = True,
     show: bool = False,
 ) -> ControlScores:
     """Score the generated pictures of every pair.
@@ -92,6 +93,7 @@ def score_control(
         features: whose features FID and KID compare; None for neither.
         prompts: of every picture; None for those of the pairs. Pictures without one have no CLIP-T.
         kid_subset_size: see :func:`~ether_diffusion.metrics.distribution.kernel_distance`.
+        originals: whether to hold the originals against given conditions, too.
         show: whether to show progress.
 
     Raises:
@@ -127,7 +129,8 @@ def score_control(
         found.warnings.append(
             f"Not all pairs have equally many pictures: the spread is of the first {numbers}, which all have."
         )
-    _score_originals(found, pairs, task, show)
+    if originals:
+        _score_originals(found, pairs, task, show)
     if clip is not None:
         _score_prompts(found, pairs, samples, clip, prompts, show)
     if features is not None:

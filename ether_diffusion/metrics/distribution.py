@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ether_diffusion.checkpoint import first_line
 from ether_diffusion.metrics.backbones import Backbone, Dino, load_clip
 from ether_diffusion.playground import NAME
 
@@ -44,15 +46,17 @@ class Inception(Backbone):
             raise FileNotFoundError(f"there is no file {weights} with torch-fidelity's weights of InceptionV3")
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # the latter where torchvision is of another build than torch
             raise ImportError(
                 f"Inception's features need torch-fidelity and torchvision ({error}): pip install "
                 "'ether-diffusion[fid]', or compare others, such as --fid_features dino:facebook/dino-vits16"
             ) from error
         try:
             model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(f"{weights} does not hold torch-fidelity's weights of InceptionV3: {error}") from error
+        except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:
+            raise ValueError(
+                f"{weights} does not hold torch-fidelity's weights of InceptionV3: {first_line(error)}"
+            ) from error
         name = INCEPTION if weights is None else f"{INCEPTION}:{weights}"
         super().__init__(name, model, "torch-fidelity: 299 x 299, TensorFlow's bilinear", device)
 

@@ -73,6 +73,7 @@ def test_maps_are_scored_by_one_matrix_per_sample_number_and_one_of_all(segmente
     assert score["overall"] == pytest.approx(overall, abs=2e-3)
     assert found.originals["miou"] == pytest.approx(found.mean("miou"), abs=0.2)
     assert found.originals["miou"] > found.mean("miou")
+    assert score_control(pairs, samples, Segmentation(segmenter), originals=False).originals == {}
     assert (found.pairs, found.pictures, found.samples_per_pair) == (9, 27, 3)
     assert found.conditions == {"given": 9, "computed": 0}
     assert found.choices["label offset"] == 0
