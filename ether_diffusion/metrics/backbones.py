@@ -47,7 +47,6 @@ class Backbone(ABC):
         self.identity = {"model": name, "weights": weights_hash(model), "preprocessing": preprocessing}
         self.model: Any = model.requires_grad_(False).eval().to(self.device)
 
-    @torch.no_grad()
     def image_features(self, images: Sequence[Picture], show: str | None = None) -> Tensor:
         """Unit features of the images, (N, d) fp32 on the CPU; every image passes the model once.
 
@@ -59,7 +58,12 @@ class Backbone(ABC):
             ValueError: there are none.
             UnreadableImageError: a path is of no whole picture.
         """
-        return F.normalize(torch.cat([self._features(pixels) for pixels in self._batches(images, show)]), dim=-1)
+        return F.normalize(self.raw_features(images, show), dim=-1)
+
+    @torch.no_grad()
+    def raw_features(self, images: Sequence[Picture], show: str | None = None) -> Tensor:
+        """The features as the model gives them, of any length: what distributions are compared by."""
+        return torch.cat([self._features(pixels) for pixels in self._batches(images, show)])
 
     def _batches(self, images: Sequence[Picture], show: str | None) -> Any:
         """The images as the model takes them, batch by batch; features of a batch go to the CPU."""

@@ -15,7 +15,10 @@ from ether_diffusion.metrics.backbones import AnytorchClip, Clip, Dino, Picture
 from ether_diffusion.metrics.fidelity import drift, pair_similarity, prompt_similarity, similarity_among, without_token
 from ether_diffusion.metrics.perceptual import Lpips
 
-LIBRARIES = ("torch", "diffusers", "transformers", "pillow", "peft", "torchmetrics", "torchvision", "clip-anytorch")
+LIBRARIES = (
+    *("torch", "diffusers", "transformers", "pillow", "numpy", "peft", "torchmetrics", "torchvision", "clip-anytorch"),
+    *("opencv-python-headless", "opencv-python", "torch-fidelity", "controlnet-aux", "face-alignment"),
+)
 
 Row = dict[str, Any]
 
@@ -40,7 +43,7 @@ class Judges:
         models = {"dino": self.dino.identity, "clip": self.clip.identity}
         if self.lpips is not None:
             models["lpips"] = self.lpips.identity
-        return {**models, "libraries": _versions()}
+        return {**models, "libraries": library_versions()}
 
     @property
     def weights(self) -> dict[str, dict[str, str]]:
@@ -49,8 +52,8 @@ class Judges:
         return {name: {key: value for key, value in each.items() if key != "model"} for name, each in models.items()}
 
 
-def _versions() -> dict[str, str]:
-    """Of the libraries that are installed."""
+def library_versions() -> dict[str, str]:
+    """Of the libraries that scores depend on, those that are installed."""
     found = {}
     for name in LIBRARIES:
         try:
@@ -147,7 +150,7 @@ def score_images(
         if token:
             texts["clip_t"] = [without_token(prompt, token) for _, prompt in known]
         for name, said in texts.items():
-            scores = prompt_similarity(seen[[row for row, _ in known]], _text_features(judges.clip, said))
+            scores = prompt_similarity(seen[[row for row, _ in known]], text_features(judges.clip, said))
             for (row, prompt), score in zip(known, scores.tolist(), strict=True):
                 rows[row] |= {"prompt": prompt, name: score}
     return Scored(rows, diversities)
@@ -161,7 +164,7 @@ def _groups(prompts: Sequence[str | None]) -> dict[str | int, list[int]]:
     return groups
 
 
-def _text_features(clip: Clip | AnytorchClip, prompts: Sequence[str]) -> Tensor:
+def text_features(clip: Clip | AnytorchClip, prompts: Sequence[str]) -> Tensor:
     """Features of the prompts, (N, d); a prompt that several images share is encoded once."""
     distinct = list(dict.fromkeys(prompts))
     return clip.text_features(distinct)[[distinct.index(prompt) for prompt in prompts]]

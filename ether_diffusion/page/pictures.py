@@ -23,10 +23,21 @@ def thumbnail(path: Path, size: int) -> str | None:
     """The picture within ``size`` by ``size`` pixels as a WebP data URI; ``None`` if it cannot be read."""
     try:
         with Image.open(path) as image:
-            small = ImageOps.exif_transpose(image).convert("RGB")
+            return data_uri(ImageOps.exif_transpose(image), size)
     except OSError:
         return None
-    small.thumbnail((size, size), Image.Resampling.LANCZOS)
+
+
+def data_uri(image: Image.Image, size: int, flat: bool = False) -> str:
+    """A picture within ``size`` by ``size`` pixels as a WebP data URI.
+
+    Args:
+        image: is seen in RGB.
+        size: of the longer side at most, in pixels.
+        flat: whether it has areas of one colour, as maps have: it is shrunk to the nearest and kept without losses.
+    """
+    small = image.convert("RGB")
+    small.thumbnail((size, size), Image.Resampling.NEAREST if flat else Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=82)
+    small.save(buffer, "WEBP", quality=82, lossless=flat)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
