@@ -1,0 +1,157 @@
+"""Pictures of a run of train_controlnet.py: several samples for every condition of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from tqdm import tqdm
+
+from ether_diffusion.control_pipeline import control_tensor, controlled
+from ether_diffusion.data.conditions import canny
+from ether_diffusion.data.images import load_image
+from ether_diffusion.data.pairs import load_condition
+from ether_diffusion.data.randomness import generator
+from ether_diffusion.evaluation.control_data import Sample, write_generated_metadata
+from ether_diffusion.metrics.control_tasks import Pair
+from ether_diffusion.training.base_model import vae_factor
+from ether_diffusion.training.run_record import Run
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn.
+
+    Attributes:
+        samples: for each condition.
+        batch_size: pictures at a time.
+        num_inference_steps: denoising steps.
+        guidance_scale: classifier-free guidance; both of its branches see the control.
+        strength: factor of the control.
+        seed: of all noise.
+    """
+
+    samples: int = 4
+    batch_size: int = 8
+    num_inference_steps: int = 50
+    guidance_scale: float = 9.0
+    strength: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One picture that is to be drawn."""
+
+    pair: Pair
+    number: int
+    seed: int
+    condition: Image.Image
+
+
+def condition_of(pair: Pair, run: Run) -> Image.Image:
+    """What the run is to follow for a pair, as it saw conditions in training.
+
+    Raises:
+        ValueError: the pair has no condition and the run cannot make one.
+        UnreadableImageError: a file is broken.
+    """
+    kind = str(run.config["condition"])
+    if kind == "canny":
+        original = load_image(pair.original) if isinstance(pair.original, Path) else pair.original
+        return canny(original, int(str(run.config["canny_low"])), int(str(run.config["canny_high"])))
+    if not isinstance(pair.condition, Path):
+        raise ValueError(f"{pair.name} has no conditioning_image, which the run {run.folder.name} needs")
+    return load_condition(pair.condition, kind in ("map", "segmentation"))
+
+
+def draw_samples(
+    pipe: DiffusionPipeline, run: Run, pairs: Sequence[Pair], folder: Path, drawing: Drawing, show: bool = True
+) -> list[list[Sample]]:
+    """Draw the samples of every pair at the size of its condition, with a ``metadata.jsonl`` beside them.
+
+    Every sample's noise depends on the seed, the pair's place and the sample's number alone, so that runs are compared
+    on the same noise. A picture that is there already is not drawn again.
+
+    Args:
+        pipe: of the run, as :func:`~ether_diffusion.evaluation.images.load_run` loads it.
+        run: what it was trained on.
+        pairs: conditions and prompts.
+        folder: where the pictures go.
+        drawing: how many, and how.
+        show: whether to show progress.
+
+    Returns:
+        Of every pair its samples.
+
+    Raises:
+        ValueError: a pair has no condition.
+        UnreadableImageError: a file is broken.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = [
+        [
+            Sample(f"{index:05d}-{number}.png", pair.name, pair.prompt or "", _seed(drawing, index, number))
+            for number in range(drawing.samples)
+        ]
+        for index, pair in enumerate(pairs)
+    ]
+    write_generated_metadata(folder, [sample for of_pair in samples for sample in of_pair])
+    waiting = [
+        (pair, sample)
+        for pair, of_pair in zip(pairs, samples, strict=True)
+        for sample in of_pair
+        if not (folder / sample.file_name).is_file()
+    ]
+    bar = tqdm(total=len(waiting), desc="draw", unit="picture", leave=False, disable=not show)
+    for start in range(0, len(waiting), drawing.batch_size):
+        part = waiting[start : start + drawing.batch_size]
+        seen = [condition_of(pair, run) for pair, _ in part]
+        prompts, seeds = [sample.prompt or "" for _, sample in part], [int(sample.seed or 0) for _, sample in part]
+        maps = run.config["condition"] in ("map", "segmentation")
+        for (_, sample), image in zip(part, draw_under(pipe, seen, prompts, seeds, drawing, maps), strict=True):
+            image.save(folder / f".{sample.file_name}", "PNG")
+            (folder / f".{sample.file_name}").replace(folder / sample.file_name)
+            bar.update()
+    return samples
+
+
+def draw_under(
+    pipe: DiffusionPipeline,
+    conditions: Sequence[Image.Image],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    drawing: Drawing,
+    maps: bool,
+) -> Iterator[Image.Image]:
+    """One picture per condition, prompt and seed, at the condition's size, those of one size together."""
+    start = 0
+    for _, group in groupby(conditions, key=lambda image: image.size):
+        part = list(group)
+        span = slice(start, start + len(part))
+        start += len(part)
+        tensor = control_tensor(part, vae_factor(pipe), maps)
+        height, width = tensor.shape[-2:]
+        settings: dict[str, Any] = {
+            "num_inference_steps": drawing.num_inference_steps,
+            "guidance_scale": drawing.guidance_scale,
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds[span]],
+        }
+        if hasattr(pipe, "controlnet"):
+            settings |= {"image": tensor, "controlnet_conditioning_scale": drawing.strength}
+            context: Any = nullcontext()
+        else:
+            context = controlled(pipe, tensor, drawing.strength)
+        with context:
+            yield from pipe(list(prompts[span]), height=height, width=width, **settings).images
+
+
+def _seed(drawing: Drawing, index: int, number: int) -> int:
+    return generator(drawing.seed, "sample", index, number).initial_seed()
