@@ -17,10 +17,9 @@ from diffusers import (
 from PIL import Image
 
 from ether_diffusion import pipelines
-from ether_diffusion.checkpoint import CONTROL
 from ether_diffusion.playground import base_folder
 from ether_diffusion.training.base_model import is_xl
-from ether_diffusion.training.config import ETHER_METHODS, OF_PEFT
+from ether_diffusion.training.config import ETHER_METHODS
 from ether_diffusion.training.run_record import read_run
 
 
@@ -38,15 +37,13 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipe
         kind = StableDiffusionXLControlNetPipeline if is_xl(pipe) else StableDiffusionControlNetPipeline
         pipe = kind.from_pipe(pipe, controlnet=controlnet)
         pipe.set_progress_bar_config(disable=True)
-    if run.method == "lora":
-        pipe.load_lora_weights(str(run_dir))
-    elif run.method in OF_PEFT:
+    for component in run.peft_components:
         from peft import PeftModel
 
-        for component in run.provenance.trained_parameters:
-            if component != CONTROL:
-                adapted = PeftModel.from_pretrained(getattr(pipe, component), str(run_dir / component))
-                setattr(pipe, component, adapted)
+        adapted = PeftModel.from_pretrained(getattr(pipe, component), str(run_dir / component))
+        setattr(pipe, component, adapted.get_base_model())  # diffusers asks for the class of a ControlNet
+    if run.method == "lora" and not run.peft_components:
+        pipe.load_lora_weights(str(run_dir))
     if run.method in ETHER_METHODS or run.control == "encoder":
         pipelines.load(pipe, run_dir)
     return pipe

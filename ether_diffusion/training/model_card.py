@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ether_diffusion import playground
 from ether_diffusion.files import write_text
-from ether_diffusion.training.config import ETHER_METHODS, OF_PEFT
+from ether_diffusion.training.config import ETHER_METHODS
 from ether_diffusion.training.run_record import Run, SamplePrompt, format_score, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -88,11 +88,11 @@ def _control_loading_code(run: Run) -> str:
         if run.base == playground.NAME and run.method != "full":
             imports.insert(1, "from ether_diffusion import playground")
             lines = ["pipe = ether.StableDiffusionControlPipeline.from_pipe(playground.load())"]
-    if run.method == "lora":
-        lines.append(f"pipe.load_lora_weights({folder})")
-    elif run.method in OF_PEFT:
+    if run.peft_components:
         imports.append("from peft import PeftModel")
         lines += _peft_lines(run)
+    elif run.method == "lora":
+        lines.append(f"pipe.load_lora_weights({folder})")
     if run.controlnet is None or run.method in ETHER_METHODS:
         lines.append(f"ether.load(pipe, {folder})")
     else:
@@ -115,8 +115,8 @@ def _base_literal(run: Run) -> str:
 def _peft_lines(run: Run) -> list[str]:
     """Loading of one peft folder per component."""
     name = _public_name(run)
-    components = [component for component in run.provenance.trained_parameters if component != "control_encoder"]
-    return [f"pipe.{c} = PeftModel.from_pretrained(pipe.{c}, {_literal(f'{name}/{c}')})" for c in components]
+    adapted = "PeftModel.from_pretrained(pipe.{0}, {1}).get_base_model()"
+    return [f"pipe.{c} = {adapted.format(c, _literal(f'{name}/{c}'))}" for c in run.peft_components]
 
 
 def _subject_loading_code(run: Run) -> str:

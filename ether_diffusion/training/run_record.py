@@ -12,6 +12,8 @@ from typing import NotRequired, TypedDict, TypeVar
 
 import yaml
 
+from ether_diffusion.checkpoint import CONTROL
+from ether_diffusion.training.config import OF_PEFT
 from ether_diffusion.training.run_folder import read_provenance
 
 T = TypeVar("T")
@@ -145,6 +147,13 @@ class Run:
         """How the run learned a control: ``encoder`` or ``controlnet``; ``None`` where it learned none."""
         control = self.config.get("control")
         return None if control is None else str(control)
+
+    @property
+    def peft_components(self) -> list[str]:
+        """The components that the run saved as peft folders; LoRA has diffusers' own format, but for a ControlNet."""
+        if self.method not in OF_PEFT and not (self.method == "lora" and self.control == "controlnet"):
+            return []
+        return [component for component in self.provenance.trained_parameters if component != CONTROL]
 
     @property
     def control_name(self) -> str:

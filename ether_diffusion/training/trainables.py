@@ -102,9 +102,9 @@ def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], config: T
             pipe.controlnet.save_pretrained(temporary)
     if config.method == "full":
         _save_pipeline(pipe, folder)
-    elif config.method == "lora":
+    elif config.method == "lora" and not any(trainable.component == "controlnet" for trainable in adapted):
         _save_lora(pipe, adapted, folder)
-    elif config.method not in (*ETHER_METHODS, "none"):
+    elif config.method not in (*ETHER_METHODS, "none"):  # diffusers has no format for the LoRA of a ControlNet
         for trainable in adapted:
             _save_peft(trainable, folder / trainable.component)
 

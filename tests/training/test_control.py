@@ -98,7 +98,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "encoder and OFT": {"method": "oft"},
     "encoder and the whole UNet": {"method": "full", "learning_rate": 1e-3},
     "new ControlNet": {"control": "controlnet", "method": "ether_plus"},
-    "new ControlNet, all of it": {"control": "controlnet", "method": "none", "train_controlnet": "all"},
+    "new ControlNet, all of it": {
+        "control": "controlnet",
+        "method": "none",
+        "train_controlnet": "all",
+        "encoder_lr": 1e-2,
+    },
     "given ControlNet": {"control": "controlnet", "method": "ether"},
     "given ControlNet and LoRA": {"control": "controlnet", "method": "lora"},
 }
@@ -214,9 +219,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         if step == 5:
             raise Unplugged
 
-    with monkeypatch.context() as patched, pytest.raises(Unplugged):
+    with monkeypatch.context() as patched:
         patched.setattr(loop._Run, "sample_if_due", unplug)
-        train("cut", **common)
+        with pytest.raises(Unplugged):
+            train("cut", **common)
     cut = train("cut", resume="latest", **common)
     assert metrics(whole) == metrics(cut)
     assert same_tensors(trained(whole, 6), trained(cut, 6))
@@ -248,28 +254,6 @@ def test_prompts_are_left_out_by_chance(train: Train, monkeypatch: pytest.Monkey
     seen.clear()
     train("all", train_batch_size=16, proportion_empty_prompts=0.0)
     assert set(seen) == {"a dog"}
-
-
-def test_training_lowers_the_loss_where_the_condition_tells_the_picture(train: Train, tmp_path: Path) -> None:
-    """One colour for each picture, which only the condition tells: the loss falls below that without conditions."""
-    rows = []
-    for kind in ("images", "hints", "blank"):
-        (tmp_path / "colours" / kind).mkdir(parents=True)
-    for number, colour in enumerate([(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10)]):
-        Image.new("RGB", (32, 32), colour).save(tmp_path / "colours" / "images" / f"{number}.png")
-        Image.new("RGB", (32, 32), colour).save(tmp_path / "colours" / "hints" / f"{number}.png")
-        Image.new("RGB", (32, 32)).save(tmp_path / "colours" / "blank" / f"{number}.png")
-    last = {}
-    for kind in ("hints", "blank"):
-        rows = [
-            {"file_name": f"images/{n}.png", "conditioning_image": f"{kind}/{n}.png", "text": "a"} for n in range(4)
-        ]
-        listing = tmp_path / "colours" / "metadata.jsonl"
-        listing.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        settings = {"max_train_steps": 120, "train_batch_size": 8, "encoder_lr": 1e-2, "learning_rate": 1e-2}
-        run = train(kind, train_data_dir=str(tmp_path / "colours"), checkpointing_steps=120, **settings)
-        last[kind] = float(np.mean([row["loss"] for row in metrics(run)[-40:]]))
-    assert last["hints"] < 0.97 * last["blank"]
 
 
 def test_canny_edges_are_made_of_pictures_alone(train: Train, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ether_diffusion.attention import find_targets
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer
-from ether_diffusion.training.trainables import Trainable, make_trainables
+from ether_diffusion.training.trainables import Trainable, make_trainables, trained_components
 
 Settings = Callable[..., DreamBoothConfig]
 
@@ -31,7 +31,8 @@ def make(settings: Settings) -> Callable[..., tuple[DiffusionPipeline, list[Trai
         for part in (pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
             if part is not None:
                 part.requires_grad_(False)
-        return pipe, make_trainables(pipe, settings(method=method, **changes))
+        config = settings(method=method, **changes)
+        return pipe, make_trainables(trained_components(pipe, config), config)
 
     return of
 
