@@ -69,11 +69,21 @@ def colour_map(ids: NDArray[np.integer]) -> Image.Image:
     Raises:
         ValueError: it is not two-dimensional, or an id is not from 0 to 255.
     """
-    if ids.ndim != 2:
-        raise ValueError(f"a map of class ids has a height and a width, not the shape {ids.shape}")
-    if ids.size and (ids.min() < 0 or ids.max() >= len(MAP_PALETTE)):
-        raise ValueError(f"there are colours for the class ids 0 to 255, the map's go from {ids.min()} to {ids.max()}")
+    _check_ids(ids)
     return Image.fromarray(np.array(MAP_PALETTE, np.uint8)[ids])
+
+
+def palette_map(ids: NDArray[np.integer]) -> Image.Image:
+    """A map of class ids (H, W) as a palette image: its indices are the ids, its colours :data:`MAP_PALETTE`'s.
+
+    Raises:
+        ValueError: it is not two-dimensional, or an id is not from 0 to 255.
+    """
+    _check_ids(ids)
+    height, width = ids.shape
+    image = Image.frombytes("P", (width, height), ids.astype(np.uint8).tobytes())
+    image.putpalette([channel for colour in MAP_PALETTE for channel in colour])
+    return image
 
 
 def canny(image: Image.Image, low: float = CANNY_LOW, high: float = CANNY_HIGH) -> Image.Image:
@@ -96,3 +106,10 @@ def canny(image: Image.Image, low: float = CANNY_LOW, high: float = CANNY_HIGH) 
         raise ImportError(f"canny edges need OpenCV ({error}): pip install 'ether-diffusion[control]'") from error
     edges = np.asarray(cv2.Canny(np.asarray(image.convert("RGB")), low, high))
     return Image.fromarray(edges).convert("RGB")
+
+
+def _check_ids(ids: NDArray[np.integer]) -> None:
+    if ids.ndim != 2:
+        raise ValueError(f"a map of class ids has a height and a width, not the shape {ids.shape}")
+    if ids.size and (ids.min() < 0 or ids.max() >= len(MAP_PALETTE)):
+        raise ValueError(f"there are colours for the class ids 0 to 255, the map's go from {ids.min()} to {ids.max()}")

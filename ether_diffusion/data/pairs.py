@@ -188,8 +188,14 @@ class EndlessPairs:
         return 0
 
 
-def read_listing(folder: str | Path, columns: Columns = Columns()) -> list[PairFiles]:
+def read_listing(
+    folder: str | Path,
+    columns: Columns = Columns(),  # noqa: B008 - frozen
+    captions: bool = True,
+) -> list[PairFiles]:
     """The lines of a folder's ``metadata.jsonl`` or ``prompt.json``, in order; no file is opened yet.
+
+    Without ``captions`` a line may lack its caption, which is then empty.
 
     Raises:
         FileNotFoundError: there is no such folder, or neither listing in it.
@@ -213,6 +219,8 @@ def read_listing(folder: str | Path, columns: Columns = Columns()) -> list[PairF
             row = json.loads(line)
             if caption == "text" and "text" not in row:
                 row["text"] = row["prompt"]
+            if not captions:
+                row = {caption: "", **row}
             entry = PairFiles(
                 folder / row[image],
                 folder / row[condition] if row.get(condition) else None,

@@ -1,4 +1,4 @@
-"""Control accuracy of pictures that exist: how well they keep to maps, edges, depth or landmarks."""
+"""Control accuracy of pictures, drawn by a run or there already: do they keep to maps, edges, depth, landmarks?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from PIL import Image
 
 from ether_diffusion.data.conditions import CANNY_HIGH, CANNY_LOW
 from ether_diffusion.data.images import load_image
-from ether_diffusion.evaluation.control_data import Control, Sample, read_control, read_samples
+from ether_diffusion.evaluation.control_data import Control, Sample, read_control, read_pairs, read_samples
+from ether_diffusion.evaluation.control_images import Drawing, draw_samples
 from ether_diffusion.evaluation.control_report import write_control_report
+from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import Picture, load_clip
 from ether_diffusion.metrics.control import ControlScores, score_control
@@ -27,6 +29,7 @@ from ether_diffusion.metrics.edges import DETECTORS, SCALES, EdgeDetector, load_
 from ether_diffusion.metrics.judges import CLIP
 from ether_diffusion.metrics.landmarks import load_face_alignment
 from ether_diffusion.metrics.segmentation import IGNORE_INDEX, SEGMENTER, Segmenter
+from ether_diffusion.training.run_record import read_run
 
 NONE = "none"
 
@@ -42,6 +45,7 @@ def score_folders(
     kid_subset_size: int | None = None,
     device: torch.device | str = "cpu",
     show: bool = False,
+    drawn: dict[str, Any] | None = None,
 ) -> ControlScores:
     """Score what :func:`read_control` found; write ``results.json``, ``scores.jsonl`` and ``report.html``.
 
@@ -56,6 +60,7 @@ def score_folders(
         kid_subset_size: of KID.
         device: where to compute.
         show: whether to show progress.
+        drawn: how the pictures were drawn, where that is known.
 
     Raises:
         ImportError: a package is missing.
@@ -77,6 +82,8 @@ def score_folders(
     )
     everything = [sample for of_pair in control.samples for sample in of_pair]
     rows = [_row(row, sample) for row, sample in zip(scores.rows, everything, strict=True)]
+    if drawn is not None:
+        scores.choices["drawn"] = drawn
     results = {**asdict(scores), "title": title, "refused": control.refused}
     del results["rows"]
     write_text(output_dir / "scores.jsonl", "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
@@ -179,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, help="originals and conditions, with their metadata.jsonl")
-    add("--generated", type=Path, required=True, help="pictures, with a metadata.jsonl that names the pair of each")
+    add("--generated", type=Path, help="pictures, with a metadata.jsonl that names the pair of each")
+    add("--run", type=Path, help="draw the pictures with this run of train_controlnet.py, into --generated if named")
     add("--task", choices=TASKS, required=True)
     add("--output_dir", type=Path, help="default: beside the generated folder, with -control added")
     add("--from_originals", action="store_true", help="compute all conditions from the originals, not from files")
@@ -192,6 +200,10 @@ def _parser() -> argparse.ArgumentParser:
         "(default: %(default)s, which needs torch-fidelity)",
     )
     add("--kid_subset_size", type=int, help="default: 1000, or all of the smaller set")
+    drawing = parser.add_argument_group("drawing with --run")
+    for setting in fields(Drawing):
+        kind, text = (int if isinstance(setting.default, int) else float), "default: %(default)s"
+        drawing.add_argument(f"--{setting.name}", type=kind, default=setting.default, help=text)
     maps = parser.add_argument_group("segmentation")
     maps.add_argument(
         "--segmenter",
@@ -229,6 +241,27 @@ def _index(text: str) -> int | None:
     return None if text == NONE else int(text)
 
 
+def _draw(given: argparse.Namespace, device: str) -> dict[str, Any]:
+    """Draw what the run makes of the data's conditions; return all that the pictures depend on.
+
+    Raises:
+        FileNotFoundError: there is no such run, or no data.
+        ValueError: the run learned no control, other pictures are in the folder, or a pair has no condition.
+    """
+    run = read_run(given.run)
+    if run.control is None:
+        raise ValueError(f"{given.run} learned no control: a run of train_controlnet.py is needed")
+    drawing = Drawing(**{setting.name: getattr(given, setting.name) for setting in fields(Drawing)})
+    settings = {name: value for name, value in asdict(drawing).items() if name != "batch_size"}
+    facts = {"run": run.provenance.config_hash, "step": run.provenance.step, **settings}
+    marker = given.generated / "drawn.json"
+    if given.generated.exists() and (not marker.is_file() or json.loads(marker.read_text()) != facts):
+        raise ValueError(f"{given.generated} holds pictures that were drawn otherwise: name another --generated folder")
+    write_text(marker, json.dumps(facts))
+    draw_samples(load_run(given.run, device), run, read_pairs(given.data), given.generated, drawing)
+    return facts
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program: score a folder, print the table, and name what was not scored.
 
@@ -238,10 +271,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     parser = _parser()
     given = parser.parse_args(arguments)
+    if given.generated is None and given.run is None:
+        parser.error("name the pictures with --generated, or a run that draws them with --run")
+    given.generated = given.generated or given.run / "generated"
     generated = given.generated.resolve()
     output_dir = given.output_dir or generated.with_name(f"{generated.name}-control")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        drawn = None if given.run is None else _draw(given, device)
         read_samples(given.generated)  # a wrong path shows before the judges are loaded
         control = read_control(given.data, given.generated, given.task == "segmentation")
         if given.from_originals:
@@ -257,6 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.kid_subset_size,
             device,
             show=True,
+            drawn=drawn,
         )
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))

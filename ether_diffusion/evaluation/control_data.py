@@ -11,11 +11,11 @@ from typing import Any
 
 from ether_diffusion.data.conditions import load_map
 from ether_diffusion.data.images import check_folder, load_image
+from ether_diffusion.data.pairs import read_listing
 from ether_diffusion.evaluation.folders import METADATA, SUFFIXES
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.control_tasks import Pair
 
-PAIR_LINE = '{"file_name": "images/0001.png", "conditioning_image": "conditions/0001.png", "text": "a prompt"}'
 SAMPLE_LINE = '{"file_name": "0001-0.png", "pair": "images/0001.png", "prompt": "a prompt", "seed": 3}'
 
 
@@ -63,19 +63,14 @@ def write_generated_metadata(folder: Path, samples: Iterable[Sample]) -> Path:
 
 
 def read_pairs(folder: Path) -> list[Pair]:
-    """The lines of ``metadata.jsonl`` in ``folder``; files are not opened.
+    """The pairs of a folder, as training reads them: see :mod:`ether_diffusion.data.pairs`; files are not opened.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: there is no such folder, or no metadata in it.
-        ValueError: the metadata is not what it should be, or names a picture twice.
+        FileNotFoundError, NotADirectoryError: there is no such folder, or no listing in it.
+        ValueError: the listing is not what it should be, or names a picture twice.
     """
-    pairs = []
-    for where, entry in _lines(check_folder(folder) / METADATA, PAIR_LINE, ("file_name",)):
-        condition, prompt = entry.get("conditioning_image"), entry.get("text", entry.get("prompt"))
-        if not all(value is None or isinstance(value, str) for value in (condition, prompt)):
-            raise ValueError(f"{where}: conditioning_image and text are strings, as in {PAIR_LINE}")
-        name = entry["file_name"]
-        pairs.append(Pair(name, folder / name, None if condition is None else folder / condition, prompt))
+    listing = read_listing(folder, captions=False)
+    pairs = [Pair(entry.name, entry.image, entry.condition, entry.prompt or None) for entry in listing]
     _check_distinct([pair.name for pair in pairs], folder)
     return pairs
 

@@ -13,10 +13,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from ether_diffusion.data.conditions import MAP_PALETTE, colour_map
+from ether_diffusion.data.conditions import colour_map, palette_map
 from ether_diffusion.data.pairs import Pair
 from ether_diffusion.files import atomic_path
 from ether_diffusion.playground.world import draw, random_caption, random_scene
@@ -55,18 +52,10 @@ def write_pairs(folder: Path, count: int, seed: int = HELD_OUT) -> None:
             scene, name = random_scene(seed, index), f"{index:05d}.png"
             drawing = draw(scene)
             drawing.image.save(temporary / "images" / name)
-            as_palette(drawing.semantic_map).save(temporary / "maps" / name)
+            palette_map(drawing.semantic_map).save(temporary / "maps" / name)
             row = {"file_name": f"images/{name}", "conditioning_image": f"maps/{name}"}
             lines.append(json.dumps(row | {"text": random_caption(scene, seed, index)}) + "\n")
         (temporary / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def as_palette(ids: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Image.Image:
-    """A map of class ids (H, W) as a palette image: the indices are the ids, the colours :data:`MAP_PALETTE`'s."""
-    height, width = ids.shape
-    image = Image.frombytes("P", (width, height), ids.astype(np.uint8).tobytes())
-    image.putpalette([channel for colour in MAP_PALETTE for channel in colour])
-    return image
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

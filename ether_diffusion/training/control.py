@@ -28,6 +28,7 @@ from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground.pairs import HELD_OUT, draw_pair
 from ether_diffusion.training.base_model import vae_factor
 from ether_diffusion.training.batches import Batch, TrainingSamples, micro_batches, to_batch
+from ether_diffusion.training.condition_maps import SegmentedPairs
 from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.controls import make_control
 from ether_diffusion.training.diffusion import Objective
@@ -70,7 +71,9 @@ def run(config: ControlConfig) -> Path:
     check_trainables(control.components, config)
     objective = Objective(DDPMScheduler.from_config(pipe.scheduler.config), config.snr_gamma)
     sampler = Sampler(pipe, config, accelerator, control)
-    pairs = make_pairs(config, make_source(config, listing), vae_factor(pipe))
+    with accelerator.main_process_first():  # the others read the maps that it made
+        source = make_source(config, listing, accelerator)
+    pairs = make_pairs(config, source, vae_factor(pipe))
     shown = make_shown(config, pairs)
     trainables = [*make_trainables(control.components, config), *control.trainables]
     model = DenoisingModel(pipe, trainables, objective, control=control)
@@ -108,20 +111,27 @@ def list_files(config: ControlConfig) -> list[PairFiles]:
     return entries
 
 
-def make_source(config: ControlConfig, listing: list[PairFiles]) -> PairSource:
-    """The pairs that the settings name.
+def make_source(config: ControlConfig, listing: list[PairFiles], accelerator: Accelerator) -> PairSource:
+    """The pairs that the settings name; semantic maps are made here, where a model is to make them.
 
     Raises:
         ImportError: a package is missing.
+        OSError: the segmenter cannot be loaded.
         ValueError: files are missing or broken, sizes differ, or the dataset has no such columns.
     """
     given = config.condition in ("image", "map")
     if config.dataset_name is not None:
         columns = Columns(config.image_column, config.conditioning_image_column, config.caption_column)
-        return DatasetPairs(config.dataset_name, columns, condition=given)
-    if config.train_data_dir == PLAYGROUND:
+        source: PairSource = DatasetPairs(config.dataset_name, columns, condition=given)
+    elif config.train_data_dir == PLAYGROUND:
         return EndlessPairs(partial(draw_pair, config.seed, with_map=given))
-    return FolderPairs(listing, maps=config.has_maps)
+    else:
+        source = FolderPairs(listing, maps=config.has_maps)
+    if config.condition != "segmentation":
+        return source
+    folder = (config.cache_dir or config.output_dir / "cache") / "maps"
+    show = accelerator.is_main_process
+    return SegmentedPairs(source, str(config.segmenter), folder, accelerator.device, show)
 
 
 def make_pairs(config: ControlConfig, source: PairSource, factor: int) -> ControlPairs:

@@ -90,6 +90,8 @@ class ControlConfig(TrainingConfig):
             self.condition = "map" if self.train_data_dir == "playground" else "image"
         if self.condition == "segmentation" and self.segmenter is None:
             raise ValueError("condition=segmentation needs segmenter: the model that makes the maps")
+        if self.condition == "segmentation" and self.train_data_dir == "playground":
+            raise ValueError("the playground has exact maps of its own: condition=map")
         if not 0 <= self.canny_low <= self.canny_high:
             raise ValueError(f"canny_low {self.canny_low} and canny_high {self.canny_high} must be 0 ≤ low ≤ high")
         if not 0 <= self.proportion_empty_prompts <= 1:

@@ -30,7 +30,10 @@ from training.helpers import (
 
 import ether_diffusion.training.loop as loop
 from ether_diffusion.control_pipeline import controlled
+from ether_diffusion.data.conditions import colour_map, load_map
 from ether_diffusion.evaluation.images import load_run
+from ether_diffusion.metrics.segmentation import Segmenter
+from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.playground.tiny import tiny_controlnet
 from ether_diffusion.training import control
 from ether_diffusion.training.control_config import ControlConfig
@@ -268,6 +271,34 @@ def test_canny_edges_are_made_of_pictures_alone(train: Train, tmp_path: Path) ->
     assert provenance(run)["training_pairs"] == 2
 
 
+def test_maps_are_made_by_a_model_once_for_all_runs(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(tmp_path / "world", 3)
+    settings = {
+        "train_data_dir": str(tmp_path / "world" / "images"),
+        "condition": "segmentation",
+        "segmenter": "playground",
+        "cache_dir": tmp_path / "cache",
+        "num_validation_images": 1,
+        "resolution": 64,
+    }
+    run = train(**settings)
+    maps = sorted((tmp_path / "cache" / "maps").iterdir())
+    assert len(maps) == 3
+    truth = {path.name: load_map(path) for path in sorted((tmp_path / "world" / "maps").iterdir())}
+    made = [load_map(path) for path in maps]
+    assert all(max(np.mean(ids == each) for each in made) > 0.9 for ids in truth.values())
+    shown = pixels(run / "samples" / "conditions" / "00.png")
+    assert any(np.array_equal(shown, colour_map(ids)) for ids in made)
+
+    def no_more(*arguments: Any) -> Any:
+        raise AssertionError("a map is made anew")
+
+    monkeypatch.setattr(Segmenter, "maps", no_more)
+    assert same_tensors(trained(train("again", **settings), 3), trained(run, 3))
+
+
 def test_the_playground_has_pairs_without_end(train: Train) -> None:
     run = train(train_data_dir="playground", condition=None, num_validation_images=1, resolution=64)
     assert "condition: map" in (run / "config.yaml").read_text()
@@ -301,6 +332,10 @@ def test_own_conditions_for_the_samples(train: Train, tmp_path: Path) -> None:
         ({"train_data_dir": None}, "name the training pairs with either train_data_dir or dataset_name"),
         ({"dataset_name": "x"}, "name the training pairs with either train_data_dir or dataset_name"),
         ({"condition": "segmentation"}, "condition=segmentation needs segmenter"),
+        (
+            {"condition": "segmentation", "segmenter": "playground", "train_data_dir": "playground"},
+            "the playground has exact maps of its own",
+        ),
         ({"validation_image": "a.png"}, "one validation_prompt for each validation_image"),
         ({"canny_low": 300}, "canny_low 300 and canny_high 200 must be 0 ≤ low ≤ high"),
         ({"proportion_empty_prompts": 2.0}, "proportion_empty_prompts must be from 0 to 1, not 2.0"),

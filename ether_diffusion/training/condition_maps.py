@@ -1,0 +1,61 @@
+"""Semantic maps made by a model, for pictures that come without conditions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from torch import device as Device
+from tqdm import tqdm
+
+from ether_diffusion.data.conditions import palette_map
+from ether_diffusion.data.pairs import Pair, PairSource, load_condition
+from ether_diffusion.files import atomic_path
+from ether_diffusion.metrics.segmentation import Segmenter
+
+
+class SegmentedPairs:
+    """The pictures of a source with the maps that a segmenter sees in them, in :data:`MAP_PALETTE`'s colours.
+
+    All maps are made at once and kept as palette PNGs in ``folder``, under a hash of the picture's pixels and the
+    segmenter's weights, so that a resumed run, and other runs with the same cache, make none anew.
+
+    Args:
+        source: the pictures.
+        segmenter: Hub id, folder or playground.
+        folder: where the maps are kept.
+        device: where the segmenter computes.
+        show: whether to show progress.
+
+    Raises:
+        OSError: the segmenter cannot be loaded.
+        ValueError: it is no segmentation model, or sees more classes than there are colours for.
+        UnreadableImageError: a picture is broken; the message names it.
+    """
+
+    endless = False
+
+    def __init__(self, source: PairSource, segmenter: str, folder: Path, device: Device, show: bool) -> None:
+        self.source = source
+        judge = Segmenter(segmenter, device)
+        seen = json.dumps([judge.identity["weights"], judge.identity["preprocessing"]])
+        self.maps: list[Path] = []
+        for index in tqdm(range(len(source)), desc="semantic maps", disable=not show):
+            image = source.pair(index).image
+            content = hashlib.sha256(f"{seen} {image.size}".encode() + image.tobytes()).hexdigest()
+            path = folder / f"{content}.png"
+            if not path.is_file():
+                (ids,) = judge.maps([image])
+                picture = palette_map(ids)
+                with atomic_path(path) as temporary:
+                    picture.save(temporary, "PNG")
+            self.maps.append(path)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def pair(self, index: int) -> Pair:
+        """The picture of that number with its map."""
+        known = self.source.pair(index)
+        return Pair(known.image, load_condition(self.maps[index], True), known.prompt)

@@ -1,0 +1,203 @@
+"""A study of controls: its jobs, that stops change nothing, what it finds again, and its tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from safetensors.torch import load_file
+
+from ether_diffusion.evaluation import control_study
+from ether_diffusion.evaluation.control_accuracy import main as accuracy
+from ether_diffusion.evaluation.control_images import Drawing, draw_samples
+from ether_diffusion.evaluation.control_study import ControlStudyConfig, Study, all_jobs
+from ether_diffusion.evaluation.control_tables import best_of_arms, read_results, table, write_study
+from ether_diffusion.evaluation.images import load_run
+from ether_diffusion.playground.pairs import draw_pair, write_pairs
+from ether_diffusion.training import control
+from ether_diffusion.training.control_config import ControlConfig
+from ether_diffusion.training.run_record import read_run
+
+TRAINING: dict[str, Any] = {
+    "pretrained_model_name_or_path": "playground",
+    "train_data_dir": "playground",
+    "num_validation_images": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def study_of(folder: Path, **changes: Any) -> ControlStudyConfig:
+    values: dict[str, Any] = {
+        "output_dir": folder,
+        "training": TRAINING,
+        "arms": {"ETHER": {"method": "ether", "learning_rate": [1e-2, 1e-3]}, "encoder alone": {"method": "none"}},
+        "eval_steps": [1, 2],
+        "pairs": 2,
+        "curve_pairs": 1,
+        "samples": 2,
+        "num_inference_steps": 2,
+        "keep_runs": True,
+    }
+    return ControlStudyConfig(**values | changes)
+
+
+def run(config: ControlStudyConfig) -> Study:
+    study = Study(config, torch.device("cpu"))
+    for job in all_jobs(config):
+        study.run_job(job)
+    return study
+
+
+def test_jobs_are_every_rate_of_every_arm_by_turns(tmp_path: Path) -> None:
+    jobs = all_jobs(study_of(tmp_path))
+    assert [(job.key, job.settings.get("learning_rate")) for job in jobs] == [
+        ("ETHER@0.01", 1e-2),
+        ("encoder alone", None),
+        ("ETHER@0.001", 1e-3),
+    ]
+    assert all_jobs(study_of(tmp_path, arms={"a": {"learning_rate": ["3e-3"]}}))[0].rate == 3e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {}}, "arms is empty"),
+        ({"eval_steps": []}, "eval_steps must be"),
+        ({"training": {"train_data_dir": "x"}}, "data is missing"),
+        ({"arms": {"a": {"resume": "latest"}}}, "a: resume is set by the study itself"),
+        ({"arms": {"a": {"learning_rate": [1, 2], "encoder_lr": [1, 2]}}}, "only one of learning_rate, encoder_lr"),
+        ({"arms": {"a": {"learning_rate": ["fast"]}}}, "arm a: a learning rate is no number"),
+        ({"arms": {"a": {"metod": "ether"}}}, "arm a: .*metod"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_impossible_settings(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    def prepare() -> None:
+        config = study_of(tmp_path, **changes)
+        for job in all_jobs(config):
+            job.config(tmp_path, 2)
+
+    with pytest.raises(ValueError, match=message):
+        prepare()
+
+
+def test_stops_change_nothing_and_what_is_done_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = run(study_of(tmp_path / "study", fid_features="playground", clip="playground"))
+    job = study.config.output_dir / "runs" / "ETHER@0.01"
+    settings = {"method": "ether", "learning_rate": 1e-2, "output_dir": tmp_path / "whole", "max_train_steps": 2}
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    control.run(ControlConfig(**TRAINING | settings))
+    stopped, whole = (load_file(folder / "ether_weights.safetensors") for folder in (job, tmp_path / "whole"))
+    assert stopped.keys() == whole.keys()
+    assert all(torch.equal(stopped[key], whole[key]) for key in whole)
+
+    last = json.loads((tmp_path / "study" / "results" / "ETHER@0.01" / "000002.json").read_text())
+    assert (last["pairs"], last["samples_per_pair"], last["steps"]) == (2, 2, 2)
+    assert {"miou", "macc", "aacc", "fid", "kid", "clip_t"} == set(last["scores"])
+    assert set(last["trained_parameters"]) == {"unet", "control_encoder"}
+    first = json.loads((tmp_path / "study" / "results" / "ETHER@0.01" / "000001.json").read_text())
+    assert (first["pairs"], first["samples_per_pair"], set(first["scores"])) == (1, 1, {"miou", "macc", "aacc"})
+
+    def no_more(config: ControlConfig) -> Path:
+        raise AssertionError(f"{config.output_dir} is trained again")
+
+    monkeypatch.setattr(control, "run", no_more)
+    run(study.config)
+    with pytest.raises(ValueError, match="made with other settings: remove it, or choose another output_dir"):
+        run(study_of(tmp_path / "study", samples=3))
+
+    text = write_study(tmp_path / "study")
+    assert text.count("\n| ETHER | 0.01 |") + text.count("\n| ETHER | 0.001 |") == 1
+    assert "| encoder alone |  | 0 | 99,760 |" in text
+    with Image.open(tmp_path / "study" / "samples.png") as sheet:
+        assert sheet.height > 4 * 96
+    assert (tmp_path / "study" / "steps.png").is_file()
+
+
+def test_a_diverged_arm_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(config: ControlConfig) -> Path:
+        raise control_study.TrainingDivergedError("the loss is not finite at step 1\nmore")
+
+    monkeypatch.setattr(control, "run", diverge)
+    run(study_of(tmp_path, arms={"a": {"method": "none"}}))
+    assert "diverged: a at step 1" in write_study(tmp_path)
+
+
+def result(arm: str, rate: float, miou: float, steps: int = 2) -> dict[str, Any]:
+    scores = {"miou": {"mean": miou, "spread": None}, "fid": {"mean": 12.345, "spread": 1.0}}
+    counts = {"unet": 1000, "control_encoder": 10}
+    return {"arm": arm, "rate": rate, "steps": steps, "scores": scores, "trained_parameters": counts, "originals": {}}
+
+
+def test_the_table_has_every_arm_at_its_best_rate_by_ascending_miou(tmp_path: Path) -> None:
+    rows = {
+        "a@1": [result("a", 1, 0.1, 1), result("a", 1, 0.5)],
+        "a@2": [result("a", 2, 0.6)],
+        "b@1": [result("b", 1, 0.55)],
+        "c@1": [result("c", 1, 0.9, 1)],
+    }
+    for key, found in rows.items():
+        for each in found:
+            path = tmp_path / "results" / key / f"{each['steps']:06d}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(each))
+    assert table(best_of_arms(read_results(tmp_path))).splitlines()[2:] == [
+        "| b | 1 | 1,000 | 10 | 0.550 | 12.35 ± 1.00 |",
+        "| a | 2 | 1,000 | 10 | 0.600 | 12.35 ± 1.00 |",
+    ]
+
+
+def test_samples_do_not_depend_on_the_batch_and_are_not_drawn_twice(tmp_path: Path) -> None:
+    settings = {"method": "ether", "encoder_lr": 0.1, "output_dir": tmp_path / "run", "max_train_steps": 2}
+    control.run(ControlConfig(**TRAINING | settings))
+    study = Study(study_of(tmp_path / "study"), torch.device("cpu"))
+    pipe, facts = load_run(tmp_path / "run"), read_run(tmp_path / "run")
+    drawn = {}
+    for size in (1, 4):
+        folder = tmp_path / f"by-{size}"
+        samples = draw_samples(pipe, facts, study.pairs, folder, Drawing(2, size, 2, 4.0), show=False)
+        assert [len(of_pair) for of_pair in samples] == [2, 2]
+        drawn[size] = {path.name: np.asarray(Image.open(path)).astype(int) for path in folder.glob("*.png")}
+    assert drawn[1].keys() == drawn[4].keys()
+    assert all(np.abs(drawn[1][name] - drawn[4][name]).max() <= 2 for name in drawn[1])
+    before = (tmp_path / "by-1" / "00000-0.png").stat().st_mtime_ns
+    draw_samples(pipe, facts, study.pairs, tmp_path / "by-1", Drawing(2, 1, 2, 4.0), show=False)
+    assert (tmp_path / "by-1" / "00000-0.png").stat().st_mtime_ns == before
+
+
+def test_the_accuracy_program_draws_with_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    control.run(ControlConfig(**TRAINING | {"method": "none", "output_dir": tmp_path / "run", "max_train_steps": 1}))
+    write_pairs(tmp_path / "data", 2)
+    flags = ["--run", str(tmp_path / "run"), "--data", str(tmp_path / "data"), "--task", "segmentation"]
+    flags += ["--segmenter", "playground", "--clip", "none", "--fid_features", "none", "--num_inference_steps", "2"]
+    accuracy([*flags, "--samples", "2"])
+    assert "4 pictures of 2 pairs" in capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "generated-control" / "results.json").read_text())
+    assert results["choices"]["drawn"]["num_inference_steps"] == 2
+    with pytest.raises(SystemExit):
+        accuracy([*flags, "--samples", "3"])
+    assert "holds pictures that were drawn otherwise" in capsys.readouterr().err
+
+
+def test_scenes_to_evaluate_on_are_the_same_in_the_folder_and_in_memory(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs", 2, seed=5)
+    with Image.open(tmp_path / "pairs" / "images" / "00001.png") as image:
+        assert np.array_equal(image, draw_pair(5, 1).image)
+    with pytest.raises(FileExistsError, match="is there already"):
+        write_pairs(tmp_path / "pairs", 2)
