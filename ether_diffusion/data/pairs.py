@@ -190,7 +190,7 @@ class EndlessPairs:
 
 def read_listing(
     folder: str | Path,
-    columns: Columns = Columns(),  # noqa: B008 - frozen
+    columns: Columns = Columns(),
     captions: bool = True,
 ) -> list[PairFiles]:
     """The lines of a folder's ``metadata.jsonl`` or ``prompt.json``, in order; no file is opened yet.

@@ -169,7 +169,7 @@ def test_mistakes_are_one_line_that_says_what_to_do(
     assert f"{metadata} is missing: a line for every picture is expected" in failing(folders, capsys)
     assert "nowhere does not exist" in failing((data, tmp_path / "nowhere"), capsys)
     (data / "metadata.jsonl").write_text('{"file_name": "a.png", "conditioning_image": 3}')
-    with pytest.raises(ValueError, match="line 1: .* is expected, not"):
+    with pytest.raises(ValueError, match=r"line 1: .* is expected, not"):
         read_pairs(data)
 
 
