@@ -215,9 +215,10 @@ class _SymmetricUpdate(torch.autograd.Function):
         ctx.keep = keep
         known = x if origin[0] is None and ctx.needs_input_grad[2] else None
         with _no_autocast(x):
-            coefficients = _Values(x, shift).coefficients(analysis)
+            tokens = _tokens(x, analysis)
+            coefficients = _Values(tokens, shift).coefficients(analysis)
             ctx.save_for_backward(known, analysis, synthesis, shift, coefficients, *origin)
-            return _add(x, coefficients, synthesis, keep)
+            return _add(x, tokens, coefficients, synthesis, keep)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -225,51 +226,51 @@ class _SymmetricUpdate(torch.autograd.Function):
         needs_x, _, needs_rows, needs_shift = ctx.needs_input_grad[:4]
         grad, grad_x, grad_rows, grad_shift = gradients[0], None, None, None
         with _no_autocast(grad):
-            pulled = _Values(grad).coefficients(analysis)
+            tokens = _tokens(grad, analysis)
+            pulled = _like(analysis, tokens) @ tokens.mT
             if needs_x:
-                grad_x = _add(grad, pulled, synthesis, ctx.keep)
+                grad_x = _add(grad, tokens, pulled, synthesis, ctx.keep)
             if needs_rows:
-                values = _Values(x, shift, _origin(origin))
+                values = _Values(None if x is None else _tokens(x, analysis), shift, _origin(*origin))
                 if torch.is_grad_enabled():
                     coefficients = values.coefficients(analysis)
-                grad_rows = (values.pooled(pulled) + _Values(grad).pooled(coefficients)).to(synthesis.dtype)
+                grad_rows = _like(_sum(values.pooled(pulled), coefficients, tokens), synthesis)
             if needs_shift:
                 falls = pulled.sum(-1, keepdim=True) * synthesis
-                grad_shift = -falls.reshape(-1, falls.shape[-1]).sum(0).to(shift.dtype)
-        return grad_x, None, grad_rows, grad_shift, *(None,) * 5
+                grad_shift = _like(-falls.reshape(-1, falls.shape[-1]).sum(0), shift)
+        return grad_x, None, grad_rows, grad_shift, None, None, None, None, None
 
 
 class _Values(NamedTuple):
-    """The tokens x - shift that an update acts on, known themselves or by their origin."""
+    """What an update acts on, tokens - shift, known itself or by its origin."""
 
-    x: Tensor | None
-    shift: Tensor | None = None
+    tokens: Tensor | None
+    shift: Tensor | None
     origin: Origin | None = None
 
     def coefficients(self, rows: Tensor) -> Tensor:
-        """Rows (x - shift)ᵀ, (…, k, tokens); the shift is taken off the k coefficients, not off every token."""
+        """Rows (tokens - shift)ᵀ, (…, k, tokens); the shift is taken off the k coefficients, not off every token."""
         if self.origin is not None:
-            return _reflected(rows @ self.origin.weight.to(rows.dtype), self.origin.rows) @ _tokens(
-                self.origin.x, rows
-            ).mT
-        assert self.x is not None
-        tokens = _tokens(self.x, rows)
-        rows = rows.to(tokens.dtype)
-        coefficients = rows @ tokens.mT
-        return coefficients if self.shift is None else coefficients - (rows @ self.shift.to(rows.dtype)).unsqueeze(-1)
+            through = _reflected(rows @ _like(self.origin.weight, rows), self.origin.rows)
+            return through @ _tokens(self.origin.x, rows).mT
+        assert self.tokens is not None
+        rows = _like(rows, self.tokens)
+        coefficients = rows @ self.tokens.mT
+        return coefficients if self.shift is None else coefficients - (rows @ _like(self.shift, rows)).unsqueeze(-1)
 
     def pooled(self, weights: Tensor) -> Tensor:
-        """Weights (x - shift) for weights (…, k, tokens): (…, k, d)."""
+        """Weights (tokens - shift) for weights (…, k, tokens): (…, k, d)."""
         if self.origin is not None:
             pooled = _reflected(weights @ _tokens(self.origin.x, weights), self.origin.rows)
-            return pooled @ self.origin.weight.to(pooled.dtype).mT
-        assert self.x is not None
-        pooled = weights @ _tokens(self.x, weights)
-        return pooled if self.shift is None else pooled - weights.sum(-1, keepdim=True) * self.shift.to(weights.dtype)
+            return pooled @ _like(self.origin.weight, pooled).mT
+        assert self.tokens is not None
+        pooled = weights @ self.tokens
+        return pooled if self.shift is None else pooled - weights.sum(-1, keepdim=True) * _like(self.shift, weights)
 
 
-def _origin(tensors: list[Tensor | None]) -> Origin | None:
-    x, analysis, synthesis, weight = tensors
+def _origin(
+    x: Tensor | None, analysis: Tensor | None, synthesis: Tensor | None, weight: Tensor | None
+) -> Origin | None:
     if x is None or analysis is None or synthesis is None or weight is None:
         return None
     return Origin(x, Rows(analysis, synthesis), weight)
@@ -277,24 +278,33 @@ def _origin(tensors: list[Tensor | None]) -> Origin | None:
 
 def _reflected(tokens: Tensor, rows: Rows) -> Tensor:
     """Tokens (I + E), E being symmetric."""
-    analysis, synthesis = (each.to(tokens.dtype) for each in rows)
-    return tokens + (tokens @ analysis.mT) @ synthesis
+    return _sum(tokens, tokens @ _like(rows.analysis, tokens).mT, _like(rows.synthesis, tokens))
 
 
-def _add(x: Tensor, coefficients: Tensor, rows: Tensor, keep: bool) -> Tensor:
+def _add(x: Tensor, tokens: Tensor, coefficients: Tensor, rows: Tensor, keep: bool) -> Tensor:
     """x + coefficientsᵀ rows, or that product alone, in the dtype of x; in one pass where that is the arithmetic's."""
-    rows = rows.to(coefficients.dtype)
-    if keep and x.dtype == rows.dtype:
-        add = torch.addmm if rows.ndim == 2 else torch.baddbmm
-        return add(_tokens(x, rows), coefficients.mT, rows).view(x.shape)
-    delta = (coefficients.mT @ rows).to(x.dtype).view(x.shape)
+    rows = _like(rows, tokens)
+    if keep and x.dtype == tokens.dtype:
+        return _sum(tokens, coefficients.mT, rows).view(x.shape)
+    delta = _like(coefficients.mT @ rows, x).view(x.shape)
     return x + delta if keep else delta
+
+
+def _sum(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Base + left right in one pass, for matrices or batches of them."""
+    return torch.addmm(base, left, right) if base.ndim == 2 else torch.baddbmm(base, left, right)
 
 
 def _tokens(x: Tensor, rows: Tensor) -> Tensor:
     """x as (tokens, d), or (samples, tokens, d) where there are rows for every sample, in the arithmetic's dtype."""
-    x = x.to(torch.promote_types(x.dtype, rows.dtype))
+    if x.dtype != rows.dtype:
+        x = x.to(torch.promote_types(x.dtype, rows.dtype))
     return x.reshape(-1, x.shape[-1]) if rows.ndim == 2 else x.reshape(len(rows), -1, x.shape[-1])
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    """The tensor in the dtype of the other; a call of ``to`` that changes nothing is not free, and there are many."""
+    return tensor if tensor.dtype == other.dtype else tensor.to(other.dtype)
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[None]:

@@ -13,6 +13,9 @@ from ether_diffusion.methods import Method, Reflection, Sides
 from ether_diffusion.per_sample import PerSample
 from ether_diffusion.shared_rows import SharedRows, Slot, stacked_sides
 
+SHORTCUT = 8
+"""Outputs are not kept for the backward, which goes through the weight instead, if that is at most 8 times as large."""
+
 
 class Injection:
     """All adapters on one frozen projection.
@@ -120,14 +123,14 @@ class Injection:
         return stacked_sides(slot)
 
     def _origin(self, x: Tensor, rows: Rows, output: Tensor) -> Origin | None:
-        """What the output was made of, where it is cheaper to keep: more tokens than features, and a plain Linear."""
+        """What the output was made of, where that is cheaper to keep: many tokens for its features, a plain Linear."""
         module = self.module
         if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
             return None
         weight = plain_weight(module)
         if weight is None or weight.device != x.device or not x.dtype == weight.dtype == output.dtype:
             return None  # offloaded, or rounded by autocast
-        return Origin(x, rows, weight) if x.numel() > weight.numel() else None
+        return Origin(x, rows, weight) if SHORTCUT * output.numel() >= weight.numel() else None
 
     def _mixture(self, x: Tensor, base: Tensor) -> Tensor:
         """W x + b + Σ s (W' x - W x), one matmul for each W'."""
