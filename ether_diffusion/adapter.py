@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from ether_diffusion.config import EtherConfig
 from ether_diffusion.functional import EPSILON
 from ether_diffusion.injection import Injection
 from ether_diffusion.methods import Method, build_method
+from ether_diffusion.per_sample import PerSample, check_mixable
+from ether_diffusion.shared_rows import SharedRows, Slot
 
 
 class Adapter(nn.Module):
@@ -68,27 +70,38 @@ class Host:
         self.strengths: dict[str, float] = {}
         self.enabled = True
         self.fused = False
+        self.per_sample: PerSample | None = None
         self._injections: dict[str, Injection] = {}
         self._guards: dict[nn.Module, Any] = {}
+        self._shared = SharedRows()
+        self._slots: list[Slot] = []
+        self._handles = [
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
 
     def add(self, adapter: Adapter, targets: list[Target]) -> None:
-        """Put an adapter on its targets; it is active at strength 1."""
+        """Put an adapter on its targets; it is active at strength 1, unless each sample has an adapter of its own."""
         self.refuse_if_fused("attach another adapter")
+        methods = adapter.methods()
         for target in targets:
             injection = self._injections.get(target.path)
             if injection is None:
-                injection = self._injections[target.path] = Injection(target.path, target.module)
-            injection.methods[adapter.adapter_name] = adapter.methods()[target.path]
+                injection = self._injections[target.path] = Injection(target.path, target.module, self._shared)
+            injection.methods[adapter.adapter_name] = methods[target.path]
             if target.attention is not None and target.attention not in self._guards:
                 guard = target.attention.register_forward_pre_hook(self._refuse_fused_qkv)
                 self._guards[target.attention] = guard
         self.adapters[adapter.adapter_name] = adapter
         adapter.host = self
         forget_compiled_code()
-        self.set_active({**self.strengths, adapter.adapter_name: 1.0})
+        if self.per_sample is None:
+            self.set_active({**self.strengths, adapter.adapter_name: 1.0})
+        else:
+            self._refresh()
 
     def remove(self, name: str) -> None:
-        """Take an adapter off; the last one takes all hooks with it."""
+        """Take an adapter off; the last one takes all hooks with it. None is active if samples had this one."""
         self.refuse_if_fused(f"remove {name!r}")
         adapter = self.adapters.pop(name)
         adapter.host = None
@@ -99,10 +112,13 @@ class Host:
                 injection.remove()
                 del self._injections[path]
         forget_compiled_code()
-        self.set_active({key: strength for key, strength in self.strengths.items() if key != name})
+        if self.per_sample is None:
+            self.set_active({key: strength for key, strength in self.strengths.items() if key != name})
+        else:
+            self.set_active({}) if name in self.per_sample.adapters else self._refresh()
         if not self.adapters:
-            for guard in self._guards.values():
-                guard.remove()
+            for handle in [*self._guards.values(), *self._handles]:
+                handle.remove()
             del self.model.__dict__[_ATTRIBUTE]
 
     def set_active(self, strengths: Mapping[str, float]) -> None:
@@ -118,7 +134,25 @@ class Host:
                 raise ValueError(f"no adapter {name!r} here; there are: {', '.join(self.adapters) or 'none'}")
             if not math.isfinite(strength):
                 raise ValueError(f"the strength of {name!r} must be a finite number, not {strength}")
-        self.strengths = dict(strengths)
+        self.strengths, self.per_sample = dict(strengths), None
+        self._refresh()
+
+    def set_per_sample(self, names: Sequence[str | None]) -> None:
+        """Give each sample of a batch an adapter of its own, at strength 1; None is the base.
+
+        Sample i of a forward has entry i modulo the number of entries. Gradients reach each adapter's own vectors.
+
+        Raises:
+            ValueError: no name, a name that is not attached, adapters of different settings, or of the method Naive.
+            RuntimeError: the adapters are fused.
+        """
+        self.refuse_if_fused("change which adapters are active")
+        per_sample = PerSample(names)
+        if unknown := [name for name in per_sample.adapters if name not in self.adapters]:
+            raise ValueError(f"no adapter {unknown[0]!r} here; there are: {', '.join(self.adapters) or 'none'}")
+        check_mixable({name: self.adapters[name].config for name in per_sample.adapters})
+        self.strengths = dict.fromkeys(per_sample.adapters, 1.0)
+        self.per_sample = per_sample if per_sample.adapters else None
         self._refresh()
 
     def enable(self, enabled: bool = True) -> None:
@@ -135,6 +169,8 @@ class Host:
             ValueError: a weight is quantised or offloaded, or q, k, v are fused; no weight has been changed.
         """
         self.refuse_if_fused("fuse again")
+        if self.per_sample is not None:
+            raise ValueError("each sample has an adapter of its own, which no weight can hold: call set_adapters first")
         if any(has_fused_qkv(attention) for attention in self._guards):
             raise ValueError("the q, k, v projections are fused: call unfuse_qkv_projections() before fusing adapters")
         done: list[Injection] = []
@@ -164,9 +200,20 @@ class Host:
         return {p: i.base_weight for p, i in self._injections.items() if i.base_weight is not None}
 
     def _refresh(self) -> None:
-        strengths = self.strengths if self.enabled else {}
         for injection in self._injections.values():
-            injection.active = [(m, strengths[n]) for n, m in injection.methods.items() if strengths.get(n, 0.0) != 0.0]
+            if not self.enabled:
+                injection.activate({})
+            elif self.per_sample is None:
+                injection.activate(self.strengths)
+            else:
+                injection.activate_per_sample(self.per_sample)
+        self._slots = [injection.slot for injection in self._injections.values() if injection.slot is not None]
+
+    def _begin(self, model: nn.Module, args: object) -> None:
+        self._shared.open([] if self.fused else self._slots)
+
+    def _end(self, model: nn.Module, args: object, output: object) -> None:
+        self._shared.close()
 
     def refuse_if_fused(self, wish: str) -> None:
         """Raise RuntimeError if adapters are fused into the weights; ``wish`` says what was about to be done."""

@@ -9,7 +9,7 @@ E keeps its precision when x is in half precision.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,18 +24,28 @@ def unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors, dim=-1, eps=EPSILON)
 
 
-def block_columns(u: Tensor, v: Tensor | None = None) -> Tensor:
-    """The columns L of a symmetric update, scaled so that E = -L Lᵀ for ETHER and E = B Aᵀ + A Bᵀ for ETHER+.
+class Rows(NamedTuple):
+    """A symmetric update E = analysisᵀ synthesis of low rank; both (k, d), or (samples, k, d), one E per sample.
 
-    Column i holds vector i in the rows of block i, zeros elsewhere. ETHER: L = √2 û, (d, n). ETHER+: L = [B, A] with
-    B = √½ (v̂ + û) and A = √½ (v̂ - û), (d, 2n); see :func:`relaxed_reflection_delta`.
+    ETHER: analysis √2 û, synthesis -√2 û, k = n. ETHER+: analysis [B, A] and synthesis [A, B] with B = √½ (v̂ + û) and
+    A = √½ (v̂ - û), k = 2n. Row i of a half holds vector i in the columns of block i, zeros elsewhere.
+    """
+
+    analysis: Tensor
+    synthesis: Tensor
+
+
+def block_rows(u: Tensor, v: Tensor | None = None) -> Rows:
+    """The rows of ETHER's E (from u) or of ETHER+'s (from u and v).
 
     Args:
-        u: (n, d / n), not necessarily of unit length.
+        u: (..., n, d / n), not necessarily of unit length.
         v: likewise, for ETHER+.
+
+    Returns:
+        (..., k, d), k = n for ETHER and 2n for ETHER+.
     """
-    columns: Tensor = _BlockColumns.apply(u, v)
-    return columns
+    return Rows(*_BlockRows.apply(u, v))
 
 
 def reflection_delta(x: Tensor, u: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -49,7 +59,7 @@ def reflection_delta(x: Tensor, u: Tensor, shift: Tensor | None = None) -> Tenso
     Returns:
         (..., d) in the dtype of x; the arithmetic runs in the wider of the dtypes of x and u.
     """
-    return symmetric_update(x, block_columns(u), REFLECTION, shift, keep=False)
+    return symmetric_update(x, block_rows(u), shift, keep=False)
 
 
 def relaxed_reflection_delta(x: Tensor, u: Tensor, v: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -67,29 +77,37 @@ def relaxed_reflection_delta(x: Tensor, u: Tensor, v: Tensor, shift: Tensor | No
     Returns:
         (..., d) in the dtype of x; the arithmetic runs in the wider of the dtypes of x and u.
     """
-    return symmetric_update(x, block_columns(u, v), RELAXED, shift, keep=False)
+    return symmetric_update(x, block_rows(u, v), shift, keep=False)
 
 
-REFLECTION, RELAXED = "reflection", "relaxed"
-"""How the columns L of :func:`block_columns` make E: -L Lᵀ, or with their halves exchanged, B Aᵀ + A Bᵀ."""
+class Origin(NamedTuple):
+    """Where the values of an update come from: x_out = weight (x + E x) + shift, with E of ``rows``."""
+
+    x: Tensor
+    rows: Rows
+    weight: Tensor
 
 
-def symmetric_update(x: Tensor, columns: Tensor, kind: str, shift: Tensor | None = None, keep: bool = True) -> Tensor:
+def symmetric_update(
+    x: Tensor, rows: Rows, shift: Tensor | None = None, keep: bool = True, origin: Origin | None = None
+) -> Tensor:
     """x + E (x - shift), or without ``keep`` E (x - shift) alone, with an analytic backward.
 
-    Of the activations the backward keeps x and the coefficients of the columns, k for d features.
+    Of the activations the backward keeps x and its k coefficients. Where ``origin`` says what x was made of, it keeps
+    that instead of x: the backward needs no more of x than a k-row product, which the frozen weight carries over.
 
     Args:
         x: (..., d), any floating dtype.
-        columns: (d, k), of :func:`block_columns`.
-        kind: ``REFLECTION`` or ``RELAXED``.
+        rows: of :func:`block_rows`; (k, d), or (samples, k, d) for x (samples, ..., d).
         shift: (d,), subtracted from every token first.
         keep: whether x itself is part of the result.
+        origin: of x, where that is cheaper to keep than x.
 
     Returns:
-        (..., d) in the dtype of x; the arithmetic runs in the wider of the dtypes of x and columns.
+        (..., d) in the dtype of x; the arithmetic runs in the wider of the dtypes of x and rows.
     """
-    updated: Tensor = _SymmetricUpdate.apply(x, columns, shift, kind, keep)
+    source = (None, None, None, None) if origin is None else (origin.x, *origin.rows, origin.weight)
+    updated: Tensor = _SymmetricUpdate.apply(x, *rows, shift, keep, *source)
     return updated
 
 
@@ -124,35 +142,47 @@ def dense_relaxed_reflection(u: Tensor, v: Tensor) -> Tensor:
     return torch.block_diag(*(torch.eye(len(w)).to(w) - torch.outer(w, w) + torch.outer(z, z) for w, z in pairs))
 
 
-class _BlockColumns(torch.autograd.Function):
-    """L of û (and v̂) on the block diagonal; a few operations instead of a graph of twenty.
+class _BlockRows(torch.autograd.Function):
+    """û (and v̂) spread over block-diagonal rows; a few operations instead of a graph of twenty.
 
     With g the gradient of a unit direction, that of the free vector is (g - û (û·g)) / ‖u‖. The backward is made of
-    differentiable operations on the inputs, so double backward is right as well.
+    differentiable operations on the inputs, so double backward is right as well. The inputs are kept by the context
+    itself, which autograd does not free: the rows of a whole model are made at once, and reentrant checkpointing goes
+    backward through them once per checkpoint.
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, v: Tensor | None) -> Tensor:
-        ctx.save_for_backward(u, v)
-        n_blocks, width = u.shape
+    def forward(ctx: Any, u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.vectors = u, v
+        ctx.set_materialize_grads(False)
+        *lead, n_blocks, width = u.shape
         if v is None:
-            parts = (unit(u) * 2**0.5)[None]
+            halves = (unit(u) * 2**0.5).unsqueeze(-3)
         else:
             u, v = unit(torch.stack([u, v])) * 0.5**0.5
-            parts = torch.stack([v + u, v - u])
-        columns = u.new_zeros(n_blocks, width, len(parts), n_blocks)
-        columns.diagonal(dim1=0, dim2=3).permute(1, 2, 0).copy_(parts)  # (parts, n, width)
-        return columns.view(n_blocks * width, -1)
+            halves = torch.stack([v + u, v - u], dim=-3)
+        analysis = u.new_zeros(*lead, halves.shape[-3], n_blocks, n_blocks, width)
+        analysis.diagonal(dim1=-3, dim2=-2).copy_(halves.mT)
+        synthesis = -analysis if v is None else analysis.flip(-4)
+        return analysis.view(*lead, -1, n_blocks * width), synthesis.view(*lead, -1, n_blocks * width)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        u, v = ctx.saved_tensors
-        n_blocks, width = u.shape
-        diagonal = gradients[0].reshape(n_blocks, width, -1, n_blocks).diagonal(dim1=0, dim2=3).permute(1, 2, 0)
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        u, v = ctx.vectors
+        *lead, n_blocks, width = u.shape
+        analysis, synthesis = (
+            None if g is None else g.reshape(*lead, -1, n_blocks, n_blocks, width).diagonal(dim1=-3, dim2=-2).mT
+            for g in gradients
+        )
+        if synthesis is not None:
+            synthesis = -synthesis if v is None else synthesis.flip(-3)
+        total = synthesis if analysis is None else analysis if synthesis is None else analysis + synthesis
+        if total is None:
+            return None, None
         if v is None:
-            return _free(u, diagonal[0] * 2**0.5), None
-        both = torch.stack([diagonal[0] - diagonal[1], diagonal[0] + diagonal[1]]) * 0.5**0.5
-        grad_u, grad_v = _free(torch.stack([u, v]), both)
+            return _free(u, total.squeeze(-3) * 2**0.5), None
+        b, a = total.unbind(-3)
+        grad_u, grad_v = _free(torch.stack([u, v]), torch.stack([b - a, b + a]) * 0.5**0.5)
         return grad_u, grad_v
 
 
@@ -164,42 +194,117 @@ def _free(vectors: Tensor, grad: Tensor) -> Tensor:
 
 
 class _SymmetricUpdate(torch.autograd.Function):
-    """y = x + M(c) Lᵀ with c = (x - s) L, M(c) = -c or c with its halves exchanged; E = L M Lᵀ is symmetric.
+    """y = x + cᵀ Q with c = R (x - s)ᵀ: E = Rᵀ Q is symmetric, and R = M Q for a signed permutation M.
 
-    With e = g L: dx = g + M(e) Lᵀ, dL = (x - s)ᵀ M(e) + gᵀ M(c), ds = -Σ M(e) Lᵀ. For ETHER this is the gradient of
-    the direction -2 Σ [(û·x) g + (û·g) x]. Under ``create_graph`` the coefficients are computed anew from the inputs,
-    so that double backward is right as well.
+    With e = R gᵀ: dx = g + eᵀ Q, ds = -Σ eᵀ Q, and dQ = e (x - s) + c g, which counts what falls to R = M Q as well.
+    For ETHER this is the gradient of the direction -2 Σ [(û·x) g + (û·g) x]. Coefficients are (k, tokens): few long
+    rows, for BLAS takes up to six times longer over the same products with few columns. Under ``create_graph`` the
+    coefficients are computed anew from the inputs, so that double backward is right as well.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, columns: Tensor, shift: Tensor | None, kind: str, keep: bool) -> Tensor:
-        ctx.kind, ctx.keep = kind, keep
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        analysis: Tensor,
+        synthesis: Tensor,
+        shift: Tensor | None,
+        keep: bool,
+        *origin: Tensor | None,
+    ) -> Tensor:
+        ctx.keep = keep
+        known = x if origin[0] is None and ctx.needs_input_grad[2] else None
         with _no_autocast(x):
-            coefficients = _coefficients(x, columns, shift)
-            ctx.save_for_backward(x, columns, shift, coefficients)
-            return _add(x if keep else None, _mixed(coefficients, kind), columns, x.shape, x.dtype)
+            tokens = _tokens(x, analysis)
+            coefficients = _Values(tokens, shift).coefficients(analysis)
+            ctx.save_for_backward(known, analysis, synthesis, shift, coefficients, *origin)
+            return _add(x, tokens, coefficients, synthesis, keep)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, columns, shift, coefficients = ctx.saved_tensors
-        needs_x, needs_columns, needs_shift = ctx.needs_input_grad[:3]
-        grad, grad_x, grad_columns, grad_shift = gradients[0], None, None, None
-        with _no_autocast(x):
-            if torch.is_grad_enabled():
-                coefficients = _coefficients(x, columns, shift)
-            pulled = _mixed(_coefficients(grad, columns, None), ctx.kind)
+        x, analysis, synthesis, shift, coefficients, *origin = ctx.saved_tensors
+        needs_x, _, needs_rows, needs_shift = ctx.needs_input_grad[:4]
+        grad, grad_x, grad_rows, grad_shift = gradients[0], None, None, None
+        with _no_autocast(grad):
+            tokens = _tokens(grad, analysis)
+            pulled = _like(analysis, tokens) @ tokens.mT
             if needs_x:
-                grad_x = _add(grad if ctx.keep else None, pulled, columns, x.shape, x.dtype)
-            if needs_columns:
-                dtype = pulled.dtype
-                grad_columns = _rows(x).to(dtype).mT @ pulled
-                grad_columns = grad_columns + _rows(grad).to(dtype).mT @ _mixed(coefficients, ctx.kind)
-                if shift is not None:
-                    grad_columns = grad_columns - torch.outer(shift.to(dtype), pulled.sum(0))
-                grad_columns = grad_columns.to(columns.dtype)
+                grad_x = _add(grad, tokens, pulled, synthesis, ctx.keep)
+            if needs_rows:
+                values = _Values(None if x is None else _tokens(x, analysis), shift, _origin(*origin))
+                if torch.is_grad_enabled():
+                    coefficients = values.coefficients(analysis)
+                grad_rows = _like(_sum(values.pooled(pulled), coefficients, tokens), synthesis)
             if needs_shift:
-                grad_shift = -(pulled.sum(0) @ columns.to(pulled.dtype).mT).to(shift.dtype)
-        return grad_x, grad_columns, grad_shift, None, None
+                falls = pulled.sum(-1, keepdim=True) * synthesis
+                grad_shift = _like(-falls.reshape(-1, falls.shape[-1]).sum(0), shift)
+        return grad_x, None, grad_rows, grad_shift, None, None, None, None, None
+
+
+class _Values(NamedTuple):
+    """What an update acts on, tokens - shift, known itself or by its origin."""
+
+    tokens: Tensor | None
+    shift: Tensor | None
+    origin: Origin | None = None
+
+    def coefficients(self, rows: Tensor) -> Tensor:
+        """Rows (tokens - shift)ᵀ, (…, k, tokens); the shift is taken off the k coefficients, not off every token."""
+        if self.origin is not None:
+            through = _reflected(rows @ _like(self.origin.weight, rows), self.origin.rows)
+            return through @ _tokens(self.origin.x, rows).mT
+        assert self.tokens is not None
+        rows = _like(rows, self.tokens)
+        coefficients = rows @ self.tokens.mT
+        return coefficients if self.shift is None else coefficients - (rows @ _like(self.shift, rows)).unsqueeze(-1)
+
+    def pooled(self, weights: Tensor) -> Tensor:
+        """Weights (tokens - shift) for weights (…, k, tokens): (…, k, d)."""
+        if self.origin is not None:
+            pooled = _reflected(weights @ _tokens(self.origin.x, weights), self.origin.rows)
+            return pooled @ _like(self.origin.weight, pooled).mT
+        assert self.tokens is not None
+        pooled = weights @ self.tokens
+        return pooled if self.shift is None else pooled - weights.sum(-1, keepdim=True) * _like(self.shift, weights)
+
+
+def _origin(
+    x: Tensor | None, analysis: Tensor | None, synthesis: Tensor | None, weight: Tensor | None
+) -> Origin | None:
+    if x is None or analysis is None or synthesis is None or weight is None:
+        return None
+    return Origin(x, Rows(analysis, synthesis), weight)
+
+
+def _reflected(tokens: Tensor, rows: Rows) -> Tensor:
+    """Tokens (I + E), E being symmetric."""
+    return _sum(tokens, tokens @ _like(rows.analysis, tokens).mT, _like(rows.synthesis, tokens))
+
+
+def _add(x: Tensor, tokens: Tensor, coefficients: Tensor, rows: Tensor, keep: bool) -> Tensor:
+    """x + coefficientsᵀ rows, or that product alone, in the dtype of x; in one pass where that is the arithmetic's."""
+    rows = _like(rows, tokens)
+    if keep and x.dtype == tokens.dtype:
+        return _sum(tokens, coefficients.mT, rows).view(x.shape)
+    delta = _like(coefficients.mT @ rows, x).view(x.shape)
+    return x + delta if keep else delta
+
+
+def _sum(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Base + left right in one pass, for matrices or batches of them."""
+    return torch.addmm(base, left, right) if base.ndim == 2 else torch.baddbmm(base, left, right)
+
+
+def _tokens(x: Tensor, rows: Tensor) -> Tensor:
+    """x as (tokens, d), or (samples, tokens, d) where there are rows for every sample, in the arithmetic's dtype."""
+    if x.dtype != rows.dtype:
+        x = x.to(torch.promote_types(x.dtype, rows.dtype))
+    return x.reshape(-1, x.shape[-1]) if rows.ndim == 2 else x.reshape(len(rows), -1, x.shape[-1])
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    """The tensor in the dtype of the other; a call of ``to`` that changes nothing is not free, and there are many."""
+    return tensor if tensor.dtype == other.dtype else tensor.to(other.dtype)
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[None]:
@@ -207,29 +312,3 @@ def _no_autocast(x: Tensor) -> AbstractContextManager[None]:
     kind = x.device.type
     on = kind != "meta" and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if on else nullcontext()
-
-
-def _coefficients(x: Tensor, columns: Tensor, shift: Tensor | None) -> Tensor:
-    """(x - shift) L, (tokens, k); the shift is taken off the k coefficients, not off every token."""
-    dtype = torch.promote_types(x.dtype, columns.dtype)
-    columns = columns.to(dtype)
-    coefficients = _rows(x).to(dtype) @ columns
-    return coefficients if shift is None else coefficients - shift.to(dtype) @ columns
-
-
-def _mixed(coefficients: Tensor, kind: str) -> Tensor:
-    """M(c): the coefficients that the columns are to be added with."""
-    return -coefficients if kind == REFLECTION else coefficients.roll(coefficients.shape[-1] // 2, -1)
-
-
-def _add(x: Tensor | None, coefficients: Tensor, columns: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """x + coefficients Lᵀ in ``dtype`` and ``shape``; in one pass where x has the dtype of the arithmetic."""
-    columns = columns.to(coefficients.dtype).mT
-    if x is not None and x.dtype == coefficients.dtype:
-        return torch.addmm(_rows(x), coefficients, columns).view(shape)
-    delta = (coefficients @ columns).to(dtype).view(shape)
-    return delta if x is None else x + delta
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])

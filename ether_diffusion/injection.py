@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ether_diffusion.methods import Method
+from ether_diffusion.functional import Origin, Rows, symmetric_update
+from ether_diffusion.methods import Method, Reflection, Sides
+from ether_diffusion.per_sample import PerSample
+from ether_diffusion.shared_rows import SharedRows, Slot, stacked_sides
+
+SHORTCUT = 8
+"""Outputs are not kept for the backward, which goes through the weight instead, if that is at most 8 times as large."""
 
 
 class Injection:
     """All adapters on one frozen projection.
 
     Forward hooks run around ``forward``, so they stack with anything that replaces it (Accelerate's offloading) and
-    with any attention processor. A single adapter at strength 1, and input-sided ones in any mixture, cost one
-    matmul as the base does; other mixtures cost one more per adapter, W + Σ s ΔW being no product of transforms.
+    with any attention processor. A single adapter at strength 1, one adapter for each sample, and input-sided ones in
+    any mixture, cost one matmul as the base does; other mixtures cost one more per adapter, W + Σ s ΔW being no product
+    of transforms.
     """
 
-    def __init__(self, path: str, module: nn.Module) -> None:
+    def __init__(self, path: str, module: nn.Module, shared: SharedRows | None = None) -> None:
         self.path = path
         self.module = module
         self.methods: dict[str, Method] = {}
         self.active: list[tuple[Method, float]] = []
+        self.slot: Slot | None = None
+        self.per_sample: PerSample | None = None
         self.base_weight: Tensor | None = None
+        self._shared = shared or SharedRows()
+        self._pending: tuple[Tensor, list[Rows]] | None = None
         self._handles = [
             module.register_forward_pre_hook(self._before),
             module.register_forward_hook(self._after),
@@ -33,6 +45,19 @@ class Injection:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
+
+    def activate(self, strengths: Mapping[str, float]) -> None:
+        """Let the adapters of these names that are here act: W + Σ s ΔW."""
+        here = [(self.methods[name], s) for name, s in strengths.items() if s != 0.0 and name in self.methods]
+        self.active, self.per_sample, self.slot = here, None, None
+        if len(here) == 1 and here[0][1] == 1.0 and isinstance(here[0][0], Reflection):
+            self.slot = here[0][0]
+
+    def activate_per_sample(self, per_sample: PerSample) -> None:
+        """Let each sample of a batch have its own adapter."""
+        methods = [self.methods[name] for name in per_sample.adapters]
+        self.active, self.per_sample = [], per_sample
+        self.slot = tuple(method for method in methods if isinstance(method, Reflection))
 
     def fuse(self) -> None:
         """Add the active Σ s ΔW to the weight in place; the base weight is kept for :meth:`unfuse`."""
@@ -51,27 +76,61 @@ class Injection:
 
     @property
     def _one_matmul(self) -> bool:
-        two_sided = [strength for method, strength in self.active if method.two_sided]
-        return not two_sided or (len(self.active) == 1 and two_sided == [1.0])
+        return not any(method.two_sided for method, _ in self.active)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.active or self.base_weight is not None or not self._one_matmul:
+        self._pending = None
+        if self.base_weight is not None:
+            return None
+        if self.slot is not None:
+            x: Tensor = args[0]
+            rows = self._rows(self.slot, x)
+            self._pending = x, rows
+            return (symmetric_update(x, rows[0]), *args[1:])
+        if not self.active or not self._one_matmul:
             return None
         x = args[0]
-        if len(self.active) == 1 and self.active[0][1] == 1.0:
-            return (_on(self.active[0][0], x).transform_input(x), *args[1:])
         for method, strength in self.active:
             delta = _on(method, args[0]).input_delta(args[0])
             x = x + (delta if strength == 1.0 else strength * delta)
         return (x, *args[1:])
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if not self.active or self.base_weight is not None:
+        if self._pending is not None:
+            (x, rows), self._pending = self._pending, None
+            if len(rows) == 1:
+                return None
+            return symmetric_update(output, rows[1], self._bias(output), origin=self._origin(x, rows[0], output))
+        if not self.active or self.base_weight is not None or self._one_matmul:
             return None
-        if not self._one_matmul:
-            return self._mixture(args[0], output)
-        method = self.active[0][0]
-        return method.transform_output(output, self._bias(output)) if method.two_sided else None
+        return self._mixture(args[0], output)
+
+    def _rows(self, slot: Slot, x: Tensor) -> list[Rows]:
+        """The rows of this projection's sides, those of each sample if samples differ."""
+        sides = self._shared.of(slot)
+        if sides is None or sides[0].analysis.device != x.device:
+            sides = self._own(slot, x)
+        if self.per_sample is None:
+            return list(sides)
+        return [self.per_sample.choose(rows, x, self.path) for rows in sides]
+
+    def _own(self, slot: Slot, x: Tensor) -> Sides:
+        if isinstance(slot, Reflection):
+            _on(slot, x)
+            return slot.sides()
+        for method in slot:
+            _on(method, x)
+        return stacked_sides(slot)
+
+    def _origin(self, x: Tensor, rows: Rows, output: Tensor) -> Origin | None:
+        """What the output was made of, where that is cheaper to keep: many tokens for its features, a plain Linear."""
+        module = self.module
+        if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
+            return None
+        weight = plain_weight(module)
+        if weight is None or weight.device != x.device or not x.dtype == weight.dtype == output.dtype:
+            return None  # offloaded, or rounded by autocast
+        return Origin(x, rows, weight) if SHORTCUT * output.numel() >= weight.numel() else None
 
     def _mixture(self, x: Tensor, base: Tensor) -> Tensor:
         """W x + b + Σ s (W' x - W x), one matmul for each W'."""

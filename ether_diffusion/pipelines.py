@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ether_diffusion.checkpoint import COMPONENTS, CONTROL, AdapterFile, Adapter
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.control import Control, attach_control, control_of
 from ether_diffusion.fingerprint import base_hash
+from ether_diffusion.per_sample import check_mixable
 
 logger = logging.getLogger(__name__)
 
@@ -147,13 +148,39 @@ def adapters(pipe: DiffusionPipeline) -> dict[str, AdapterInfo]:
     }
 
 
-def set_adapters(pipe: DiffusionPipeline, names: str | Sequence[str], strengths: float | Sequence[float] = 1.0) -> None:
-    """Make exactly these adapters active: W + Σ s ΔW. The others stay loaded.
+def set_adapters(
+    pipe: DiffusionPipeline,
+    names: str | Sequence[str] | None = None,
+    strengths: float | Sequence[float] = 1.0,
+    *,
+    per_sample: Sequence[str | None] | None = None,
+    images_per_prompt: int = 1,
+) -> None:
+    """Make exactly these adapters active: W + Σ s ΔW, or one for each sample of a batch. The others stay loaded.
+
+    With ``per_sample`` the i-th prompt of a call has the i-th adapter, None being the base; classifier-free guidance
+    may double the batch. A batch of another size is refused when it comes. Where an adapter has no vectors for a
+    component, its samples have the base there. It lasts until adapters are set anew, or one of these is unloaded.
+
+    Args:
+        pipe: the pipeline.
+        names: adapters that act on every sample.
+        strengths: one for all, or one each.
+        per_sample: instead of ``names``, one for each prompt; the settings of all must be alike (method, blocks, targets).
+        images_per_prompt: the call's ``num_images_per_prompt``, with ``per_sample``.
 
     Raises:
-        ValueError: an unknown name, a name given twice, or another number of strengths than of names.
+        ValueError: an unknown name, a name given twice, another number of strengths than of names, or adapters that
+            cannot share a batch.
         RuntimeError: adapters are fused.
     """
+    if per_sample is not None:
+        if names is not None or strengths != 1.0:
+            raise ValueError("give names and strengths, or per_sample, whose adapters act at strength 1: not both")
+        _set_per_sample(pipe, list(per_sample), images_per_prompt)
+        return
+    if names is None:
+        raise ValueError("name the adapters to set, [] for none, or give per_sample")
     names = [names] if isinstance(names, str) else list(names)
     strengths = [float(strengths)] * len(names) if isinstance(strengths, int | float) else list(strengths)
     if len(names) != len(strengths):
@@ -167,6 +194,27 @@ def set_adapters(pipe: DiffusionPipeline, names: str | Sequence[str], strengths:
         host.set_active({name: strength for name, strength in chosen.items() if name in host.adapters})
     if control := _control(pipe):
         control.active = {name for name, strength in chosen.items() if strength and name in control.encoders}
+
+
+def _set_per_sample(pipe: DiffusionPipeline, names: list[str | None], images_per_prompt: int) -> None:
+    if images_per_prompt < 1:
+        raise ValueError(f"images_per_prompt must be at least 1, not {images_per_prompt}")
+    _changeable_hosts(pipe, "change which adapters are active")
+    known = {name: _known(pipe, name) for name in names if name is not None}
+    if (control := _control(pipe)) and (controlled := [name for name in known if name in control.encoders]):
+        raise ValueError(f"{controlled[0]!r} has a control, which acts on a whole batch and not on single samples")
+    chosen = {
+        component: [name if name is not None and name in host.adapters else None for name in names]
+        for component, host in _hosts(pipe).items()
+    }
+    for component, host in _hosts(pipe).items():
+        check_mixable({name: host.adapters[name].config for name in known if name in host.adapters})
+    for component, host in _hosts(pipe).items():
+        # pipelines encode each prompt once, and then repeat it for its images
+        repeats = 1 if component.startswith("text_encoder") else images_per_prompt
+        host.set_per_sample([name for name in chosen[component] for _ in range(repeats)])
+    if control:
+        control.active = set()
 
 
 def enable(pipe: DiffusionPipeline) -> None:
@@ -279,8 +327,11 @@ def _switch(pipe: DiffusionPipeline, enabled: bool) -> list[Host | Control]:
 
 
 def _known(pipe: DiffusionPipeline, name: str) -> str:
-    loaded = adapters(pipe)
-    if name not in loaded:
+    control = _control(pipe)
+    places: list[Mapping[str, object]] = [host.adapters for host in _hosts(pipe).values()]
+    places += [control.encoders] if control else []
+    if not any(name in place for place in places):
+        loaded = dict.fromkeys(known for place in places for known in place)
         raise ValueError(f"no adapter {name!r} is loaded; there are: {', '.join(loaded) or 'none'}")
     return name
 

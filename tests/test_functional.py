@@ -10,10 +10,8 @@ from helpers import block_diagonal, reflection, relative_error, relaxed
 from torch import Tensor
 
 from ether_diffusion.functional import (
-    REFLECTION,
-    RELAXED,
-    block_columns,
     block_matmul_delta,
+    block_rows,
     dense_reflection,
     dense_relaxed_reflection,
     reflection_delta,
@@ -127,7 +125,7 @@ def test_ether_plus_with_equal_vectors_is_exactly_the_identity(
         delta = relaxed_reflection_delta(x, u, u.clone(), shift)
     assert torch.equal(delta, torch.zeros_like(x))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        assert torch.equal(symmetric_update(x, block_columns(u, u.clone()), RELAXED, shift), x)
+        assert torch.equal(symmetric_update(x, block_rows(u, u.clone()), shift), x)
 
 
 @METHODS
@@ -149,12 +147,29 @@ def test_length_of_a_vector_does_not_matter(length: float) -> None:
 
 
 @BLOCKS
-def test_block_columns_put_every_vector_in_its_own_chunk(n_blocks: int) -> None:
+def test_block_rows_put_every_vector_in_its_own_chunk(n_blocks: int) -> None:
     u, v = vectors(n_blocks, "ether_plus")
-    spread = [block_diagonal([row[:, None] for row in each]) for each in (unit(u), unit(v))]
-    torch.testing.assert_close(block_columns(u), 2**0.5 * spread[0], rtol=1e-15, atol=0)
-    expected = torch.cat([spread[1] + spread[0], spread[1] - spread[0]], dim=1) * 0.5**0.5
-    torch.testing.assert_close(block_columns(u, v), expected, rtol=1e-14, atol=1e-15)
+    spread = [block_diagonal([row[None] for row in each]) for each in (unit(u), unit(v))]
+    analysis, synthesis = block_rows(u)
+    torch.testing.assert_close(analysis, 2**0.5 * spread[0], rtol=1e-15, atol=0)
+    torch.testing.assert_close(synthesis, -analysis, rtol=0, atol=0)
+    sums, differences = 0.5**0.5 * (spread[1] + spread[0]), 0.5**0.5 * (spread[1] - spread[0])
+    analysis, synthesis = block_rows(u, v)
+    torch.testing.assert_close(analysis, torch.cat([sums, differences]), rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(synthesis, torch.cat([differences, sums]), rtol=1e-14, atol=1e-15)
+
+
+@METHODS
+@BLOCKS
+def test_rows_of_many_sets_at_once_are_those_of_each_and_so_are_their_derivatives(method: str, n_blocks: int) -> None:
+    sets = [vectors(n_blocks, method), [3 * each.flip(0) for each in vectors(n_blocks, method)]]
+    stacked = [torch.stack(each).requires_grad_() for each in zip(*sets, strict=True)]
+    together = block_rows(*stacked)
+    for i, each in enumerate(sets):
+        for got, want in zip(together, block_rows(*each), strict=True):
+            torch.testing.assert_close(got[i], want, rtol=1e-15, atol=0)
+    assert torch.autograd.gradcheck(block_rows, stacked)
+    assert torch.autograd.gradgradcheck(block_rows, stacked)
 
 
 @METHODS
@@ -169,8 +184,7 @@ def test_the_transform_in_one_pass_is_the_input_and_its_delta(
     for each in given:
         each.requires_grad_()
     shift = randn(FEATURES, seed=3, dtype=dtype) if shifted else None
-    kind = REFLECTION if method == "ether" else RELAXED
-    one = symmetric_update(x, block_columns(*given), kind, shift)
+    one = symmetric_update(x, block_rows(*given), shift)
     two = x + delta(method)(x, *given, shift=shift)
     assert one.dtype == dtype
     limits = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
@@ -196,10 +210,9 @@ def test_second_derivatives_of_the_transform_in_one_pass(method: str) -> None:
     inputs = [randn(2, 2, FEATURES, seed=1), *vectors(2, method), randn(FEATURES, seed=3)]
     for tensor in inputs:
         tensor.requires_grad_()
-    kind = REFLECTION if method == "ether" else RELAXED
 
     def transform(x: Tensor, *rest: Tensor) -> Tensor:
-        return symmetric_update(x, block_columns(*rest[:-1]), kind, rest[-1])
+        return symmetric_update(x, block_rows(*rest[:-1]), rest[-1])
 
     assert torch.autograd.gradcheck(transform, inputs)
     assert torch.autograd.gradgradcheck(transform, inputs)

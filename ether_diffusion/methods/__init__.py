@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.methods.base import Method
+from ether_diffusion.methods.base import Method, Reflection, Sides
 from ether_diffusion.methods.ether import Ether
 from ether_diffusion.methods.ether_plus import EtherPlus
 from ether_diffusion.methods.naive import Naive
 
-__all__ = ["Ether", "EtherPlus", "Method", "Naive", "build_method"]
+__all__ = ["Ether", "EtherPlus", "Method", "Naive", "Reflection", "Sides", "build_method"]
 
 
 def build_method(config: EtherConfig, in_features: int, out_features: int, generator: torch.Generator) -> Method:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ether_diffusion.functional import REFLECTION, block_columns, reflection_delta, symmetric_update
-from ether_diffusion.methods.base import Method, directions
+from ether_diffusion.methods.base import Reflection, directions
 
 
-class Ether(Method):
+class Ether(Reflection):
     """y = weight (H x) + bias with H = I - 2 û ûᵀ per block; ``u``: (n_blocks, in_features / n_blocks).
 
     Not the identity at the start: the distance ‖H - I‖_F is 2 √n_blocks whatever u is.
@@ -19,10 +18,6 @@ class Ether(Method):
         super().__init__()
         self.u = directions(n_blocks, in_features, generator)
 
-    def input_delta(self, x: Tensor) -> Tensor:
-        """(H - I) x."""
-        return reflection_delta(x, self.u)
-
-    def transform_input(self, x: Tensor) -> Tensor:
-        """H x, in one pass."""
-        return symmetric_update(x, block_columns(self.u), REFLECTION)
+    def vectors(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """u of the input side."""
+        return ((self.u, None),)
