@@ -17,7 +17,7 @@ from torch import Tensor
 from ether_diffusion.adapter import Adapter, state_problems
 from ether_diffusion.files import commit
 from ether_diffusion.training.config import TrainingConfig
-from ether_diffusion.training.trainables import Trainable, save_adapter
+from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, save_adapter
 
 WEIGHTS = "trained.safetensors"
 
@@ -79,7 +79,9 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             state = {key: value.detach().cpu().contiguous() for key, value in self._state().items()}
             (Path(folder) / WEIGHTS).write_bytes(serialize(state))
-            save_adapter(self.pipe, self.config, Path(folder))
+            for name in dict.fromkeys(trainable.adapter for trainable in self.trainables):
+                own = Path(folder) if name == ADAPTER_NAME else Path(folder) / name
+                save_adapter(self.pipe, name, self.config, own)
 
     def _load_weights(self, models: list[object], folder: str) -> None:
         models.clear()
@@ -91,7 +93,7 @@ class Checkpoints:
             problem
             for trainable in self.trainables
             if isinstance(trainable.module, Adapter)  # a fresh LoRA is zero, and may be
-            for problem in _zero_vectors(saved, f"{trainable.component}.")
+            for problem in _zero_vectors(saved, f"{trainable.key}.")
         ]
         if problems:
             raise ValueError(
@@ -102,7 +104,7 @@ class Checkpoints:
 
     def _state(self) -> dict[str, Tensor]:
         return {
-            f"{trainable.component}.{name}": parameter
+            f"{trainable.key}.{name}": parameter
             for trainable in self.trainables
             for name, parameter in trainable.module.named_parameters()
             if parameter.requires_grad

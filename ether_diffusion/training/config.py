@@ -237,7 +237,10 @@ class DreamBoothConfig(TrainingConfig):
 
     Attributes:
         instance_data_dir: folder with the photos of the subject; a .txt beside a photo is its own prompt.
-        instance_prompt: prompt of the photos, with a rare word for the subject: "a photo of qwe dog".
+        subjects_dir: instead of instance_data_dir: a folder of such folders, whose subjects are all trained in one run:
+            each gets its own adapter and its own run folder in output_dir, as if it were trained alone.
+        instance_prompt: prompt of the photos, with a rare word for the subject: "a photo of qwe dog". With subjects_dir
+            {subject} stands for the folder's name, and a prompt.txt in a folder is its own prompt.
         with_prior_preservation: train on images of the class as well, so that the class is not forgotten.
         class_data_dir: folder with class images, filled up by the base itself; output_dir/class_images by default.
         class_prompt: prompt of the class images: "a photo of a dog".
@@ -250,6 +253,7 @@ class DreamBoothConfig(TrainingConfig):
     """
 
     instance_data_dir: Path = Path()
+    subjects_dir: Path | None = None
     instance_prompt: str = ""
     with_prior_preservation: bool = False
     class_data_dir: Path | None = None
@@ -266,11 +270,29 @@ class DreamBoothConfig(TrainingConfig):
         if self.method == "none":
             raise ValueError("method=none trains nothing here: it is for train_controlnet.py")
         self.instance_data_dir = Path(self.instance_data_dir)
+        self.subjects_dir = None if self.subjects_dir is None else Path(self.subjects_dir)
         self.class_data_dir = None if self.class_data_dir is None else Path(self.class_data_dir)
         self._check_at_least_1("num_class_images", "sample_batch_size")
-        if self.instance_data_dir == Path():
+        if self.subjects_dir is not None:
+            self._check_subjects()
+        elif self.instance_data_dir == Path():
             raise ValueError("instance_data_dir is missing: name the folder with the photos of the subject")
         if not self.instance_prompt:
             raise ValueError('instance_prompt is missing: describe the photos, such as "a photo of qwe dog"')
         if self.with_prior_preservation and not self.class_prompt:
             raise ValueError('with_prior_preservation needs class_prompt, such as "a photo of a dog"')
+
+    def _check_subjects(self) -> None:
+        """Refuse what several subjects in one run cannot have."""
+        if self.instance_data_dir != Path():
+            raise ValueError("give either instance_data_dir, for one subject, or subjects_dir, for several")
+        if self.method not in ("ether", "ether_plus"):
+            raise ValueError(
+                f"subjects_dir trains ether and ether_plus, whose vectors samples can share; not {self.method}"
+            )
+        if self.aspect_ratio_buckets:
+            raise ValueError("subjects_dir trains on squares, which fit into one batch: leave out aspect_ratio_buckets")
+        if self.mixed_precision == "fp16":
+            raise ValueError("subjects_dir needs bf16 or no: fp16 skips a step for all where one subject overflows")
+        if self.optimizer == "prodigy":
+            raise ValueError("subjects_dir cannot use prodigy, whose learning rate would be one for all subjects")

@@ -33,7 +33,7 @@ from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.controls import make_control
 from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.finish import finish
-from ether_diffusion.training.loop import Task, train
+from ether_diffusion.training.loop import Lane, Task, train
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.program import record_start, run_program, start_run
 from ether_diffusion.training.samples import Sampler, Shown
@@ -79,9 +79,14 @@ def run(config: ControlConfig) -> Path:
     model = DenoisingModel(pipe, trainables, objective, control=control)
     prepare_modules(pipe, config)
     provenance = record_start(start, trainables, {"training_pairs": len(pairs.source)})
-    task = Task(pipe, trainables, model, partial(batches, pairs, config, accelerator, pipe), sampler, shown)
-    train(task, config, accelerator, start.checkpoint, provenance)
-    return finish(pipe, trainables, config, accelerator, provenance)
+    lane = Lane(config, trainables, sampler, shown, provenance)
+    train(
+        Task(pipe, model, partial(batches, pairs, config, accelerator, pipe), [lane]),
+        config,
+        accelerator,
+        start.checkpoint,
+    )
+    return finish(pipe, [lane], accelerator)
 
 
 def list_files(config: ControlConfig) -> list[PairFiles]:
@@ -178,7 +183,7 @@ def batches(
     pipe: DiffusionPipeline,
     first_step: int,
     end_step: int,
-) -> Iterator[list[Batch]]:
+) -> Iterator[list[list[Batch]]]:
     """This process's micro-batches of the steps."""
     size = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
     seed = generator(config.seed, STREAM).initial_seed()
@@ -196,4 +201,4 @@ def batches(
     process = (accelerator.process_index, accelerator.num_processes)
     steps, workers = (first_step, end_step), config.dataloader_num_workers
     for stacked in micro_batches(samples, plan, steps, config.train_batch_size, process, workers):
-        yield [to_batch(stacked, pipe.vae, accelerator.device)]
+        yield [[to_batch(stacked, pipe.vae, accelerator.device)]]

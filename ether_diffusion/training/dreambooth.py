@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, DiffusionPipeline
@@ -21,12 +22,19 @@ from ether_diffusion.training.conditioning import encode_prompts_once
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.finish import finish
-from ether_diffusion.training.loop import Task, train
+from ether_diffusion.training.loop import Lane, Task, train
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.program import record_start, run_program, start_run
+from ether_diffusion.training.run_folder import open_run_folder
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.setup import make_cache, prepare_modules
-from ether_diffusion.training.trainables import check_trainables, make_trainables, trained_components
+from ether_diffusion.training.subjects import subjects_of
+from ether_diffusion.training.trainables import (
+    ADAPTER_NAME,
+    check_trainables,
+    make_trainables,
+    trained_components,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,37 +57,60 @@ def run(config: DreamBoothConfig) -> Path:
         TrainingDivergedError: the loss became NaN or infinite.
         TrainingInterruptedError: Ctrl-C or SIGTERM.
     """
-    start = start_run(config, partial(check_folder, config.instance_data_dir))
+    start = start_run(config, lambda: check_subjects(config))
     config, accelerator, pipe = start.config, start.accelerator, start.pipe
     components = trained_components(pipe, config)
     check_trainables(components, config)
     objective = Objective(DDPMScheduler.from_config(pipe.scheduler.config), config.snr_gamma)
-    sampler = Sampler(pipe, config, accelerator)
-    streams = make_streams(pipe, config, sampler)
+    subjects = subjects_of(config)
+    samplers = [Sampler(pipe, each, accelerator) for each in subjects.values()]
+    streams = [make_streams(pipe, each, own) for each, own in zip(subjects.values(), samplers, strict=True)]
     embeds = None
     if not config.train_text_encoder:
-        prompts = [prompt for stream in streams for prompt in stream.subject.prompts]
+        prompts = [prompt for own in streams for stream in own for prompt in stream.subject.prompts]
         with accelerator.main_process_first():  # the others read what it cached
             embeds = encode_prompts_once(pipe, prompts, make_cache(config))
-    trainables = make_trainables(components, config)
-    model = DenoisingModel(pipe, trainables, objective, config.prior_loss_weight, embeds)
+    trainables = [make_trainables(components, each, name or ADAPTER_NAME) for name, each in subjects.items()]
+    names = [name for name in subjects if name is not None]
+    everything = [trainable for own in trainables for trainable in own]
+    model = DenoisingModel(pipe, everything, objective, config.prior_loss_weight, embeds, adapters=names)
     prepare_modules(pipe, config)
-    facts = {
+    together = record_start(start, everything, {"subjects": names}) if names else None
+    lanes = [
+        Lane(each, own, sampler, _shown(each), record_start(start, own, _facts(seen), each), name)
+        for (name, each), own, sampler, seen in zip(subjects.items(), trainables, samplers, streams, strict=True)
+    ]
+    task = Task(pipe, model, partial(batches, streams, config, accelerator, pipe), lanes)
+    train(task, config, accelerator, start.checkpoint)
+    report = finish(pipe, lanes, accelerator)
+    if together is not None and accelerator.is_main_process:
+        together.update(status="finished", step=lanes[0].provenance.content["step"])
+    return report
+
+
+def check_subjects(config: DreamBoothConfig) -> None:
+    """Look for the folders of photos, and whether the run folders of several subjects are free.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: a folder is missing.
+        FileExistsError: a subject's run folder holds a run already.
+    """
+    for each in subjects_of(config).values():
+        check_folder(each.instance_data_dir)
+        if config.subjects_dir is not None and config.resume is None:
+            open_run_folder(each)
+
+
+def _shown(config: DreamBoothConfig) -> list[Shown]:
+    return [Shown(prompt) for prompt in list(config.validation_prompt) or [config.instance_prompt]]
+
+
+def _facts(streams: list[TrainingSamples[SubjectFolder]]) -> dict[str, Any]:
+    """What the provenance says of the pictures."""
+    return {
         "instance_images": [str(path.resolve()) for path in streams[0].subject.paths],
         "class_images": len(streams[1].subject) if len(streams) > 1 else 0,
     }
-    provenance = record_start(start, trainables, facts)
-    prompts = list(config.validation_prompt) or [config.instance_prompt]
-    task = Task(
-        pipe,
-        trainables,
-        model,
-        partial(batches, streams, config, accelerator, pipe),
-        sampler,
-        [Shown(prompt) for prompt in prompts],
-    )
-    train(task, config, accelerator, start.checkpoint, provenance)
-    return finish(pipe, trainables, config, accelerator, provenance)
 
 
 def make_streams(
@@ -119,26 +150,29 @@ def make_streams(
 
 
 def batches(
-    streams: list[TrainingSamples[SubjectFolder]],
+    lanes: list[list[TrainingSamples[SubjectFolder]]],
     config: DreamBoothConfig,
     accelerator: Accelerator,
     pipe: DiffusionPipeline,
     first_step: int,
     end_step: int,
-) -> Iterator[list[Batch]]:
-    """This process's micro-batches of the steps: instance and class images side by side."""
+) -> Iterator[list[list[Batch]]]:
+    """This process's micro-batches of the steps: of every lane instance and class images side by side."""
     size = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
     process = (accelerator.process_index, accelerator.num_processes)
     loaders = [
-        micro_batches(
-            samples,
-            BatchPlan(samples.subject.sizes, size, generator(config.seed, samples.stream).initial_seed()),
-            (first_step, end_step),
-            config.train_batch_size,
-            process,
-            config.dataloader_num_workers,
-        )
-        for samples in streams
+        [
+            micro_batches(
+                samples,
+                BatchPlan(samples.subject.sizes, size, generator(config.seed, samples.stream).initial_seed()),
+                (first_step, end_step),
+                config.train_batch_size,
+                process,
+                config.dataloader_num_workers,
+            )
+            for samples in streams
+        ]
+        for streams in lanes
     ]
-    for parts in zip(*loaders, strict=True):
-        yield join([to_batch(part, pipe.vae, accelerator.device) for part in parts])
+    for parts in zip(*(zip(*streams, strict=True) for streams in loaders), strict=True):
+        yield [join([to_batch(part, pipe.vae, accelerator.device) for part in own]) for own in parts]

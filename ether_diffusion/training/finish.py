@@ -11,10 +11,10 @@ from huggingface_hub import create_repo, upload_folder
 
 from ether_diffusion.checkpoint import first_line
 from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.loop import Lane
 from ether_diffusion.training.model_card import write_model_card
 from ether_diffusion.training.report import write_report
-from ether_diffusion.training.run_folder import Provenance
-from ether_diffusion.training.trainables import Trainable, save_trained
+from ether_diffusion.training.trainables import save_trained
 
 logger = logging.getLogger(__name__)
 
@@ -24,25 +24,19 @@ NOT_UPLOADED = [
 ]
 
 
-def finish(
-    pipe: DiffusionPipeline,
-    trainables: list[Trainable],
-    config: TrainingConfig,
-    accelerator: Accelerator,
-    provenance: Provenance,
-) -> Path:
-    """Write the trained weights, the model card and the report, upload them if asked to; return the report's path."""
-    report = config.output_dir / "report.html"
+def finish(pipe: DiffusionPipeline, lanes: list[Lane], accelerator: Accelerator) -> Path:
+    """Write every lane's weights, model card and report, upload them if asked to; return the first report's path."""
     if accelerator.is_main_process:
-        save_trained(pipe, trainables, config)
-        provenance.update(status="finished")
-        write_model_card(config.output_dir)
-        report = write_report(config.output_dir)
-        if config.push_to_hub:
-            _push(config)
+        for lane in lanes:
+            save_trained(pipe, lane.trainables, lane.config)
+            lane.provenance.update(status="finished")
+            write_model_card(lane.config.output_dir)
+            write_report(lane.config.output_dir)
+            if lane.config.push_to_hub:
+                _push(lane.config)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return report
+    return lanes[0].config.output_dir / "report.html"
 
 
 def _push(config: TrainingConfig) -> None:

@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ether_diffusion.adapter import Adapter
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.checkpoints import Checkpoints, list_checkpoints
 from ether_diffusion.training.config import TrainingConfig
@@ -51,29 +52,55 @@ class TrainingInterruptedError(RuntimeError):
 
 
 @dataclass
+class Lane:
+    """One training: most runs have one; several share a batch, each with its own data, adapter and run folder.
+
+    Attributes:
+        config: its settings, its run folder among them.
+        trainables: what is trained.
+        sampler: draws the sample grids.
+        shown: what the sample grids show.
+        provenance: of its run folder.
+        name: of its adapter, where there are several lanes.
+    """
+
+    config: TrainingConfig
+    trainables: list[Trainable]
+    sampler: Sampler
+    shown: list[Shown]
+    provenance: Provenance
+    name: str | None = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained."""
+        return [parameter for trainable in self.trainables for parameter in trainable.parameters()]
+
+
+@dataclass
 class Task:
     """What a training program gives to the loop.
 
     Attributes:
         pipe: the base, on the device, with what is trained attached.
-        trainables: what is trained.
-        model: its forward takes a list of batches and returns scalar losses, among them "loss".
-        batches: from (first step, end step) to this process's micro-batches, ``gradient_accumulation_steps`` a step.
-        sampler: draws the sample grids.
-        shown: what the sample grids show.
+        model: its forward takes a list of batches for each lane and returns scalar losses for each, among them "loss".
+        batches: from (first step, end step) to this process's micro-batches, ``gradient_accumulation_steps`` a step,
+            each with a list of batches for every lane.
+        lanes: the trainings.
     """
 
     pipe: DiffusionPipeline
-    trainables: list[Trainable]
     model: nn.Module
-    batches: Callable[[int, int], Iterator[list[Batch]]]
-    sampler: Sampler
-    shown: list[Shown]
+    batches: Callable[[int, int], Iterator[list[list[Batch]]]]
+    lanes: list[Lane]
+
+    @property
+    def trainables(self) -> list[Trainable]:
+        """What all lanes train."""
+        return [trainable for lane in self.lanes for trainable in lane.trainables]
 
 
-def train(
-    task: Task, config: TrainingConfig, accelerator: Accelerator, start: Path | None, provenance: Provenance
-) -> None:
+def train(task: Task, config: TrainingConfig, accelerator: Accelerator, start: Path | None) -> None:
     """Train to ``config.max_train_steps``, from the checkpoint ``start`` if there is one.
 
     Raises:
@@ -86,8 +113,7 @@ def train(
     accelerator.register_for_checkpointing(schedule)
     checkpoints = Checkpoints(accelerator, task.pipe, task.trainables, config)
     step = checkpoints.load(start) if start else 0
-    run = _Run(task, config, accelerator, provenance, checkpoints, step)
-    parameters = [parameter for trainable in task.trainables for parameter in trainable.parameters()]
+    run = _Run(task, config, accelerator, checkpoints, step)
     if step >= config.max_train_steps:
         logger.warning(
             "the run is at step %d of %d already: raise --max_train_steps to go on", step, config.max_train_steps
@@ -101,15 +127,13 @@ def train(
                 checkpoints.save(step)
                 run.stop_for(received)
             began = time.perf_counter()
-            losses: list[dict[str, Tensor]] = []
+            losses: list[list[dict[str, Tensor]]] = []
             for _ in range(config.gradient_accumulation_steps):
                 with accelerator.accumulate(model):
                     losses.append(model(next(micro_batches)))
-                    accelerator.backward(losses[-1]["loss"])
+                    accelerator.backward(torch.stack([lane["loss"] for lane in losses[-1]]).sum())
                     if accelerator.sync_gradients:
-                        means = _means(losses, accelerator)
-                        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
-                        run.check_finite(means["loss"], float(norm), step + 1, learning_rates(optimizer))
+                        measured = run.clip(_means(losses, accelerator), step + 1, learning_rates(optimizer))
                     optimizer.step()
                     optimizer.zero_grad()
             rates = learning_rates(optimizer)
@@ -118,7 +142,7 @@ def train(
             if not skipped:
                 schedule.step()
             step += 1
-            run.log(step, {**means, "grad_norm": float(norm)}, rates, time.perf_counter() - began, bar)
+            run.log(step, measured, rates, time.perf_counter() - began, bar)
             if step == config.max_train_steps or step % config.checkpointing_steps == 0:
                 checkpoints.save(step)
             run.sample_if_due(step, interrupts)
@@ -133,38 +157,52 @@ class _Run:
         task: Task,
         config: TrainingConfig,
         accelerator: Accelerator,
-        provenance: Provenance,
         checkpoints: Checkpoints,
         start_step: int,
     ) -> None:
         self.task = task
         self.config = config
         self.accelerator = accelerator
-        self.provenance = provenance
         self.checkpoints = checkpoints
         self.step = start_step
         self.skipped = 0
-        self.before = float(provenance.content["seconds"])
+        self.before = float(task.lanes[0].provenance.content["seconds"])
         self.began = time.perf_counter()
-        self.metrics = None
+        self.metrics: list[MetricsFile] = []
         if accelerator.is_main_process:
-            forget_after(config.output_dir, start_step)
-            self.metrics = MetricsFile(config.output_dir, start_step)
+            for folder in dict.fromkeys([config.output_dir, *(lane.config.output_dir for lane in task.lanes)]):
+                forget_after(folder, start_step)
+            self.metrics = [MetricsFile(lane.config.output_dir, start_step) for lane in task.lanes]
 
     def progress_bar(self, step: int) -> tqdm[Any]:
         hidden = not self.accelerator.is_main_process
         total = self.config.max_train_steps
         return tqdm(total=total, initial=step, desc="training", unit="step", disable=hidden, dynamic_ncols=True)
 
+    def clip(self, means: list[dict[str, float]], step: int, rates: dict[str, float]) -> list[dict[str, float]]:
+        """Clip every lane's gradients to their norm, and return its losses with it."""
+        measured = []
+        for lane, losses in zip(self.task.lanes, means, strict=True):
+            norm = float(self.accelerator.clip_grad_norm_(lane.parameters, self.config.max_grad_norm or math.inf))
+            self.check_finite(losses["loss"], norm, step, rates, lane.name)
+            measured.append({**losses, "grad_norm": norm})
+        return measured
+
     def log(
-        self, step: int, measured: dict[str, float], rates: dict[str, float], seconds: float, bar: tqdm[Any]
+        self, step: int, measured: list[dict[str, float]], rates: dict[str, float], seconds: float, bar: tqdm[Any]
     ) -> None:
         self.step = step
         bar.update()
-        bar.set_postfix(loss=f"{measured['loss']:.4f}", lr=f"{next(iter(rates.values())):.2e}")
-        if self.metrics is not None:
-            self.metrics.append({"step": step, **measured, "lr": rates, "steps_per_second": 1 / seconds})
-        self.accelerator.log({**measured, **{f"lr/{c}": rate for c, rate in rates.items()}}, step=step)
+        loss = sum(row["loss"] for row in measured) / len(measured)
+        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{next(iter(rates.values())):.2e}")
+        tracked: dict[str, float] = {}
+        for number, (lane, row) in enumerate(zip(self.task.lanes, measured, strict=True)):
+            own = {trainable.component: rates[trainable.key] for trainable in lane.trainables}
+            if self.metrics:
+                self.metrics[number].append({"step": step, **row, "lr": own, "steps_per_second": 1 / seconds})
+            values = {**row, **{f"lr/{component}": rate for component, rate in own.items()}}
+            tracked |= {key if lane.name is None else f"{lane.name}/{key}": value for key, value in values.items()}
+        self.accelerator.log(tracked, step=step)
 
     def sample_if_due(self, step: int, interrupts: Interrupts) -> None:
         """Write the grid of a step that is due and not there yet, and renew the report.
@@ -174,18 +212,28 @@ class _Run:
         finished = step == self.config.max_train_steps
         due = finished or step % self.config.validation_steps == 0
         if self.accelerator.is_main_process and due:
-            folder = self.config.output_dir / "samples" / f"step-{step:06d}"
-            if self.config.num_validation_images and not folder.is_dir():
-                stop = lambda: bool(interrupts.received)  # noqa: E731
-                write_samples(self.task.sampler, self.task.trainables, self.task.shown, step, stop)
+            stop = lambda: bool(interrupts.received)  # noqa: E731
+            for lane in self.task.lanes:
+                folder = lane.config.output_dir / "samples" / f"step-{step:06d}"
+                if self.config.num_validation_images and not folder.is_dir():
+                    self._only(lane)
+                    write_samples(lane.sampler, lane.trainables, lane.shown, step, stop)
             self.update("running")
         self.accelerator.wait_for_everyone()
 
-    def check_finite(self, loss: float, norm: float, step: int, rates: dict[str, float]) -> None:
+    def _only(self, lane: Lane) -> None:
+        """Let no adapter but the lane's act, where there are several; the next step gives each sample its own again."""
+        for trainable in lane.trainables if lane.name is not None else ():
+            if isinstance(trainable.module, Adapter) and trainable.module.host is not None:
+                trainable.module.host.set_active({trainable.adapter: 1.0})
+
+    def check_finite(
+        self, loss: float, norm: float, step: int, rates: dict[str, float], lane: str | None = None
+    ) -> None:
         # under fp16 an overflowing gradient is the gradient scaler's business: it skips the step
         if math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.mixed_precision == "fp16"):
             return
-        what = "loss" if not math.isfinite(loss) else "gradient"
+        what = ("loss" if not math.isfinite(loss) else "gradient") + ("" if lane is None else f" of {lane}")
         self._stop(f"the {what} is not finite at step {step}: loss {loss}, gradient norm {norm}", rates)
 
     def check_skipped(self, skipped: bool, rates: dict[str, float]) -> None:
@@ -222,15 +270,17 @@ class _Run:
         """Record how far the run is, and renew the report."""
         if self.accelerator.is_main_process:
             seconds = self.before + time.perf_counter() - self.began
-            self.provenance.update(status=status, step=self.step, seconds=round(seconds, 1))
-            write_report(self.config.output_dir)
+            for lane in self.task.lanes:
+                lane.provenance.update(status=status, step=self.step, seconds=round(seconds, 1))
+                write_report(lane.config.output_dir)
 
 
-def _means(losses: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
-    """Mean of every loss over the rounds and processes of a step."""
-    stacked = torch.stack([torch.stack([row[name].detach() for name in losses[0]]) for row in losses]).mean(0)
-    reduced = accelerator.reduce(stacked, reduction="mean")
-    return dict(zip(losses[0], reduced.tolist(), strict=True))
+def _means(losses: list[list[dict[str, Tensor]]], accelerator: Accelerator) -> list[dict[str, float]]:
+    """Mean of every lane's losses over the rounds and processes of a step."""
+    names = list(losses[0][0])
+    rounds = [torch.stack([torch.stack([lane[name].detach() for name in names]) for lane in row]) for row in losses]
+    reduced = accelerator.reduce(torch.stack(rounds).mean(0), reduction="mean")
+    return [dict(zip(names, values, strict=True)) for values in reduced.tolist()]
 
 
 def _any_process(received: int, accelerator: Accelerator) -> int:

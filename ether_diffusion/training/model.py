@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from ether_diffusion.adapter import host_of
 from ether_diffusion.training.base_model import is_xl
-from ether_diffusion.training.batches import Batch
+from ether_diffusion.training.batches import Batch, join
 from ether_diffusion.training.conditioning import Conditioning, UNetInputs, encode_prompts
 from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.trainables import Trainable
@@ -26,6 +28,7 @@ class DenoisingModel(nn.Module):
         prior_loss_weight: weight of the class images.
         prompt_embeds: encoded prompts, where the text encoders are frozen; they are encoded in every step otherwise.
         control: what the conditions of the batches act through.
+        adapters: names of adapters that are trained side by side, each on samples of its own; none for one training.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class DenoisingModel(nn.Module):
         prior_loss_weight: float = 1.0,
         prompt_embeds: dict[str, dict[str, Tensor]] | None = None,
         control: Conditioning | None = None,
+        adapters: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.pipe = pipe
@@ -43,15 +47,31 @@ class DenoisingModel(nn.Module):
         self.prior_loss_weight = prior_loss_weight
         self.prompt_embeds = prompt_embeds
         self.control = control
+        self.adapters = list(adapters)
         self.unet = pipe.unet
-        self.trained = nn.ModuleDict({trainable.component: trainable.module for trainable in trainables})
+        self.trained = nn.ModuleDict({t.key.replace(".", " "): t.module for t in trainables})
         self.encoders = nn.ModuleDict(
             {t.component: getattr(pipe, t.component) for t in trainables if t.component.startswith("text_encoder")}
         )
 
-    def forward(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """Scalar losses: ``loss`` = instance_loss + prior_loss_weight · prior_loss, and its parts."""
-        losses = torch.cat([self._losses(batch) for batch in batches])
+    def forward(self, lanes: list[list[Batch]]) -> list[dict[str, Tensor]]:
+        """Scalar losses of every lane: ``loss`` = instance_loss + prior_loss_weight · prior_loss, and its parts.
+
+        Several lanes pass the UNet as one batch, in which each sample has the adapter of its lane.
+        """
+        if not self.adapters:
+            return [self._together(torch.cat([self._losses(batch) for batch in lanes[0]]), lanes[0])]
+        counts = [sum(len(batch.timesteps) for batch in batches) for batches in lanes]
+        (everything,) = join([batch for batches in lanes for batch in batches])
+        names = [name for name, count in zip(self.adapters, counts, strict=True) for _ in range(count)]
+        for component in (self.unet, *self.encoders.values()):
+            if (host := host_of(component)) is not None:
+                host.set_per_sample(names)
+        losses = self._losses(everything).split(counts)
+        return [self._together(own, batches) for own, batches in zip(losses, lanes, strict=True)]
+
+    def _together(self, losses: Tensor, batches: list[Batch]) -> dict[str, Tensor]:
+        """The losses of a lane from those of its samples."""
         prior = torch.cat([batch.prior for batch in batches])
         instance_loss = losses[~prior].mean()
         if not prior.any():

@@ -17,9 +17,7 @@ def make_optimizer(trainables: list[Trainable], config: TrainingConfig) -> torch
         ImportError: the optimiser's package is not installed.
     """
     rate = config.resolved_learning_rate
-    groups = [
-        {"params": t.parameters(), "lr": config.rate_of(t.component), "component": t.component} for t in trainables
-    ]
+    groups = [{"params": t.parameters(), "lr": config.rate_of(t.component), "component": t.key} for t in trainables]
     betas = (config.adam_beta1, config.adam_beta2)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(

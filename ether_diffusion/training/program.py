@@ -110,9 +110,14 @@ def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
     return Start(config, accelerator, pipe, checkpoint, hashes)
 
 
-def record_start(start: Start[Any], trainables: list[Trainable], facts: Mapping[str, Any]) -> Provenance:
-    """Make the run folder this run's own: settings, provenance, trackers; ``facts`` are the program's own."""
-    config, accelerator = start.config, start.accelerator
+def record_start(
+    start: Start[Any], trainables: list[Trainable], facts: Mapping[str, Any], config: TrainingConfig | None = None
+) -> Provenance:
+    """Make the run folder this run's own: settings, provenance, trackers; ``facts`` are the program's own.
+
+    ``config``: of one of several trainings side by side, whose folder it is.
+    """
+    config, accelerator = config or start.config, start.accelerator
     if accelerator.is_main_process and not start.checkpoint:
         clear_run_folder(config.output_dir)
     provenance = Provenance(
@@ -129,6 +134,6 @@ def record_start(start: Start[Any], trainables: list[Trainable], facts: Mapping[
     if accelerator.is_main_process:
         write_config(config)
         provenance.update(status="running")
-        if config.report_to:
+        if config.report_to and not accelerator.trackers:
             accelerator.init_trackers("ether-diffusion", {k: str(v) for k, v in config.to_dict().items()})
     return provenance

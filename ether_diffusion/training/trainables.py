@@ -33,11 +33,18 @@ class Trainable:
         component: unet, text_encoder or text_encoder_2; control_encoder, controlnet or controlnet_weights.
         module: owns the trained parameters: an adapter beside the component, or the component itself.
         set_active: turns the trained part on or off, so that the base can be sampled; None where it cannot.
+        adapter: the adapter's name in the pipeline.
     """
 
     component: str
     module: nn.Module
     set_active: Callable[[bool], None] | None
+    adapter: str = ADAPTER_NAME
+
+    @property
+    def key(self) -> str:
+        """Stands for it among all that a run trains: the component, under the adapter's name if there are several."""
+        return self.component if self.adapter == ADAPTER_NAME else f"{self.adapter}.{self.component}"
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters, fp32."""
@@ -71,8 +78,8 @@ def check_trainables(components: Components, config: TrainingConfig) -> None:
             check_blocks(targets, config.ether_config())
 
 
-def make_trainables(components: Components, config: TrainingConfig) -> list[Trainable]:
-    """Attach what ``config.method`` trains to each component.
+def make_trainables(components: Components, config: TrainingConfig, adapter: str = ADAPTER_NAME) -> list[Trainable]:
+    """Attach what ``config.method`` trains to each component; an adapter of this library gets the name ``adapter``.
 
     Raises:
         ValueError: targets or n_blocks do not fit the model.
@@ -81,7 +88,7 @@ def make_trainables(components: Components, config: TrainingConfig) -> list[Trai
     if config.method == "none":
         return []
     if config.method in ETHER_METHODS:
-        return [_ether(component, module, config) for component, module in components.items()]
+        return [_ether(component, module, config, adapter) for component, module in components.items()]
     if config.method == "full":
         return [_full(component, module) for component, module in components.items()]
     return [_peft(component, module, config) for component, module in components.items()]
@@ -96,7 +103,8 @@ def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], config: T
     """
     folder = config.output_dir
     adapted = [trainable for trainable in trainables if trainable.component not in (CONTROL, CONTROLNET_WEIGHTS)]
-    save_adapter(pipe, config, folder)
+    for name in dict.fromkeys(trainable.adapter for trainable in trainables):
+        save_adapter(pipe, name, config, folder)
     if any(trainable.component == CONTROLNET_WEIGHTS for trainable in trainables):
         with atomic_path(folder / "controlnet") as temporary:
             pipe.controlnet.save_pretrained(temporary)
@@ -109,17 +117,17 @@ def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], config: T
             _save_peft(trainable, folder / trainable.component)
 
 
-def save_adapter(pipe: DiffusionPipeline, config: TrainingConfig, folder: Path) -> None:
-    """Write ``ether_weights.safetensors``: vectors and control encoder, where there are any."""
-    file = adapter_file(pipe, ADAPTER_NAME, config.pretrained_model_name_or_path)
+def save_adapter(pipe: DiffusionPipeline, name: str, config: TrainingConfig, folder: Path) -> None:
+    """Write ``ether_weights.safetensors``: an adapter's vectors and control encoder, where there are any."""
+    file = adapter_file(pipe, name, config.pretrained_model_name_or_path)
     if file.configs or file.control is not None:
         file.write(folder)
 
 
-def _ether(component: str, module: nn.Module, config: TrainingConfig) -> Trainable:
-    adapter = attach(module, config.ether_config(), ADAPTER_NAME)
+def _ether(component: str, module: nn.Module, config: TrainingConfig, name: str) -> Trainable:
+    adapter = attach(module, config.ether_config(), name)
     host = adapter.host
-    return Trainable(component, adapter, None if host is None else host.enable)
+    return Trainable(component, adapter, None if host is None else host.enable, name)
 
 
 def _full(component: str, module: nn.Module) -> Trainable:
