@@ -99,7 +99,7 @@ def test_class_and_instance_images_are_weighted_alike(gamma: float | None) -> No
         model = DenoisingModel(pipe, [], objective("epsilon", gamma), weight)
         batch = Batch(latents, noise, T, ["a dog"] * 4, torch.zeros(4, 6), torch.tensor(prior))
         with torch.no_grad():
-            return {key: float(value) for key, value in model([batch]).items()}
+            return {key: float(value) for key, value in model([[batch]])[0].items()}
 
     one = losses([False, False, True, True], 0.5)
     other = losses([True, True, False, False], 0.5)
