@@ -10,8 +10,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 import ether_diffusion as ether
+from ether_diffusion.control import ControlEncoder, attach_control
 from ether_diffusion.playground.world import write_subject
 from ether_diffusion.training.dreambooth import main as train_dreambooth
 
@@ -51,12 +53,16 @@ def test_the_training_command_and_all_python_of_the_readme_run(workplace: Path, 
     pipe = DiffusionPipeline.from_pretrained(base_folder)
     ether.attach(pipe.unet, ether.EtherConfig(method="ether"), name="style")
     ether.save(pipe, "runs/style")
+    attach_control(pipe.unet, ControlEncoder.of(pipe.unet, pipe.vae_scale_factor), "style")
+    ether.save(pipe, "runs/maps")
+    Image.new("RGB", (64, 64), "red").save("map.png")
 
     namespace: dict[str, object] = {}
     for block in blocks("python"):
         code = block.replace(SD15, str(base_folder)).replace('.to("cuda")', "")
         exec(compile(code, "README.md", "exec"), namespace)
     assert (workplace / "bucket.png").is_file()
+    assert (workplace / "house.png").is_file()
     assert list(ether.adapters(namespace["pipe"])) == ["default", "dog"]
 
 

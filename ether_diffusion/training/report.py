@@ -146,7 +146,7 @@ def _samples(run: Run, title: str, step: int | None) -> Gallery:
 def _sample(run: Run, prompt: SamplePrompt, step: int, size: int) -> Picture:
     source = thumbnail(run.folder / run.sample(step, prompt["file"]), size)
     model = f"Step {step}" if step else "Base model"
-    caption = f"{prompt['prompt']}, seed {prompt['seed']}"
+    caption = ", ".join(part for part in (prompt["prompt"], f"seed {prompt['seed']}") if part)
     return Picture(source, f"{model}: {caption}", caption)
 
 
