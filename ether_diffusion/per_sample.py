@@ -19,7 +19,9 @@ def check_mixable(configs: Mapping[str, EtherConfig]) -> None:
     """Raise ValueError unless the adapters can share a batch: settings alike but for the seed, and no Naive."""
     for name, config in configs.items():
         if config.method == "naive":
-            raise ValueError(f"{name!r} is a Naive adapter, whose blocks are matrices: per_sample mixes reflections only")
+            raise ValueError(
+                f"{name!r} is a Naive adapter, whose blocks are matrices: per_sample mixes reflections only"
+            )
     first, *others = configs or [""]
     for other in others:
         if replace(configs[other], seed=configs[first].seed) != configs[first]:
@@ -58,7 +60,7 @@ class PerSample:
         samples, given = x.shape[0], len(self.names)
         if samples % given or not 1 <= samples // given <= COPIES:
             raise ValueError(
-                f"per_sample names {given} adapters, but {path} got a batch of {samples}: the batch must be {given}, or "
+                f"per_sample names {given} adapters, but {path} got a batch of {samples}: it must be {given}, or "
                 f"{2 * given} or {3 * given} under guidance; with several images per prompt pass images_per_prompt"
             )
         key = (samples, x.device)

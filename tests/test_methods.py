@@ -267,3 +267,34 @@ def test_removed_hooks_leave_the_module_as_it_was() -> None:
     Injection("proj", linear).remove()
     after = {key: dict(value) if isinstance(value, dict) else value for key, value in linear.__dict__.items()}
     assert after == before
+
+
+@pytest.mark.parametrize(("count", "kept"), [(512, False), (1, True)])
+def test_a_two_sided_update_keeps_no_output_where_tokens_are_many(count: int, kept: bool) -> None:
+    """The frozen weight carries a few rows over instead: of the activations x alone is kept, and coefficients."""
+    model = OneLinear(dtype=torch.float32)
+    attached(model, "ether_plus")
+    x = torch.randn(1, count, IN, requires_grad=True)
+    shapes: list[tuple[int, ...]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        shapes.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    assert ((1, count, OUT) in shapes) == kept
+    assert (1, count, IN) in shapes
+
+
+@KIND
+def test_second_derivatives_of_a_whole_projection(kind: str) -> None:
+    model = OneLinear()
+    adapter = attached(model, kind).double()
+    x = tokens()[:, :4].clone().requires_grad_()
+    inputs = [x, *adapter.parameters()]
+
+    def project(*_: Tensor) -> Tensor:
+        return model(x)
+
+    assert torch.autograd.gradgradcheck(project, inputs, atol=1e-6)
