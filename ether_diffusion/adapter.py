@@ -35,6 +35,7 @@ class Adapter(nn.Module):
         for target in targets:
             method = build_method(config, target.in_features, target.out_features, generator)
             _set_submodule(self, target.path, method)
+        self._scalars = sum(parameter.numel() for parameter in self.parameters())
 
     def methods(self) -> dict[str, Method]:
         """The transform of every target, by module path."""
@@ -42,7 +43,7 @@ class Adapter(nn.Module):
 
     def num_parameters(self) -> int:
         """Number of trained scalars."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return self._scalars
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load vectors after checking all of them; nothing changes if one does not fit.
@@ -114,8 +115,10 @@ class Host:
         forget_compiled_code()
         if self.per_sample is None:
             self.set_active({key: strength for key, strength in self.strengths.items() if key != name})
+        elif name in self.per_sample.adapters:
+            self.set_active({})  # no sample goes on with another adapter unasked
         else:
-            self.set_active({}) if name in self.per_sample.adapters else self._refresh()
+            self._refresh()
         if not self.adapters:
             for handle in [*self._guards.values(), *self._handles]:
                 handle.remove()

@@ -80,34 +80,21 @@ def relaxed_reflection_delta(x: Tensor, u: Tensor, v: Tensor, shift: Tensor | No
     return symmetric_update(x, block_rows(u, v), shift, keep=False)
 
 
-class Origin(NamedTuple):
-    """Where the values of an update come from: x_out = weight (x + E x) + shift, with E of ``rows``."""
-
-    x: Tensor
-    rows: Rows
-    weight: Tensor
-
-
-def symmetric_update(
-    x: Tensor, rows: Rows, shift: Tensor | None = None, keep: bool = True, origin: Origin | None = None
-) -> Tensor:
+def symmetric_update(x: Tensor, rows: Rows, shift: Tensor | None = None, keep: bool = True) -> Tensor:
     """x + E (x - shift), or without ``keep`` E (x - shift) alone, with an analytic backward.
 
-    Of the activations the backward keeps x and its k coefficients. Where ``origin`` says what x was made of, it keeps
-    that instead of x: the backward needs no more of x than a k-row product, which the frozen weight carries over.
+    Of the activations the backward keeps x and its k coefficients.
 
     Args:
         x: (..., d), any floating dtype.
         rows: of :func:`block_rows`; (k, d), or (samples, k, d) for x (samples, ..., d).
         shift: (d,), subtracted from every token first.
         keep: whether x itself is part of the result.
-        origin: of x, where that is cheaper to keep than x.
 
     Returns:
         (..., d) in the dtype of x; the arithmetic runs in the wider of the dtypes of x and rows.
     """
-    source = (None, None, None, None) if origin is None else (origin.x, *origin.rows, origin.weight)
-    updated: Tensor = _SymmetricUpdate.apply(x, *rows, shift, keep, *source)
+    updated: Tensor = _SymmetricUpdate.apply(x, *rows, shift, keep)
     return updated
 
 
@@ -203,99 +190,60 @@ class _SymmetricUpdate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        analysis: Tensor,
-        synthesis: Tensor,
-        shift: Tensor | None,
-        keep: bool,
-        *origin: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, analysis: Tensor, synthesis: Tensor, shift: Tensor | None, keep: bool) -> Tensor:
         ctx.keep = keep
-        known = x if origin[0] is None and ctx.needs_input_grad[2] else None
         with _no_autocast(x):
-            tokens = _tokens(x, analysis)
-            coefficients = _Values(tokens, shift).coefficients(analysis)
-            ctx.save_for_backward(known, analysis, synthesis, shift, coefficients, *origin)
+            tokens = as_tokens(x, analysis)
+            coefficients = _coefficients(analysis, tokens, shift)
+            ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, analysis, synthesis, shift, coefficients)
             return _add(x, tokens, coefficients, synthesis, keep)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, analysis, synthesis, shift, coefficients, *origin = ctx.saved_tensors
+        x, analysis, synthesis, shift, coefficients = ctx.saved_tensors
         needs_x, _, needs_rows, needs_shift = ctx.needs_input_grad[:4]
         grad, grad_x, grad_rows, grad_shift = gradients[0], None, None, None
         with _no_autocast(grad):
-            tokens = _tokens(grad, analysis)
-            pulled = _like(analysis, tokens) @ tokens.mT
+            tokens = as_tokens(grad, analysis)
+            pulled = _coefficients(analysis, tokens, None)
             if needs_x:
                 grad_x = _add(grad, tokens, pulled, synthesis, ctx.keep)
             if needs_rows:
-                values = _Values(None if x is None else _tokens(x, analysis), shift, _origin(*origin))
+                values = as_tokens(x, analysis)
                 if torch.is_grad_enabled():
-                    coefficients = values.coefficients(analysis)
-                grad_rows = _like(_sum(values.pooled(pulled), coefficients, tokens), synthesis)
+                    coefficients = _coefficients(analysis, values, shift)
+                pooled = pulled @ values
+                if shift is not None:
+                    pooled = pooled - pulled.sum(-1, keepdim=True) * _like(shift, pulled)
+                grad_rows = _like(plus_product(pooled, coefficients, tokens), synthesis)
             if needs_shift:
                 falls = pulled.sum(-1, keepdim=True) * synthesis
                 grad_shift = _like(-falls.reshape(-1, falls.shape[-1]).sum(0), shift)
-        return grad_x, None, grad_rows, grad_shift, None, None, None, None, None
+        return grad_x, None, grad_rows, grad_shift, None
 
 
-class _Values(NamedTuple):
-    """What an update acts on, tokens - shift, known itself or by its origin."""
-
-    tokens: Tensor | None
-    shift: Tensor | None
-    origin: Origin | None = None
-
-    def coefficients(self, rows: Tensor) -> Tensor:
-        """Rows (tokens - shift)ᵀ, (…, k, tokens); the shift is taken off the k coefficients, not off every token."""
-        if self.origin is not None:
-            through = _reflected(rows @ _like(self.origin.weight, rows), self.origin.rows)
-            return through @ _tokens(self.origin.x, rows).mT
-        assert self.tokens is not None
-        rows = _like(rows, self.tokens)
-        coefficients = rows @ self.tokens.mT
-        return coefficients if self.shift is None else coefficients - (rows @ _like(self.shift, rows)).unsqueeze(-1)
-
-    def pooled(self, weights: Tensor) -> Tensor:
-        """Weights (tokens - shift) for weights (…, k, tokens): (…, k, d)."""
-        if self.origin is not None:
-            pooled = _reflected(weights @ _tokens(self.origin.x, weights), self.origin.rows)
-            return pooled @ _like(self.origin.weight, pooled).mT
-        assert self.tokens is not None
-        pooled = weights @ self.tokens
-        return pooled if self.shift is None else pooled - weights.sum(-1, keepdim=True) * _like(self.shift, weights)
-
-
-def _origin(
-    x: Tensor | None, analysis: Tensor | None, synthesis: Tensor | None, weight: Tensor | None
-) -> Origin | None:
-    if x is None or analysis is None or synthesis is None or weight is None:
-        return None
-    return Origin(x, Rows(analysis, synthesis), weight)
-
-
-def _reflected(tokens: Tensor, rows: Rows) -> Tensor:
-    """Tokens (I + E), E being symmetric."""
-    return _sum(tokens, tokens @ _like(rows.analysis, tokens).mT, _like(rows.synthesis, tokens))
+def _coefficients(rows: Tensor, tokens: Tensor, shift: Tensor | None) -> Tensor:
+    """Rows (tokens - shift)ᵀ, (…, k, tokens); the shift is taken off the k coefficients, not off every token."""
+    rows = _like(rows, tokens)
+    coefficients = rows @ tokens.mT
+    return coefficients if shift is None else coefficients - (rows @ _like(shift, rows)).unsqueeze(-1)
 
 
 def _add(x: Tensor, tokens: Tensor, coefficients: Tensor, rows: Tensor, keep: bool) -> Tensor:
     """x + coefficientsᵀ rows, or that product alone, in the dtype of x; in one pass where that is the arithmetic's."""
     rows = _like(rows, tokens)
     if keep and x.dtype == tokens.dtype:
-        return _sum(tokens, coefficients.mT, rows).view(x.shape)
+        return plus_product(tokens, coefficients.mT, rows).view(x.shape)
     delta = _like(coefficients.mT @ rows, x).view(x.shape)
     return x + delta if keep else delta
 
 
-def _sum(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def plus_product(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Base + left right in one pass, for matrices or batches of them."""
     return torch.addmm(base, left, right) if base.ndim == 2 else torch.baddbmm(base, left, right)
 
 
-def _tokens(x: Tensor, rows: Tensor) -> Tensor:
+def as_tokens(x: Tensor, rows: Tensor) -> Tensor:
     """x as (tokens, d), or (samples, tokens, d) where there are rows for every sample, in the arithmetic's dtype."""
     if x.dtype != rows.dtype:
         x = x.to(torch.promote_types(x.dtype, rows.dtype))

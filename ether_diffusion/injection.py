@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ether_diffusion.functional import Origin, Rows, symmetric_update
+from ether_diffusion.functional import symmetric_update
+from ether_diffusion.low_rank import add_low_rank, low_rank_factors, plain_add_low_rank
 from ether_diffusion.methods import Method, Reflection, Sides
 from ether_diffusion.per_sample import PerSample
 from ether_diffusion.shared_rows import SharedRows, Slot, stacked_sides
 
-SHORTCUT = 8
-"""Outputs are not kept for the backward, which goes through the weight instead, if that is at most 8 times as large."""
+TOKENS_TO_FEATURES = 0.5
+"""From half as many tokens as output features on, four passes over the weight cost less than four over the tokens."""
 
 
 class Injection:
@@ -35,7 +36,7 @@ class Injection:
         self.per_sample: PerSample | None = None
         self.base_weight: Tensor | None = None
         self._shared = shared or SharedRows()
-        self._pending: tuple[Tensor, list[Rows]] | None = None
+        self._pending: tuple[Tensor, Sides, Tensor | None] | None = None
         self._handles = [
             module.register_forward_pre_hook(self._before),
             module.register_forward_hook(self._after),
@@ -84,9 +85,12 @@ class Injection:
             return None
         if self.slot is not None:
             x: Tensor = args[0]
-            rows = self._rows(self.slot, x)
-            self._pending = x, rows
-            return (symmetric_update(x, rows[0]), *args[1:])
+            sides = self._sides(self.slot, x)
+            weight = self._cheap_weight(x, sides)
+            self._pending = x, sides, weight
+            if weight is None:
+                return (symmetric_update(x, sides[0]), *args[1:])
+            return None if torch.compiler.is_compiling() else (x.detach(), *args[1:])
         if not self.active or not self._one_matmul:
             return None
         x = args[0]
@@ -97,22 +101,25 @@ class Injection:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if self._pending is not None:
-            (x, rows), self._pending = self._pending, None
-            if len(rows) == 1:
-                return None
-            return symmetric_update(output, rows[1], self._bias(output), origin=self._origin(x, rows[0], output))
+            (x, sides, weight), self._pending = self._pending, None
+            if weight is not None:
+                factors = low_rank_factors(weight, sides)
+                if torch.compiler.is_compiling():
+                    return plain_add_low_rank(output, x, factors)
+                return add_low_rank(output, x, weight, factors)
+            return symmetric_update(output, sides[1], self._bias(output)) if len(sides) == 2 else None
         if not self.active or self.base_weight is not None or self._one_matmul:
             return None
         return self._mixture(args[0], output)
 
-    def _rows(self, slot: Slot, x: Tensor) -> list[Rows]:
+    def _sides(self, slot: Slot, x: Tensor) -> Sides:
         """The rows of this projection's sides, those of each sample if samples differ."""
         sides = self._shared.of(slot)
         if sides is None or sides[0].analysis.device != x.device:
             sides = self._own(slot, x)
         if self.per_sample is None:
-            return list(sides)
-        return [self.per_sample.choose(rows, x, self.path) for rows in sides]
+            return sides
+        return tuple([self.per_sample.choose(rows, x, self.path) for rows in sides])
 
     def _own(self, slot: Slot, x: Tensor) -> Sides:
         if isinstance(slot, Reflection):
@@ -122,15 +129,20 @@ class Injection:
             _on(method, x)
         return stacked_sides(slot)
 
-    def _origin(self, x: Tensor, rows: Rows, output: Tensor) -> Origin | None:
-        """What the output was made of, where that is cheaper to keep: many tokens for its features, a plain Linear."""
+    def _cheap_weight(self, x: Tensor, sides: Sides) -> Tensor | None:
+        """The weight, where it can be read and is small for so many tokens; None where they are to be transformed."""
         module = self.module
         if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
-            return None
+            return None  # quantised, or an offloading hook has replaced it
         weight = plain_weight(module)
-        if weight is None or weight.device != x.device or not x.dtype == weight.dtype == output.dtype:
-            return None  # offloaded, or rounded by autocast
-        return Origin(x, rows, weight) if SHORTCUT * output.numel() >= weight.numel() else None
+        if weight is None or weight.device != x.device or not x.dtype == weight.dtype == sides[0].analysis.dtype:
+            return None
+        if weight.requires_grad or (module.bias is not None and module.bias.requires_grad):
+            return None  # their gradients are autograd's
+        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+            return None
+        samples = max(1, sides[0].analysis.shape[:-2].numel())
+        return weight if x.numel() >= TOKENS_TO_FEATURES * samples * weight.numel() else None
 
     def _mixture(self, x: Tensor, base: Tensor) -> Tensor:
         """W x + b + Σ s (W' x - W x), one matmul for each W'."""

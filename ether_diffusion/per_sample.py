@@ -60,7 +60,7 @@ class PerSample:
         samples, given = x.shape[0], len(self.names)
         if samples % given or not 1 <= samples // given <= COPIES:
             raise ValueError(
-                f"per_sample names {given} adapters, but {path} got a batch of {samples}: the batch must be {given}, or "
+                f"per_sample names {given} adapters, but {path} got a batch of {samples}: it must be {given}, or "
                 f"{2 * given} or {3 * given} under guidance; with several images per prompt pass images_per_prompt"
             )
         key = (samples, x.device)

@@ -166,7 +166,7 @@ def set_adapters(
         pipe: the pipeline.
         names: adapters that act on every sample.
         strengths: one for all, or one each.
-        per_sample: instead of ``names``, one for each prompt; the settings of all must be alike (method, blocks, targets).
+        per_sample: instead of ``names``, one for each prompt; all of the same settings (method, blocks, targets).
         images_per_prompt: the call's ``num_images_per_prompt``, with ``per_sample``.
 
     Raises:
@@ -207,7 +207,7 @@ def _set_per_sample(pipe: DiffusionPipeline, names: list[str | None], images_per
         component: [name if name is not None and name in host.adapters else None for name in names]
         for component, host in _hosts(pipe).items()
     }
-    for component, host in _hosts(pipe).items():
+    for host in _hosts(pipe).values():
         check_mixable({name: host.adapters[name].config for name in known if name in host.adapters})
     for component, host in _hosts(pipe).items():
         # pipelines encode each prompt once, and then repeat it for its images

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ether_diffusion.functional import Rows, block_rows
 from ether_diffusion.methods import Reflection, Sides
@@ -29,8 +30,7 @@ def make_rows(slots: Sequence[Slot]) -> dict[Slot, Sides]:
     found: dict[Slot, dict[int, Rows]] = {slot: {} for slot in slots}
     for (count, *_), members in groups.items():
         pairs = [m.vectors()[side] for slot, side in members for m in (slot if isinstance(slot, tuple) else (slot,))]
-        v = [v for _, v in pairs if v is not None]
-        rows = block_rows(torch.stack([u for u, _ in pairs]), torch.stack(v) if v else None)
+        rows = _stacked(pairs)
         parts = [each.unflatten(0, (-1, count)).unbind() if count else each.unbind() for each in rows]
         for (slot, side), analysis, synthesis in zip(members, *parts, strict=True):
             found[slot][side] = Rows(analysis, synthesis)
@@ -39,11 +39,13 @@ def make_rows(slots: Sequence[Slot]) -> dict[Slot, Sides]:
 
 def stacked_sides(methods: tuple[Reflection, ...]) -> Sides:
     """The rows (adapters, k, d) of one projection's methods, made for it alone."""
-    sides = []
-    for pairs in zip(*(method.vectors() for method in methods), strict=True):
-        v = [v for _, v in pairs if v is not None]
-        sides.append(block_rows(torch.stack([u for u, _ in pairs]), torch.stack(v) if v else None))
-    return tuple(sides)
+    return tuple(_stacked(pairs) for pairs in zip(*(method.vectors() for method in methods), strict=True))
+
+
+def _stacked(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> Rows:
+    """The rows of many (u, v) of one shape, in one go."""
+    seconds = [v for _, v in pairs if v is not None]
+    return block_rows(torch.stack([u for u, _ in pairs]), torch.stack(seconds) if seconds else None)
 
 
 class SharedRows:

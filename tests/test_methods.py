@@ -267,3 +267,53 @@ def test_removed_hooks_leave_the_module_as_it_was() -> None:
     Injection("proj", linear).remove()
     after = {key: dict(value) if isinstance(value, dict) else value for key, value in linear.__dict__.items()}
     assert after == before
+
+
+@pytest.mark.parametrize(("count", "kept"), [(512, False), (1, True)])
+def test_no_output_is_kept_where_tokens_are_many(count: int, kept: bool) -> None:
+    """The update is of low rank then: of the activations x alone is kept, and its coefficients."""
+    model = OneLinear(dtype=torch.float32)
+    attached(model, "ether_plus")
+    x = torch.randn(1, count, IN, requires_grad=True)
+    shapes: list[tuple[int, ...]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        shapes.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x)
+    assert ((1, count, OUT) in shapes) == kept
+    assert (1, count, IN) in shapes
+
+
+@KIND
+def test_second_derivatives_of_a_whole_projection(kind: str) -> None:
+    model = OneLinear()
+    adapter = attached(model, kind).double()
+    x = tokens()[:, :4].clone().requires_grad_()
+    inputs = [x, *adapter.parameters()]
+
+    def project(*_: Tensor) -> Tensor:
+        return model(x)
+
+    assert torch.autograd.gradgradcheck(project, inputs, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 200], ids=["on the activations", "low rank"])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@KIND
+def test_few_and_many_tokens_give_the_dense_formula(kind: str, count: int, layout: str) -> None:
+    model = OneLinear()
+    adapter = attached(model, kind).double()
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(IN, count, generator=generator, dtype=torch.float64).T[None]
+    x = (x.contiguous() if layout == "contiguous" else x).requires_grad_()
+    upstream = torch.randn(1, count, OUT, generator=generator, dtype=torch.float64)
+    inputs = [x, *adapter.parameters()]
+    output, expected = model(x), oracle(model, x, {adapter: 1.0})
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-11)
+    for got, want in zip(
+        torch.autograd.grad(output, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
