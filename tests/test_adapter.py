@@ -179,11 +179,14 @@ def compiled_in_place(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("tokens", [5, 64], ids=["on the activations", "low rank"])
 @pytest.mark.parametrize("compiled", [compiled_copy, compiled_in_place])
-def test_compiled_modules_follow_every_change_of_the_adapter(compiled: Callable[[nn.Module], nn.Module]) -> None:
+def test_compiled_modules_follow_every_change_of_the_adapter(
+    compiled: Callable[[nn.Module], nn.Module], tokens: int
+) -> None:
     torch.compiler.reset()
     model, twin = compiled(attention(bias=True)), attention(bias=True)
-    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, tokens, 32, generator=torch.Generator().manual_seed(1))
     base = model(x)
     adapters = [shaken(m) for m in (model, twin)]
     hosts = [host_of(m) for m in (model, twin)]

@@ -288,10 +288,11 @@ def test_no_output_is_kept_where_tokens_are_many(count: int, kept: bool) -> None
 
 
 @KIND
-def test_second_derivatives_of_a_whole_projection(kind: str) -> None:
+@pytest.mark.parametrize("count", [4, 20], ids=["on the activations", "low rank"])
+def test_second_derivatives_of_a_whole_projection(kind: str, count: int) -> None:
     model = OneLinear()
     adapter = attached(model, kind).double()
-    x = tokens()[:, :4].clone().requires_grad_()
+    x = torch.randn(1, count, IN, generator=torch.Generator().manual_seed(9), dtype=torch.float64).requires_grad_()
     inputs = [x, *adapter.parameters()]
 
     def project(*_: Tensor) -> Tensor:

@@ -117,10 +117,11 @@ def test_half_precision_stays_close_to_the_adapter_alone(dtype: torch.dtype) -> 
             assert error < 16 * torch.finfo(dtype).eps
 
 
-def test_a_part_of_the_model_called_alone_and_a_compiled_one_know_their_samples() -> None:
+@pytest.mark.parametrize("tokens", [5, 64], ids=["on the activations", "low rank"])
+def test_a_part_of_the_model_called_alone_and_a_compiled_one_know_their_samples(tokens: int) -> None:
     unet, host = adapted(CONFIGS["ether_plus"])
     attention = unet.mid_block.attentions[0].transformer_blocks[0].attn1
-    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, tokens, 64, generator=torch.Generator().manual_seed(1))
     host.set_active({"dog": 1.0})
     expected = attention(x[1:])
     host.set_per_sample([None, "dog"])
