@@ -56,9 +56,11 @@ class Injection:
 
     def activate_per_sample(self, per_sample: PerSample) -> None:
         """Let each sample of a batch have its own adapter."""
-        methods = [self.methods[name] for name in per_sample.adapters]
-        self.active, self.per_sample = [], per_sample
-        self.slot = tuple(method for method in methods if isinstance(method, Reflection))
+        methods = [self.methods[name] for name in per_sample.adapters if name in self.methods]  # all of them or none
+        self.active, self.per_sample, self.slot = [], None, None
+        if methods:
+            self.per_sample = per_sample
+            self.slot = tuple(method for method in methods if isinstance(method, Reflection))
 
     def fuse(self) -> None:
         """Add the active Σ s ΔW to the weight in place; the base weight is kept for :meth:`unfuse`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,17 +11,13 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ether_diffusion.adapter import Adapter, Host, attach, check_blocks, host_of, state_problems
-from ether_diffusion.attention import find_targets
-from ether_diffusion.checkpoint import COMPONENTS, CONTROL, AdapterFile, AdapterFileError
+from ether_diffusion.adapter import Adapter, Host, attach, host_of
+from ether_diffusion.checkpoint import COMPONENTS, CONTROL, AdapterFile
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.control import Control, attach_control, control_of
 from ether_diffusion.fingerprint import base_hash
+from ether_diffusion.fitting import refuse_misfits, warn_if_other_base
 from ether_diffusion.per_sample import check_mixable
-
-logger = logging.getLogger(__name__)
-
-SHOWN_PROBLEMS = 8
 
 
 @dataclass(frozen=True)
@@ -71,34 +66,27 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
     if not math.isfinite(strength):
         raise ValueError(f"the strength of {name!r} must be a finite number, not {strength}")
     file = AdapterFile.read(source)
-    modules = {component: getattr(pipe, component, None) for component in file.configs}
-    problems = [p for component, module in modules.items() for p in _misfits(component, module, file)]
-    problems += _control_misfits(pipe, file)
-    if problems:
-        shown = "\n".join(problems[:SHOWN_PROBLEMS])
-        rest = f"\n  … and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        made_for = f" (it was trained on {file.base_model})" if file.base_model else ""
-        raise AdapterFileError(f"{source} does not fit this {type(pipe).__name__}{made_for}:\n{shown}{rest}")
+    refuse_misfits(pipe, file, source)
     if name in adapters(pipe):
         raise ValueError(f"an adapter {name!r} is loaded already: unload it, or pass another name")
-    hosts = _changeable_hosts(pipe, "load another adapter")
-    _warn_if_other_base(pipe, file, source)
+    _changeable_hosts(pipe, "load another adapter")
+    enabled = _enabled(pipe)
+    warn_if_other_base(pipe, file, source)
     attached: list[Adapter] = []
     try:
-        for component, module in modules.items():
-            assert module is not None  # a missing component is among the problems
-            attached.append(attach(module, file.configs[component], name))
+        for component in file.configs:
+            attached.append(attach(getattr(pipe, component), file.configs[component], name))
             attached[-1].load_state_dict(file.states[component])
             attached[-1].requires_grad_(False)
         if file.control is not None:
             device = pipe.unet.conv_in.weight.device
             encoder = file.control if device.type == "meta" else file.control.to(device)
-            attach_control(pipe.unet, encoder.requires_grad_(False), name).enable(_enabled(pipe))
+            attach_control(pipe.unet, encoder.requires_grad_(False), name)
     except Exception:
         for adapter in attached:
             adapter.detach()
         raise
-    if not all(host.enabled for host in hosts):
+    if not enabled:
         disable(pipe)  # components that had no adapter so far join the others
     if strength != 1.0:
         active = {n: info.strength for n, info in adapters(pipe).items() if info.strength}
@@ -127,14 +115,16 @@ def save(pipe: DiffusionPipeline, path: str | Path, name: str | None = None) -> 
 def adapter_file(pipe: DiffusionPipeline, name: str, base_model: str | None = None) -> AdapterFile:
     """The file content for adapter ``name``; ``base_model`` defaults to where the pipeline came from."""
     found = {c: host.adapters[name] for c, host in _hosts(pipe).items() if name in host.adapters}
-    hashes = {component: base_hash(getattr(pipe, component)) for component in found}
     control = _control(pipe)
+    encoder = control.encoders.get(name) if control else None
+    based_on = dict.fromkeys([*found, *(["unet"] if encoder else [])])
+    hashes = {component: base_hash(getattr(pipe, component)) for component in based_on}
     return AdapterFile(
         states={component: adapter.state_dict() for component, adapter in found.items()},
         configs={component: adapter.config for component, adapter in found.items()},
         base_model=base_model if base_model is not None else str(pipe.config.get("_name_or_path") or ""),
         base_hash={component: value for component, value in hashes.items() if value is not None},
-        control=control.encoders.get(name) if control else None,
+        control=encoder,
     )
 
 
@@ -352,47 +342,3 @@ def _info(name: str, hosts: dict[str, Host], control: Control | None) -> Adapter
         fused=any(host.fused and host.strengths.get(name, 0.0) != 0.0 for host in hosts.values()),
         control=encoder is not None,
     )
-
-
-def _misfits(component: str, module: nn.Module | None, file: AdapterFile) -> list[str]:
-    """What keeps the file's vectors for one component from fitting, one line per problem."""
-    if module is None:
-        return [f"  the pipeline has no {component}, which the file has vectors for"]
-    config = file.configs[component]
-    try:
-        targets = find_targets(module, config.targets)
-        check_blocks(targets, config)
-    except ValueError as error:
-        return [f"  {component}: {error}"]
-    expected = Adapter(config, targets, "expected").state_dict()
-    return [f"{p.replace(': ', f': {component}.', 1)}" for p in state_problems(file.states[component], expected)]
-
-
-def _control_misfits(pipe: DiffusionPipeline, file: AdapterFile) -> list[str]:
-    """What keeps the file's control encoder from fitting, one line per problem."""
-    if file.control is None:
-        return []
-    unet = getattr(pipe, "unet", None)
-    if unet is None:
-        return ["  the pipeline has no unet, which the file has a control encoder for"]
-    width, made = unet.conv_in.out_channels, file.control.config.out_channels
-    problems = [] if width == made else [f"  {CONTROL}: it makes {made} channels, the unet's first layer has {width}"]
-    if (factor := pipe.vae_scale_factor) != file.control.vae_factor:
-        problems.append(f"  {CONTROL}: made for {file.control.vae_factor} pixels per latent, the pipeline has {factor}")
-    return problems
-
-
-def _warn_if_other_base(pipe: DiffusionPipeline, file: AdapterFile, source: str | Path) -> None:
-    for component, trained_on in (file.base_hash or {}).items():
-        present = base_hash(getattr(pipe, component))
-        if present is not None and present != trained_on:
-            logger.warning(
-                "%s was trained on another base: its %s is %s (hash %s), this pipeline's is %s (hash %s); "
-                "the result will differ from what was trained",
-                source,
-                component,
-                file.base_model or "unknown",
-                trained_on,
-                pipe.config.get("_name_or_path") or "unknown",
-                present,
-            )

@@ -351,3 +351,35 @@ def test_a_name_that_is_taken_or_a_model_without_first_convolution(pipe: Diffusi
         attach_control(fresh.unet, wide, "x")
     assert control_of(fresh.unet) is None
     assert not fresh.unet.conv_in._forward_hooks
+
+
+def test_an_adapter_loaded_into_a_disabled_pipeline_waits_to_be_enabled(
+    control_pipe: StableDiffusionControlPipeline, tmp_path: Path
+) -> None:
+    ether.save(control_pipe, tmp_path)
+    ether.disable(control_pipe)
+    ether.load(control_pipe, tmp_path, name="second")
+    assert not any(info.active for info in ether.adapters(control_pipe).values())
+    ether.enable(control_pipe)
+    assert all(info.active for info in ether.adapters(control_pipe).values())
+
+
+def test_a_control_for_another_base_is_warned_of(
+    pipe: DiffusionPipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    attach_control(pipe.unet, encoder_for(pipe), "alone")
+    ether.save(pipe, tmp_path)
+    ether.load(tiny_pipeline(), tmp_path)
+    assert not caplog.records
+    other = tiny_pipeline(seed=1)
+    ether.load(other, tmp_path)
+    assert "was trained on another base: its unet is" in caplog.text
+
+
+def test_a_control_and_adapters_per_sample_do_not_mix(control_pipe: StableDiffusionControlPipeline) -> None:
+    attach(control_pipe.unet, EtherConfig(), "dog")
+    with pytest.raises(ValueError, match="'maps' has a control, which acts on a whole batch"):
+        ether.set_adapters(control_pipe, per_sample=["dog", "maps"])
+    ether.set_adapters(control_pipe, per_sample=["dog"])
+    draw(ether_pipeline(control_pipe))
+    assert not ether.adapters(control_pipe)["maps"].active
