@@ -139,7 +139,8 @@ class Injection:
         weight = plain_weight(module)
         if weight is None or weight.device != x.device or not x.dtype == weight.dtype == sides[0].analysis.dtype:
             return None
-        if weight.requires_grad or (module.bias is not None and module.bias.requires_grad):
+        trained = weight.requires_grad or (module.bias is not None and module.bias.requires_grad)
+        if trained and torch.is_grad_enabled():
             return None  # their gradients are autograd's
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             return None
