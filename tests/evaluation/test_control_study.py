@@ -22,6 +22,7 @@ from ether_diffusion.evaluation.control_tables import best_of_arms, read_results
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
 from ether_diffusion.training import control
+from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.run_record import read_run
 
@@ -201,3 +202,11 @@ def test_scenes_to_evaluate_on_are_the_same_in_the_folder_and_in_memory(tmp_path
         assert np.array_equal(image, draw_pair(5, 1).image)
     with pytest.raises(FileExistsError, match="is there already"):
         write_pairs(tmp_path / "pairs", 2)
+
+
+def test_the_recipe_has_six_ways_at_three_rates(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "configs" / "eval_control.yaml"
+    config = parse_config(ControlStudyConfig, ["--config", str(recipe), "--output_dir", str(tmp_path)])
+    jobs = all_jobs(config)
+    assert len(jobs) == 18
+    assert {job.config(tmp_path, 1).method for job in jobs} == {"none", "ether", "ether_plus", "lora", "oft", "naive"}

@@ -36,6 +36,7 @@ from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.playground.tiny import tiny_controlnet
 from ether_diffusion.training import control
+from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.control_config import ControlConfig
 
 SMALL: dict[str, Any] = {
@@ -409,3 +410,13 @@ def test_a_controlnet_of_the_run_loads_in_diffusers_own_pipeline(train: Train) -
     net = ControlNetModel.from_pretrained(run / "controlnet")
     saved = {f"controlnet_weights.{name}": value for name, value in net.named_parameters()}
     assert same_tensors({key: value.data for key, value in saved.items()}, trained(run, 3))
+
+
+def test_the_recipes_are_what_they_say() -> None:
+    recipes = Path(__file__).parents[2] / "configs"
+    flags = ["--output_dir", "runs/maps", "--train_data_dir", "pairs"]
+    sd15 = parse_config(ControlConfig, ["--config", str(recipes / "controlnet_sd15.yaml"), *flags])
+    assert (sd15.rate_of("unet"), sd15.rate_of("control_encoder"), sd15.train_batch_size) == (1e-3, 1e-4, 10)
+    assert (sd15.targets, sd15.guidance_scale, sd15.condition) == ("attention+geglu", 9.0, "image")
+    small = parse_config(ControlConfig, ["--config", str(recipes / "controlnet_playground.yaml"), *flags[:2]])
+    assert (small.condition, small.rate_of("unet"), small.rate_of("control_encoder")) == ("map", 3e-3, 2e-3)
