@@ -20,6 +20,8 @@ from ether_diffusion.attention import root_of
 
 CHANNELS = (16, 32, 96, 256)
 """Of the encoder's stages, each at half the side of the one before."""
+BRANCHES = 3
+"""Guidance repeats a batch at most so often: unconditional, conditional, and PAG's perturbed one."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,11 @@ class Control:
                 f"the control image of {name!r} has {mine} pixels (height x width), the picture {theirs}: "
                 "resize one of them"
             )
-        if batch % count:
-            raise ValueError(f"{count} control images cannot be shared among a batch of {batch}: give one for each")
+        if batch % count or (count > 1 and batch // count > BRANCHES):
+            raise ValueError(
+                f"{count} control images cannot be shared among a batch of {batch}: give one for each "
+                "prompt, and num_images_per_prompt where there are several"
+            )
         return features.to(like.device, like.dtype).repeat(batch // count, 1, 1, 1)
 
 

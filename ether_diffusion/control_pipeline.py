@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.control import control_of
-from ether_diffusion.data.conditions import colour_map
+from ether_diffusion.data.conditions import map_picture
+from ether_diffusion.data.pairs import load_condition
 
-GREY = ("L", "I", "I;16")
-"""Modes of pictures that hold class ids where a map is expected."""
-ControlImage = Image.Image | Tensor | Sequence[Image.Image]
-"""One image for all pictures or one for each prompt: PIL images, or a tensor (N, 3, H, W) in [0, 1]."""
+logger = logging.getLogger(__name__)
+
+ControlImage = Image.Image | str | Path | Tensor | Sequence[Image.Image | str | Path]
+"""One image for all pictures or one for each prompt: files, PIL images, or a tensor (N, 3, H, W) in [0, 1]."""
 
 
 @contextmanager
@@ -74,7 +77,8 @@ def control_tensor(
     Args:
         control_image: the images.
         vae_factor: sides are cut down to multiples of it.
-        maps: whether they are semantic maps: grey ones hold class ids and are coloured, and nothing is interpolated.
+        maps: whether they are semantic maps: grey ones hold class ids and are coloured as in training, and nothing is
+            interpolated.
         height: in pixels.
         width: likewise.
     """
@@ -82,10 +86,22 @@ def control_tensor(
     processor = VaeImageProcessor(vae_factor, resample=resample, do_normalize=False, do_convert_rgb=True)
     images: Any = control_image
     if not isinstance(images, Tensor):
-        listed = [images] if isinstance(images, Image.Image) else list(images)
-        images = [colour_map(np.asarray(each)) if maps and each.mode in GREY else each for each in listed]
+        listed = [images] if isinstance(images, Image.Image | str | Path) else list(images)
+        images = [_seen(each, maps) for each in listed]
     tensor: Tensor = processor.preprocess(images, height=height, width=width)
     return tensor.float()
+
+
+def _seen(image: Image.Image | str | Path, maps: bool) -> Image.Image:
+    """One control image as training saw conditions, RGB."""
+    if not isinstance(image, Image.Image):
+        return load_condition(image, maps)
+    if maps and image.mode == "RGB" and (np.ptp(np.asarray(image), -1) == 0).all():
+        logger.warning(
+            "the control was trained on maps in colours, this image is grey: if it holds class ids, give its file, "
+            "which diffusers' load_image turns to RGB"
+        )
+    return map_picture(image) if maps else image.convert("RGB")
 
 
 class StableDiffusionControlPipeline(StableDiffusionPipeline):
@@ -128,6 +144,12 @@ class StableDiffusionControlPipeline(StableDiffusionPipeline):
         if control_image is None:
             raise ValueError("control_image is missing: give the condition, or draw with a StableDiffusionPipeline")
         condition = control_tensor(control_image, self.vae_scale_factor, self._takes_maps(control_name), height, width)
+        embeds = settings.get("prompt_embeds")
+        prompts = len(prompt) if isinstance(prompt, list) else 1 if embeds is None else len(embeds)
+        if len(condition) not in (1, prompts):
+            raise ValueError(
+                f"{len(condition)} control images for {prompts} prompts: give one for all, or one for each"
+            )
         height, width = condition.shape[-2:]
         with controlled(self, condition, control_strength, control_name, num_images_per_prompt):
             return super().__call__(

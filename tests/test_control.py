@@ -205,7 +205,7 @@ def test_sizes_that_do_not_fit_are_an_error(control_pipe: StableDiffusionControl
         draw(ether_pipeline(control_pipe))
     three = [picture(seed) for seed in range(3)]
     with (
-        pytest.raises(ValueError, match="3 control images cannot be shared among a batch of 4"),
+        pytest.raises(ValueError, match="3 control images cannot be shared among a batch of 4: give one for each"),
         controlled(control_pipe, three),
     ):
         draw(ether_pipeline(control_pipe), prompt=["a", "b"])
@@ -383,3 +383,36 @@ def test_a_control_and_adapters_per_sample_do_not_mix(control_pipe: StableDiffus
     ether.set_adapters(control_pipe, per_sample=["dog"])
     draw(ether_pipeline(control_pipe))
     assert not ether.adapters(control_pipe)["maps"].active
+
+
+def test_control_images_must_be_one_for_all_or_one_for_each_prompt(
+    control_pipe: StableDiffusionControlPipeline,
+) -> None:
+    two = [picture(0), picture(1)]
+    with pytest.raises(ValueError, match="2 control images for 1 prompts: give one for all, or one for each"):
+        draw(control_pipe, control_image=two)
+    plain = ether_pipeline(control_pipe)
+    with (
+        pytest.raises(ValueError, match="2 control images cannot be shared among a batch of 8"),
+        controlled(plain, two),  # without num_images_per_prompt their order would be another
+    ):
+        draw(plain, prompt=["a", "b"], num_images_per_prompt=2)
+
+
+def test_a_file_is_seen_as_training_saw_it(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 17, (64, 64)).astype(np.uint8)
+    Image.fromarray(ids).save(tmp_path / "map.png")
+    expected = control_tensor(colour_map(ids), 2, maps=True)
+    assert torch.equal(control_tensor(tmp_path / "map.png", 2, maps=True), expected)
+    assert torch.equal(control_tensor([str(tmp_path / "map.png")], 2, maps=True), expected)
+    halves = ids > 8
+    bits = control_tensor(Image.fromarray(halves), 2, maps=True)
+    assert torch.equal(bits, control_tensor(colour_map(halves.astype(np.uint8)), 2, maps=True))
+
+
+def test_a_grey_picture_where_a_coloured_map_is_expected_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    ids = (np.arange(64 * 64).reshape(64, 64) % 17).astype(np.uint8)
+    control_tensor(colour_map(ids), 2, maps=True)
+    assert not caplog.records
+    control_tensor(Image.fromarray(ids).convert("RGB"), 2, maps=True)
+    assert "this image is grey: if it holds class ids, give its file" in caplog.text

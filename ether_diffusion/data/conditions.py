@@ -15,6 +15,8 @@ CANNY_LOW, CANNY_HIGH = 100, 200
 """ControlNet's thresholds of the gradient's magnitude, |dx| + |dy| of 3 x 3 Sobel filters on 8 bits."""
 _PNG_DEPTH, _PNG_COLOUR = 24, 25
 """Where a PNG keeps its bits per sample and its colour type, 0 for grey."""
+COLOURED = ("P", "RGB", "RGBA", "PA", "CMYK")
+"""Modes of pictures that have colours of their own; the others hold class ids where a map is expected."""
 _LOSSY = ("JPEG", "MPO", "JPEG2000")
 
 
@@ -71,6 +73,17 @@ def colour_map(ids: NDArray[np.integer]) -> Image.Image:
     """
     _check_ids(ids)
     return Image.fromarray(np.array(MAP_PALETTE, np.uint8)[ids])
+
+
+def map_picture(image: Image.Image) -> Image.Image:
+    """A semantic map in memory as the model is to see it, RGB: grey class ids in colours, a palette as it looks.
+
+    Raises:
+        ValueError: an id has no colour.
+    """
+    if image.mode in COLOURED:
+        return image.convert("RGB")
+    return colour_map(np.asarray(image).astype(np.int64))
 
 
 def palette_map(ids: NDArray[np.integer]) -> Image.Image:

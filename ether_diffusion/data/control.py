@@ -82,5 +82,12 @@ class ControlPairs:
         condition = self._condition(image) if pair.condition is None else crop.apply(pair.condition, self.resample)
         return Pair(image, condition, pair.prompt)
 
+    def cut(self, condition: Image.Image) -> Image.Image:
+        """A condition without its picture, cut in the middle."""
+        size = (self.resolution, self.resolution)
+        centre = Augmentation(center_crop=True)
+        crop = draw_crop((condition.height, condition.width), size, centre, torch.Generator())
+        return crop.apply(condition, self.resample)
+
     def _condition(self, image: Image.Image) -> Image.Image:
         return canny(image, *self.thresholds)

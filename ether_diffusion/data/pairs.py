@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from PIL import Image, ImageOps
 
-from ether_diffusion.data.conditions import colour_map, load_map
+from ether_diffusion.data.conditions import COLOURED, colour_map, load_map, map_picture
 from ether_diffusion.data.images import UnreadableImageError, check_folder, list_images, load_caption, load_image
 
 LAYOUTS = ("metadata.jsonl", "prompt.json")
@@ -123,6 +123,8 @@ class DatasetPairs:
         name: its id, or a folder.
         columns: where picture, condition and caption are; a missing condition column means that there are none.
         split: which part.
+        condition: whether there is a column of conditions.
+        maps: whether the conditions are semantic maps: grey ones hold class ids and are coloured.
 
     Raises:
         ImportError: ``datasets`` is not installed.
@@ -131,7 +133,9 @@ class DatasetPairs:
 
     endless = False
 
-    def __init__(self, name: str, columns: Columns, split: str = "train", condition: bool = True) -> None:
+    def __init__(
+        self, name: str, columns: Columns, split: str = "train", condition: bool = True, maps: bool = False
+    ) -> None:
         try:
             import datasets
         except ImportError as error:
@@ -149,7 +153,7 @@ class DatasetPairs:
         for column in wanted[::2]:
             if not isinstance(self.rows.features[column], datasets.Image):
                 raise ValueError(f"the column {column!r} of {name} holds no pictures but {self.rows.features[column]}")
-        self.name, self.columns, self.condition = name, columns, condition
+        self.name, self.columns, self.condition, self.maps = name, columns, condition, maps
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -163,13 +167,16 @@ class DatasetPairs:
         """
         try:
             row = self.rows[index]
-            image = _upright(row[self.columns.image])
-            condition = _upright(row[self.columns.condition]) if self.condition else None
+            image = ImageOps.exif_transpose(row[self.columns.image]).convert("RGB")
+            condition = None
+            if self.condition:
+                turned = ImageOps.exif_transpose(row[self.columns.condition])
+                condition = map_picture(turned) if self.maps else turned.convert("RGB")
         except OSError as error:
             raise UnreadableImageError(f"row {index} of {self.name} cannot be decoded ({error})") from error
         if condition is not None and condition.size != image.size:
             raise ValueError(f"row {index} of {self.name}: {_sizes(image, condition)}")
-        return Pair(image, condition, str(row[self.columns.caption]))
+        return Pair(image, condition, str(row[self.columns.caption] or ""))
 
 
 class EndlessPairs:
@@ -224,7 +231,7 @@ def read_listing(
             entry = PairFiles(
                 folder / row[image],
                 folder / row[condition] if row.get(condition) else None,
-                str(row[caption]),
+                str(row[caption] or ""),
                 str(row[image]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -263,7 +270,7 @@ def _coloured(
     as_picture: Callable[[str | Path], Image.Image], as_ids: Callable[[str | Path], Any], path: str | Path
 ) -> Image.Image:
     with Image.open(path) as image:
-        coloured = image.mode in ("P", "RGB", "RGBA")
+        coloured = image.mode in COLOURED
     return as_picture(path) if coloured else colour_map(as_ids(path))
 
 
@@ -291,7 +298,3 @@ def _sizes(image: Image.Image, condition: Image.Image) -> str:
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image).convert("RGB")

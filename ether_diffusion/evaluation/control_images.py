@@ -15,12 +15,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from ether_diffusion.control_pipeline import control_tensor, controlled
-from ether_diffusion.data.conditions import canny
-from ether_diffusion.data.images import load_image
+from ether_diffusion.data.conditions import canny, colour_map
 from ether_diffusion.data.pairs import load_condition
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.evaluation.control_data import Sample, write_generated_metadata
+from ether_diffusion.metrics.backbones import as_rgb
 from ether_diffusion.metrics.control_tasks import Pair
+from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.training.base_model import vae_factor
 from ether_diffusion.training.run_record import Run
 
@@ -46,30 +47,35 @@ class Drawing:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """One picture that is to be drawn."""
+class Conditions:
+    """What a run is to follow for a pair, as it saw conditions in training: given, or made from the original.
 
-    pair: Pair
-    number: int
-    seed: int
-    condition: Image.Image
-
-
-def condition_of(pair: Pair, run: Run) -> Image.Image:
-    """What the run is to follow for a pair, as it saw conditions in training.
-
-    Raises:
-        ValueError: the pair has no condition and the run cannot make one.
-        UnreadableImageError: a file is broken.
+    Args:
+        run: what it was trained on.
+        device: where its segmenter computes, if it has one.
     """
-    kind = str(run.config["condition"])
-    if kind == "canny":
-        original = load_image(pair.original) if isinstance(pair.original, Path) else pair.original
-        return canny(original, int(str(run.config["canny_low"])), int(str(run.config["canny_high"])))
-    if not isinstance(pair.condition, Path):
-        raise ValueError(f"{pair.name} has no conditioning_image, which the run {run.folder.name} needs")
-    return load_condition(pair.condition, kind in ("map", "segmentation"))
+
+    def __init__(self, run: Run, device: torch.device) -> None:
+        self.run, self.kind = run, str(run.config["condition"])
+        self.maps = self.kind in ("map", "segmentation")
+        self.segmenter = Segmenter(str(run.config["segmenter"]), device) if self.kind == "segmentation" else None
+
+    def of(self, pair: Pair) -> Image.Image:
+        """The condition of a pair, RGB.
+
+        Raises:
+            ValueError: the pair has no condition and the run makes none.
+            UnreadableImageError: a file is broken.
+        """
+        if self.kind == "canny":
+            thresholds = (int(str(self.run.config[name])) for name in ("canny_low", "canny_high"))
+            return canny(as_rgb(pair.original), *thresholds)
+        if self.segmenter is not None:
+            (ids,) = self.segmenter.maps([as_rgb(pair.original)])
+            return colour_map(ids)
+        if not isinstance(pair.condition, Path):
+            raise ValueError(f"{pair.name} has no conditioning_image, which the run {self.run.folder.name} needs")
+        return load_condition(pair.condition, self.maps)
 
 
 def draw_samples(
@@ -110,13 +116,15 @@ def draw_samples(
         for sample in of_pair
         if not (folder / sample.file_name).is_file()
     ]
+    conditions = Conditions(run, pipe.device)
     bar = tqdm(total=len(waiting), desc="draw", unit="picture", leave=False, disable=not show)
     for start in range(0, len(waiting), drawing.batch_size):
         part = waiting[start : start + drawing.batch_size]
-        seen = [condition_of(pair, run) for pair, _ in part]
+        seen = [conditions.of(pair) for pair, _ in part]
         prompts, seeds = [sample.prompt or "" for _, sample in part], [int(sample.seed or 0) for _, sample in part]
-        maps = run.config["condition"] in ("map", "segmentation")
-        for (_, sample), image in zip(part, draw_under(pipe, seen, prompts, seeds, drawing, maps), strict=True):
+        for (_, sample), image in zip(
+            part, draw_under(pipe, seen, prompts, seeds, drawing, conditions.maps), strict=True
+        ):
             image.save(folder / f".{sample.file_name}", "PNG")
             (folder / f".{sample.file_name}").replace(folder / sample.file_name)
             bar.update()

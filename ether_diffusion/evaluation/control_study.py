@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 VARIED = ("learning_rate", "encoder_lr")
 """Settings of an arm that may be a list, which makes one job of each value."""
+STEADY = ("constant", "constant_with_warmup", "piecewise_constant")
+"""Schedules that do not depend on how long the training will be."""
 OWN = ("output_dir", "overwrite", "resume", "max_train_steps")
 """Settings of the training that the study sets itself."""
 
@@ -139,9 +141,15 @@ class Job:
         own = {"output_dir": folder, "max_train_steps": steps, "num_validation_images": 0}
         frequency = {"checkpointing_steps": steps, "checkpoints_total_limit": 1, "validation_steps": steps}
         try:
-            return ControlConfig(**frequency | self.settings | own)
+            config = ControlConfig(**frequency | self.settings | own)
         except TypeError as error:
             raise ValueError(f"arm {self.arm}: {error}") from None
+        if config.lr_scheduler not in STEADY:
+            raise ValueError(
+                f"arm {self.arm}: lr_scheduler={config.lr_scheduler} depends on the training's length, which grows "
+                f"from one evaluation to the next; use {', '.join(STEADY)}"
+            )
+        return config
 
 
 def all_jobs(config: ControlStudyConfig) -> list[Job]:
@@ -222,8 +230,11 @@ class Study:
             result = self.config.output_dir / "results" / job.key / f"{steps:06d}.json"
             identity = self._identity(job)
             if result.is_file():
-                if json.loads(result.read_text())["identity"] != identity:
+                known = json.loads(result.read_text())
+                if known["identity"] != identity:
                     raise ValueError(f"{result} was made with other settings: remove it, or choose another output_dir")
+                if "diverged" in known:
+                    break
                 continue
             facts: dict[str, Any] = {"arm": job.arm, "rate": job.rate, "steps": steps, "identity": identity}
             facts |= {"settings": job.settings, "git_revision": git_revision()}
@@ -231,7 +242,7 @@ class Study:
                 self._train(job, run, steps, identity)
             except TrainingDivergedError as error:
                 write_text(result, json.dumps(facts | {"diverged": first_line(error)}, default=str))
-                return
+                break
             write_text(result, json.dumps(facts | self._score(job, run, steps), default=str))
         if not self.config.keep_runs and run.exists():
             shutil.rmtree(run)
@@ -261,6 +272,10 @@ class Study:
             seed=config.seed,
         )
         folder = config.output_dir / "images" / job.key / f"{steps:06d}"
+        marker, identity = folder / "identity.txt", self._identity(job)
+        if folder.exists() and not (marker.is_file() and marker.read_text() == identity):
+            shutil.rmtree(folder)  # drawn with other settings
+        write_text(marker, identity)
         pipe = load_run(run, self.device)
         samples = draw_samples(pipe, read_run(run), pairs, folder, drawing)
         paths = [[folder / sample.file_name for sample in of_pair] for of_pair in samples]

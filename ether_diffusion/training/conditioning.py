@@ -62,6 +62,9 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: Sequence[str]) -> dict[str,
         embeds, _, pooled, _ = pipe.encode_prompt(
             list(prompts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
+        if getattr(pipe.config, "force_zeros_for_empty_prompt", False):  # what guidance leads away from
+            said = torch.tensor([bool(prompt) for prompt in prompts], device=embeds.device)
+            embeds, pooled = embeds * said[:, None, None], pooled * said[:, None]
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
     embeds, _ = pipe.encode_prompt(list(prompts), device, 1, do_classifier_free_guidance=False)
     return {"prompt_embeds": embeds}

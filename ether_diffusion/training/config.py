@@ -277,7 +277,7 @@ class DreamBoothConfig(TrainingConfig):
             self._check_subjects()
         elif self.instance_data_dir == Path():
             raise ValueError("instance_data_dir is missing: name the folder with the photos of the subject")
-        if not self.instance_prompt:
+        if not self.instance_prompt and self.subjects_dir is None:
             raise ValueError('instance_prompt is missing: describe the photos, such as "a photo of qwe dog"')
         if self.with_prior_preservation and not self.class_prompt:
             raise ValueError('with_prior_preservation needs class_prompt, such as "a photo of a dog"')

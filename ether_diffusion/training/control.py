@@ -127,7 +127,7 @@ def make_source(config: ControlConfig, listing: list[PairFiles], accelerator: Ac
     given = config.condition in ("image", "map")
     if config.dataset_name is not None:
         columns = Columns(config.image_column, config.conditioning_image_column, config.caption_column)
-        source: PairSource = DatasetPairs(config.dataset_name, columns, condition=given)
+        source: PairSource = DatasetPairs(config.dataset_name, columns, condition=given, maps=config.has_maps)
     elif config.train_data_dir == PLAYGROUND:
         return EndlessPairs(partial(draw_pair, config.seed, with_map=given))
     else:
@@ -160,11 +160,7 @@ def make_shown(config: ControlConfig, pairs: ControlPairs) -> list[Shown]:
     """
     if config.validation_image:
         images = [load_condition(path, config.has_maps) for path in config.validation_image]
-        side = int(config.resolution or 0)
-        return [
-            Shown(prompt, image.resize((side, side), pairs.resample))
-            for prompt, image in zip(config.validation_prompt, images, strict=True)
-        ]
+        return [Shown(prompt, pairs.cut(image)) for prompt, image in zip(config.validation_prompt, images, strict=True)]
     if pairs.source.endless:
         source = EndlessPairs(partial(draw_pair, HELD_OUT, with_map=config.condition == "map"))
         pairs = make_pairs(config, source, 1)

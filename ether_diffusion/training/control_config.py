@@ -98,6 +98,8 @@ class ControlConfig(TrainingConfig):
             raise ValueError(f"proportion_empty_prompts must be from 0 to 1, not {self.proportion_empty_prompts}")
         if self.train_text_encoder:
             raise ValueError("train_text_encoder is for train_dreambooth.py: a control needs no new words")
+        if self.optimizer == "prodigy" and self.encoder_lr not in (None, self.resolved_learning_rate):
+            raise ValueError("optimizer=prodigy has one learning rate for all: leave out encoder_lr")
         self._check_controlnet()
 
     @property

@@ -87,7 +87,8 @@ class ControlNetControl:
                 f"features, the base makes {pipe.unet.config.cross_attention_dim}: they are of different models"
             )
         kind = StableDiffusionXLControlNetPipeline if is_xl(pipe) else StableDiffusionControlNetPipeline
-        more = {} if is_xl(pipe) else {"requires_safety_checker": False}
+        xl = {"force_zeros_for_empty_prompt": getattr(pipe.config, "force_zeros_for_empty_prompt", True)}
+        more = xl if is_xl(pipe) else {"requires_safety_checker": False}
         self.pipe: DiffusionPipeline = kind(**pipe.components, controlnet=controlnet, **more)
         self.pipe.register_to_config(_name_or_path=config.pretrained_model_name_or_path)
 

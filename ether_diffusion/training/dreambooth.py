@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from ether_diffusion.training.finish import finish
 from ether_diffusion.training.loop import Lane, Task, train
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.program import record_start, run_program, start_run
-from ether_diffusion.training.run_folder import open_run_folder
+from ether_diffusion.training.run_folder import changed_settings, open_run_folder
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.setup import make_cache, prepare_modules
 from ether_diffusion.training.subjects import subjects_of
@@ -35,6 +36,8 @@ from ether_diffusion.training.trainables import (
     make_trainables,
     trained_components,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,16 +78,20 @@ def run(config: DreamBoothConfig) -> Path:
     everything = [trainable for own in trainables for trainable in own]
     model = DenoisingModel(pipe, everything, objective, config.prior_loss_weight, embeds, adapters=names)
     prepare_modules(pipe, config)
+    if names and start.checkpoint and accelerator.is_main_process:
+        for name, each in subjects.items():
+            for change in changed_settings(each, start.base_hash):
+                logger.warning("resuming %s with another setting, %s", name, change)
     together = record_start(start, everything, {"subjects": names}) if names else None
     lanes = [
         Lane(each, own, sampler, _shown(each), record_start(start, own, _facts(seen), each), name)
         for (name, each), own, sampler, seen in zip(subjects.items(), trainables, samplers, streams, strict=True)
     ]
-    task = Task(pipe, model, partial(batches, streams, config, accelerator, pipe), lanes)
+    task = Task(pipe, model, partial(batches, streams, config, accelerator, pipe), lanes, together)
     train(task, config, accelerator, start.checkpoint)
     report = finish(pipe, lanes, accelerator)
     if together is not None and accelerator.is_main_process:
-        together.update(status="finished", step=lanes[0].provenance.content["step"])
+        together.update(status="finished")
     return report
 
 

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import create_repo, upload_folder
 
 from ether_diffusion.checkpoint import first_line
+from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import Lane
 from ether_diffusion.training.model_card import write_model_card
@@ -22,6 +23,12 @@ NOT_UPLOADED = [
     *("checkpoints/*", "cache/*", "class_images/*", "ether-diffusion/*", "wandb/*", ".*"),
     *("report.html", "provenance.json"),  # they hold the photos and the paths of this machine
 ]
+
+
+def _not_uploaded(config: TrainingConfig) -> list[str]:
+    """What stays here: what others need not see, and conditions that come from the training pairs."""
+    pairs = getattr(config, "train_data_dir", None) != PLAYGROUND and not getattr(config, "validation_image", True)
+    return [*NOT_UPLOADED, *(["samples/conditions/*"] if pairs else [])]
 
 
 def finish(pipe: DiffusionPipeline, lanes: list[Lane], accelerator: Accelerator) -> Path:
@@ -48,7 +55,7 @@ def _push(config: TrainingConfig) -> None:
             repo_id=repository,
             folder_path=config.output_dir,
             commit_message="Add ETHER weights",
-            ignore_patterns=NOT_UPLOADED,
+            ignore_patterns=_not_uploaded(config),
         )
         logger.info("uploaded to %s", repository)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run is done and kept
@@ -60,5 +67,5 @@ def _push(config: TrainingConfig) -> None:
             config.output_dir,
             name,
             config.output_dir,
-            " ".join(f"--exclude '{pattern}'" for pattern in NOT_UPLOADED),
+            " ".join(f"--exclude '{pattern}'" for pattern in _not_uploaded(config)),
         )

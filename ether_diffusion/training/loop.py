@@ -87,12 +87,14 @@ class Task:
         batches: from (first step, end step) to this process's micro-batches, ``gradient_accumulation_steps`` a step,
             each with a list of batches for every lane.
         lanes: the trainings.
+        together: provenance of the folder that holds several lanes'.
     """
 
     pipe: DiffusionPipeline
     model: nn.Module
     batches: Callable[[int, int], Iterator[list[list[Batch]]]]
     lanes: list[Lane]
+    together: Provenance | None = None
 
     @property
     def trainables(self) -> list[Trainable]:
@@ -270,8 +272,11 @@ class _Run:
         """Record how far the run is, and renew the report."""
         if self.accelerator.is_main_process:
             seconds = self.before + time.perf_counter() - self.began
+            facts = {"status": status, "step": self.step, "seconds": round(seconds, 1)}
+            if self.task.together is not None:
+                self.task.together.update(**facts)
             for lane in self.task.lanes:
-                lane.provenance.update(status=status, step=self.step, seconds=round(seconds, 1))
+                lane.provenance.update(**facts)
                 write_report(lane.config.output_dir)
 
 

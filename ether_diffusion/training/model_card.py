@@ -70,21 +70,26 @@ def _control_loading_code(run: Run) -> str:
     """The same for a run that learned a control: whatever is loaded, the control encoder comes last."""
     folder, base = _literal(_public_name(run)), _base_literal(run)
     imports = ["import ether_diffusion as ether", "from diffusers.utils import load_image"]
-    arguments = ["control_image"]
     if run.controlnet is not None:
         net = str(run.config["controlnet_model_name_or_path"])
-        source = f'{folder}, subfolder="controlnet"' if run.config["train_controlnet"] != "nothing" else _literal(net)
-        imports.insert(1, "from diffusers import ControlNetModel, StableDiffusionControlNetPipeline")
+        own = run.config["train_controlnet"] != "nothing"
+        named = _literal(net if is_hub_id(net) else f"path/to/{Path(net).name}")
+        source = f'{folder}, subfolder="controlnet"' if own else named
+        kind = "StableDiffusionXLControlNetPipeline" if run.is_xl else "StableDiffusionControlNetPipeline"
+        imports.insert(1, f"from diffusers import ControlNetModel, {kind}")
         lines = [
             f"controlnet = ControlNetModel.from_pretrained({source})",
-            f"pipe = StableDiffusionControlNetPipeline.from_pretrained({base}, controlnet=controlnet)",
+            f"pipe = {kind}.from_pretrained({base}, controlnet=controlnet)",
         ]
         if run.base == playground.NAME:
             imports.insert(2, "from ether_diffusion import playground")
             lines[1] = "pipe = StableDiffusionControlNetPipeline.from_pipe(playground.load(), controlnet=controlnet)"
     else:
-        source = folder if run.method == "full" else base
-        lines = [f"pipe = ether.StableDiffusionControlPipeline.from_pretrained({source})"]
+        kind = "ether.StableDiffusionControlPipeline"
+        if run.is_xl:
+            kind = "DiffusionPipeline"
+            imports.insert(1, "from diffusers import DiffusionPipeline")
+        lines = [f"pipe = {kind}.from_pretrained({folder if run.method == 'full' else base})"]
         if run.base == playground.NAME and run.method != "full":
             imports.insert(1, "from ether_diffusion import playground")
             lines = ["pipe = ether.StableDiffusionControlPipeline.from_pipe(playground.load())"]
@@ -100,7 +105,15 @@ def _control_loading_code(run: Run) -> str:
     prompt = next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     image = next((f"samples/{sample['condition']}" for sample in run.prompts if "condition" in sample), "control.png")
     lines.append(f"control_image = load_image({_literal(f'{_public_name(run)}/{image}')})")
-    return "\n".join([*imports, "", *lines, f"image = pipe({_literal(prompt)}, {arguments[0]}).images[0]"])
+    drawing = [f"image = pipe({_literal(prompt)}, control_image).images[0]"]
+    if run.is_xl and run.controlnet is None:
+        drawing = [
+            "with ether.controlled(pipe, control_image):",
+            f"    image = pipe({_literal(prompt)}).images[0]",
+        ]
+    elif run.is_xl:
+        drawing = [f"image = pipe({_literal(prompt)}, image=control_image).images[0]"]
+    return "\n".join([*imports, "", *lines, *drawing])
 
 
 def _public_name(run: Run) -> str:

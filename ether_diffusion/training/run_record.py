@@ -149,6 +149,11 @@ class Run:
         return None if control is None else str(control)
 
     @property
+    def is_xl(self) -> bool:
+        """Whether the base is SDXL."""
+        return "text_encoder_2" in self.provenance.base_hash
+
+    @property
     def peft_components(self) -> list[str]:
         """The components that the run saved as peft folders; LoRA has diffusers' own format, but for a ControlNet."""
         if self.method not in OF_PEFT and not (self.method == "lora" and self.control == "controlnet"):

@@ -119,6 +119,11 @@ def write_samples(
     jobs = [(index, seed) for index in range(len(shown)) for seed in seeds]
     named = [(f"{number:02d}.png", index, seed) for number, (index, seed) in enumerate(jobs)]
     listing = [{"file": name, "seed": seed, **_entry(shown[index], index)} for name, index, seed in named]
+    for index, each in enumerate(shown):
+        if each.condition is not None:
+            with atomic_path(folder / CONDITIONS / f"{index:02d}.png") as temporary:
+                each.condition.save(temporary, format="PNG")
+    write_text(folder / "prompts.json", json.dumps(listing, indent=1))
     try:
         with atomic_path(folder / f"step-{step:06d}") as temporary, _inactive(trainables if step == 0 else []):
             temporary.mkdir()
@@ -128,11 +133,6 @@ def write_samples(
                 each = shown[index]
                 conditions = None if each.condition is None else [each.condition]
                 sampler.images([each.prompt], [seed], conditions)[0].save(temporary / name)
-        for index, each in enumerate(shown):
-            if each.condition is not None:
-                with atomic_path(folder / CONDITIONS / f"{index:02d}.png") as temporary:
-                    each.condition.save(temporary, format="PNG")
-        write_text(folder / "prompts.json", json.dumps(listing, indent=1))
     except SamplingInterruptedError:
         logger.info("the samples of step %d are given up for the signal", step)
     except (torch.OutOfMemoryError, MemoryError) as error:

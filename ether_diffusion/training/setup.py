@@ -71,10 +71,13 @@ def make_cache(config: TrainingConfig) -> TensorCache:
 
 def prepare_modules(pipe: DiffusionPipeline, config: TrainingConfig) -> None:
     """Gradient checkpointing and compilation of what takes part in training."""
+    denoisers = [part for part in (pipe.unet, getattr(pipe, "controlnet", None)) if part is not None]
     if config.gradient_checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
+        for denoiser in denoisers:
+            denoiser.enable_gradient_checkpointing()
         if config.train_text_encoder:
             for encoder in text_encoders(pipe).values():
                 encoder.gradient_checkpointing_enable()  # type: ignore[operator]
     if config.torch_compile:
-        pipe.unet.compile()
+        for denoiser in denoisers:
+            denoiser.compile()

@@ -52,5 +52,6 @@ def _alone(config: DreamBoothConfig, folder: Path) -> DreamBoothConfig:
         instance_prompt=prompt.replace(SUBJECT, name),
         class_prompt=None if config.class_prompt is None else config.class_prompt.replace(SUBJECT, name),
         class_data_dir=None if config.class_data_dir is None else config.class_data_dir / folder.name,
+        hub_model_id=None if config.hub_model_id is None else f"{config.hub_model_id}-{folder.name}",
         validation_prompt=[each.replace(SUBJECT, name) for each in config.validation_prompt],
     )

@@ -214,3 +214,17 @@ def test_a_dataset_that_cannot_be_loaded(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     with pytest.raises(ValueError, match="cannot be loaded"):
         DatasetPairs(str(tmp_path / "nowhere"), Columns())
+
+
+def test_grey_maps_of_a_dataset_are_coloured_as_those_of_a_folder(dataset: Callable[..., Path], tmp_path: Path) -> None:
+    ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    Image.fromarray(ids).save(tmp_path / "map.png")
+    save(tmp_path / "a.png", size=(4, 3))
+    name = dataset(image=[str(tmp_path / "a.png")], conditioning_image=[str(tmp_path / "map.png")], text=["x"])
+    assert np.array_equal(DatasetPairs(str(name), Columns(), maps=True).pair(0).condition, colour_map(ids))
+    assert np.array_equal(np.asarray(DatasetPairs(str(name), Columns()).pair(0).condition)[..., 0], ids)
+
+
+def test_a_caption_that_is_null_is_empty(tmp_path: Path) -> None:
+    lines(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": None})
+    assert read_listing(tmp_path)[0].prompt == ""

@@ -82,6 +82,7 @@ def test_jobs_are_every_rate_of_every_arm_by_turns(tmp_path: Path) -> None:
         ({"arms": {"a": {"learning_rate": [1, 2], "encoder_lr": [1, 2]}}}, "only one of learning_rate, encoder_lr"),
         ({"arms": {"a": {"learning_rate": ["fast"]}}}, "arm a: a learning rate is no number"),
         ({"arms": {"a": {"metod": "ether"}}}, "arm a: .*metod"),
+        ({"arms": {"a": {"lr_scheduler": "cosine"}}}, "arm a: lr_scheduler=cosine depends on the training's length"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -136,8 +137,25 @@ def test_a_diverged_arm_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise control_study.TrainingDivergedError("the loss is not finite at step 1\nmore")
 
     monkeypatch.setattr(control, "run", diverge)
-    run(study_of(tmp_path, arms={"a": {"method": "none"}}))
+    config = study_of(tmp_path, arms={"a": {"method": "none"}})
+    run(config)
     assert "diverged: a at step 1" in write_study(tmp_path)
+
+    def again(config: ControlConfig) -> Path:
+        raise AssertionError("a training that diverged is done again")
+
+    monkeypatch.setattr(control, "run", again)
+    run(config)
+
+
+def test_pictures_drawn_with_other_settings_are_not_scored(tmp_path: Path) -> None:
+    arms = {"a": {"method": "none"}}
+    run(study_of(tmp_path, arms=arms, eval_steps=[1]))
+    folder = tmp_path / "images" / "a" / "000001"
+    before = (folder / "00000-0.png").read_bytes()
+    (tmp_path / "results" / "a" / "000001.json").unlink()
+    run(study_of(tmp_path, arms=arms, eval_steps=[1], guidance_scale=2.0))
+    assert (folder / "00000-0.png").read_bytes() != before
 
 
 def result(arm: str, rate: float, miou: float, steps: int = 2) -> dict[str, Any]:

@@ -37,7 +37,9 @@ from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.playground.tiny import tiny_controlnet
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config
+from ether_diffusion.training.conditioning import encode_prompts
 from ether_diffusion.training.control_config import ControlConfig
+from ether_diffusion.training.finish import _not_uploaded
 
 SMALL: dict[str, Any] = {
     "max_train_steps": 3,
@@ -314,7 +316,9 @@ def test_the_report_shows_what_controls_the_samples(train: Train) -> None:
 
 
 def test_own_conditions_for_the_samples(train: Train, tmp_path: Path) -> None:
-    Image.new("RGB", (50, 50), "red").save(tmp_path / "red.png")
+    wide = Image.new("RGB", (80, 50), "blue")
+    wide.paste("red", (10, 0, 70, 50))
+    wide.save(tmp_path / "red.png")
     run = train(
         validation_prompt=["a cat"],
         validation_image=[str(tmp_path / "red.png")],
@@ -420,3 +424,66 @@ def test_the_recipes_are_what_they_say() -> None:
     assert (sd15.targets, sd15.guidance_scale, sd15.condition) == ("attention+geglu", 9.0, "image")
     small = parse_config(ControlConfig, ["--config", str(recipes / "controlnet_playground.yaml"), *flags[:2]])
     assert (small.condition, small.rate_of("unet"), small.rate_of("control_encoder")) == ("map", 3e-3, 2e-3)
+
+
+@pytest.mark.parametrize("way", [{}, {"control": "controlnet"}], ids=["encoder", "controlnet"])
+def test_sdxl_learns_a_control_as_well(
+    way: dict[str, Any], train: Train, xl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(
+        pretrained_model_name_or_path=str(xl_folder),
+        num_validation_images=1,
+        num_validation_pairs=1,
+        resolution=64,
+        method="ether",
+        **way,
+    )
+    block = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    monkeypatch.chdir(run.parent)
+    names: dict[str, Any] = {}
+    exec(block[1].replace(f"path/to/{xl_folder.name}", str(xl_folder)), names)
+    assert names["image"].size == (64, 64)
+    condition = Image.open(run / "samples" / "conditions" / "00.png")
+    pipe = load_run(run)
+    if not way:
+        drawn = draw(pipe, "a dog", condition)
+    else:
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        settings: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 7.5, "height": 64, "width": 64}
+        dice = torch.Generator().manual_seed(0)
+        drawn = np.array(pipe("a dog", image=condition, generator=dice, **settings).images[0])
+    assert np.array_equal(drawn, samples(run)["step-000003/00.png"])
+
+
+def test_an_empty_prompt_of_sdxl_is_what_guidance_leads_away_from(xl_folder: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(xl_folder)
+    encoded = encode_prompts(pipe, ["a dog", ""])
+    _, negative, _, pooled = pipe.encode_prompt("a dog", device="cpu", do_classifier_free_guidance=True)
+    assert torch.equal(encoded["prompt_embeds"][1], negative[0])
+    assert torch.equal(encoded["pooled_prompt_embeds"][1], pooled[0])
+    assert encoded["prompt_embeds"][0].any()
+
+
+def test_gradient_checkpointing_reaches_the_controlnet(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"control": "controlnet", "method": "none", "train_controlnet": "all"}
+    plain = train("plain", **settings)
+    seen: list[bool] = []
+    original = ControlNetModel.forward
+
+    def forward(net: Any, *arguments: Any, **more: Any) -> Any:
+        seen.append(net.is_gradient_checkpointing)
+        return original(net, *arguments, **more)
+
+    monkeypatch.setattr(ControlNetModel, "forward", forward)
+    saving = train("saving", gradient_checkpointing=True, **settings)
+    assert set(seen) == {True}
+    assert relative_change(trained(saving, 3), trained(plain, 3)) < 1e-6
+
+
+def test_conditions_of_training_pairs_stay_at_home(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"pretrained_model_name_or_path": "base", "output_dir": tmp_path}
+    own = ControlConfig(**values, train_data_dir="pairs")
+    assert "samples/conditions/*" in _not_uploaded(own)
+    given = ControlConfig(**values, train_data_dir="pairs", validation_image="a.png", validation_prompt="a")
+    assert "samples/conditions/*" not in _not_uploaded(given)

@@ -19,6 +19,7 @@ from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.loop import TrainingDivergedError
+from ether_diffusion.training.subjects import subjects_of
 
 Train = Callable[..., Path]
 NAMES = ("black_dog", "cat", "teapot")
@@ -154,7 +155,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(together: Train, monkeypatch: py
     ether.load(tiny_pipeline(), cut / "checkpoints" / "step-000004" / "cat")
 
 
-def test_a_loss_that_is_not_finite_names_its_subject(together: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_names_its_subject(
+    together: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     original = dreambooth.DenoisingModel.forward
 
     def broken(model: Any, lanes: Any) -> Any:
@@ -165,6 +168,7 @@ def test_a_loss_that_is_not_finite_names_its_subject(together: Train, monkeypatc
     monkeypatch.setattr(dreambooth.DenoisingModel, "forward", broken)
     with pytest.raises(TrainingDivergedError, match="the loss of cat is not finite at step 1"):
         together()
+    assert provenance(tmp_path / "all")["status"] == provenance(tmp_path / "all" / "cat")["status"] == "failed"
 
 
 @pytest.mark.parametrize(
@@ -192,6 +196,13 @@ def test_folders_that_do_not_do(name: str | None, message: str, together: Train,
         draw_photo(tmp_path / "folders" / name / "0.png")
     with pytest.raises(ValueError, match=message):
         together(subjects_dir=tmp_path / "folders")
+
+
+def test_each_subject_is_uploaded_to_a_repository_of_its_own(subjects: Path, tmp_path: Path) -> None:
+    config = DreamBoothConfig(
+        "base", tmp_path, subjects_dir=subjects, instance_prompt=PROMPT, hub_model_id="me/x", push_to_hub=True
+    )
+    assert [each.hub_model_id for each in subjects_of(config).values()] == [f"me/x-{name}" for name in NAMES]
 
 
 def test_a_run_that_is_there_is_not_overwritten(together: Train, tmp_path: Path) -> None:
