@@ -39,7 +39,8 @@ def test_kept_bytes_are_those_of_the_activations() -> None:
 
 def test_the_costs_of_adapters_are_ratios_to_the_frozen_model(pipe: DiffusionPipeline) -> None:
     costs = step_costs(pipe, {"1": EtherConfig(n_blocks=1), "4": EtherConfig(n_blocks=4)}, rounds=2)
-    assert all(cost.kept > 1 and cost.time > 0 for cost in costs.values())
+    # below 1 it may be: the frozen model's step goes back to the input, an adapter's only to its first projection
+    assert all(0.5 < cost.kept < 2 and cost.time > 0 for cost in costs.values())
     frozen = kept_bytes(pipe.unet, [], random_inputs(pipe, 1))
     assert costs["4"].kept_bytes / frozen == pytest.approx(costs["4"].kept)
     assert pipe.unet.__dict__.get("_ether_host") is None
