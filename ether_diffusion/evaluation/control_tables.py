@@ -122,7 +122,7 @@ def write_study(folder: Path, keys: Sequence[str] | None = None) -> str:
     write_text(folder / "table.md", text)
     write_text(folder / "results.json", json.dumps({key: rows for key, rows in results.items() if rows}, indent=1))
     if drawn := panels(results):
-        write_figure(folder / "steps.png", drawn, columns=3)
+        write_figure(folder / "steps.png", drawn, columns=3, share_y=True)
     if (picture := sheet(folder, best)) is not None:
         save_picture(picture, folder / "samples.png")
     return text

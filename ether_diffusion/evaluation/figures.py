@@ -50,12 +50,12 @@ class Panel:
     level: float | None = None
 
 
-def write_figure(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
-    """Write the panels as a PNG; a method has the same colour and marker in all of them."""
+def write_figure(path: Path, panels: Sequence[Panel], columns: int = 2, share_y: bool = False) -> None:
+    """Write the panels as a PNG; a method has the same colour and marker in all of them, with ``share_y`` one scale."""
     labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y).flatten()
     for axes, panel in zip(grid, panels, strict=False):
         _draw(axes, panel, labels)
     for axes in grid[len(panels) :]:
