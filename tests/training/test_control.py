@@ -160,16 +160,18 @@ def test_a_fresh_pipeline_draws_the_last_samples_of_training(way: dict[str, Any]
 
 @pytest.mark.parametrize("way", WAYS, indirect=True)
 def test_the_model_cards_code_loads_the_run(
-    way: dict[str, Any], train: Train, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+    way: dict[str, Any], train: Train, base_folder: Path, controlnet_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train(num_validation_images=1, num_validation_pairs=1, resolution=64, **way)
+    assert str(controlnet_folder.parent) not in (run / "README.md").read_text()
     block = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
     assert block is not None
     *loading, drawing = block[1].strip().splitlines()
     assert drawing == 'image = pipe("a dog", control_image).images[0]'
     monkeypatch.chdir(run.parent)
     names: dict[str, Any] = {}
-    exec("\n".join(loading).replace(f"path/to/{base_folder.name}", str(base_folder)), names)
+    code = "\n".join(loading).replace("path/to/controlnet", str(controlnet_folder))
+    exec(code.replace(f"path/to/{base_folder.name}", str(base_folder)), names)
     image = names["pipe"]("a dog", names["control_image"], num_inference_steps=1).images[0]
     assert image.size == (64, 64)
 
