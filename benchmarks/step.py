@@ -28,6 +28,8 @@ from arms import ARMS, build
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from ether_diffusion.evaluation.kept import kept_bytes
+
 Batch = dict[str, Tensor]
 
 
@@ -68,22 +70,10 @@ def synchronise(batch: Batch) -> None:
 
 def memory(unet: UNet2DConditionModel, parameters: list[nn.Parameter], batch: Batch) -> dict[str, float]:
     """MB: what autograd keeps of a forward (distinct storages, weights aside), the optimiser's state, and the peak."""
-    weights = {p.untyped_storage().data_ptr() for p in (*unet.parameters(), *parameters)}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+    own = [*unet.parameters(), *unet.buffers(), *parameters]
     optimizer = torch.optim.AdamW(parameters or [nn.Parameter(torch.zeros(()))], lr=0.0)
     for _ in range(2):
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            value = loss(unet, parameters, batch)
-        saved = sum(kept.values())
-        kept.clear()
-        value.backward()
+        saved = kept_bytes(lambda: loss(unet, parameters, batch).backward(), own)
         optimizer.step()
         optimizer.zero_grad()
     state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]

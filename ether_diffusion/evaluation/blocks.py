@@ -28,6 +28,7 @@ from ether_diffusion.evaluation.benchmark import run_benchmark
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
 from ether_diffusion.evaluation.images import load_pipeline
 from ether_diffusion.evaluation.jobs import BenchmarkConfig
+from ether_diffusion.evaluation.kept import kept_bytes
 from ether_diffusion.evaluation.summary import Result, all_results, format_score, summarize
 from ether_diffusion.files import write_text
 from ether_diffusion.training.base_model import is_xl
@@ -84,20 +85,10 @@ def step(unet: nn.Module, parameters: Sequence[nn.Parameter], inputs: dict[str, 
     return time.perf_counter() - began
 
 
-def kept_bytes(unet: nn.Module, parameters: Sequence[nn.Parameter], inputs: dict[str, Any]) -> int:
-    """Bytes of the distinct storages that one forward keeps for its backward, those of the model's own state not."""
-    own = {p.untyped_storage().data_ptr() for p in (*unet.parameters(), *unet.buffers(), *parameters)}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step(unet, parameters, inputs)
-    return sum(kept.values())
+def step_bytes(unet: nn.Module, parameters: Sequence[nn.Parameter], inputs: dict[str, Any]) -> int:
+    """Bytes that a step keeps for its backward, those of the model's own state not."""
+    own = [*unet.parameters(), *unet.buffers(), *parameters]
+    return kept_bytes(lambda: step(unet, parameters, inputs), own)
 
 
 def step_costs(
@@ -117,7 +108,7 @@ def step_costs(
     for name, config in configs.items():  # the frozen weights are shared
         unet = copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
         models[name] = (unet, list(attach(unet, config).parameters()))
-    kept = {name: kept_bytes(*model, inputs) for name, model in models.items()}  # and the warm-up
+    kept = {name: step_bytes(*model, inputs) for name, model in models.items()}  # and the warm-up
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in tqdm(range(rounds), desc="step times", unit="round"):
         for name, model in models.items():

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.evaluation.blocks import Cost, analyse, kept_bytes, main, random_inputs, step, step_costs
+from ether_diffusion.evaluation.blocks import Cost, analyse, main, random_inputs, step, step_bytes, step_costs
 
 
 class Two(nn.Module):
@@ -32,7 +32,7 @@ class Two(nn.Module):
 
 
 def test_kept_bytes_are_those_of_the_activations() -> None:
-    kept = kept_bytes(Two(), [], {"sample": torch.randn(4, 6)})
+    kept = step_bytes(Two(), [], {"sample": torch.randn(4, 6)})
     tanh, difference = 4 * 5 * 4, 4 * 5 * 4  # the loss keeps its input, which is tanh's result, and the target
     assert kept == tanh + difference
 
@@ -41,7 +41,7 @@ def test_the_costs_of_adapters_are_ratios_to_the_frozen_model(pipe: DiffusionPip
     costs = step_costs(pipe, {"1": EtherConfig(n_blocks=1), "4": EtherConfig(n_blocks=4)}, rounds=2)
     # below 1 it may be: the frozen model's step goes back to the input, an adapter's only to its first projection
     assert all(0.5 < cost.kept < 2 and cost.time > 0 for cost in costs.values())
-    frozen = kept_bytes(pipe.unet, [], random_inputs(pipe, 1))
+    frozen = step_bytes(pipe.unet, [], random_inputs(pipe, 1))
     assert costs["4"].kept_bytes / frozen == pytest.approx(costs["4"].kept)
     assert pipe.unet.__dict__.get("_ether_host") is None
 
