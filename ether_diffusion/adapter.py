@@ -19,6 +19,14 @@ from ether_diffusion.per_sample import PerSample, check_mixable
 from ether_diffusion.shared_rows import SharedRows, Slot
 
 
+class StateMismatchError(ValueError):
+    """A state is not that of the adapter; ``problems`` has one line for each reason."""
+
+    def __init__(self, name: str, problems: list[str]) -> None:
+        super().__init__(f"the state does not fit adapter {name!r}:\n" + "\n".join(problems))
+        self.problems = problems
+
+
 class Adapter(nn.Module):
     """The vectors of one adapter, beside the model that they act on.
 
@@ -49,10 +57,10 @@ class Adapter(nn.Module):
         """Load vectors after checking all of them; nothing changes if one does not fit.
 
         Raises:
-            ValueError: unknown or missing keys, wrong shapes, values that are not finite, vectors of length zero.
+            StateMismatchError: unknown or missing keys, wrong shapes, values that are not finite, zero vectors.
         """
         if problems := state_problems(state_dict, self.state_dict()):
-            raise ValueError(f"the state does not fit adapter {self.adapter_name!r}:\n" + "\n".join(problems))
+            raise StateMismatchError(self.adapter_name, problems)
         state = {key: value.float() for key, value in state_dict.items()}
         return super().load_state_dict(state, strict=True, assign=assign)
 
@@ -254,17 +262,24 @@ def attach(model: nn.Module, config: EtherConfig | None = None, name: str = "def
             the model's q, k, v projections are fused.
     """
     config = config or EtherConfig()
-    root = root_of(model)
-    host = host_of(model)
+    targets = find_targets(model, config.targets)
+    check_blocks(targets, config)
+    return attach_made(model, Adapter(config, targets, name), targets)
+
+
+def attach_made(model: nn.Module, adapter: Adapter, targets: list[Target]) -> Adapter:
+    """Attach an adapter that was made for these targets of the model, on the model's device, active at strength 1.
+
+    Raises:
+        ValueError: the name is empty or taken, or the model's q, k, v projections are fused.
+    """
+    root, host, name = root_of(model), host_of(model), adapter.adapter_name
     if not name:
         raise ValueError("an adapter needs a name: it is empty")
     if host is not None and name in host.adapters:
         raise ValueError(f"an adapter {name!r} is attached already: detach it, or choose another name")
-    targets = find_targets(model, config.targets)
     if any(has_fused_qkv(target.attention) for target in targets):
         raise ValueError("the model's q, k, v projections are fused: call unfuse_qkv_projections() before attaching")
-    check_blocks(targets, config)
-    adapter = Adapter(config, targets, name)
     device = getattr(getattr(targets[0].module, "weight", None), "device", torch.device("cpu"))
     if device.type != "meta":
         adapter.to(device)

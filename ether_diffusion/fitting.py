@@ -1,15 +1,16 @@
-"""Whether an adapter file fits a pipeline: everything is checked before anything is attached."""
+"""The adapters of a file for a pipeline: everything is checked before anything is attached."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ether_diffusion.adapter import Adapter, check_blocks, state_problems
-from ether_diffusion.attention import find_targets
+from ether_diffusion.adapter import Adapter, StateMismatchError, check_blocks
+from ether_diffusion.attention import Target, find_targets
 from ether_diffusion.checkpoint import CONTROL, AdapterFile, AdapterFileError
 from ether_diffusion.fingerprint import base_hash
 
@@ -18,15 +19,35 @@ logger = logging.getLogger(__name__)
 SHOWN_PROBLEMS = 8
 
 
-def refuse_misfits(pipe: DiffusionPipeline, file: AdapterFile, source: str | Path) -> None:
-    """Raise AdapterFileError with all that keeps the file from fitting the pipeline, if anything does."""
-    problems = [p for component in file.configs for p in _misfits(component, getattr(pipe, component, None), file)]
+class Fitted(NamedTuple):
+    """An adapter with a file's vectors, and the projections that it is for."""
+
+    adapter: Adapter
+    targets: list[Target]
+
+
+def fit(pipe: DiffusionPipeline, file: AdapterFile, source: str | Path, name: str) -> dict[str, Fitted]:
+    """The file's adapters, not attached yet, by component of the pipeline.
+
+    Raises:
+        AdapterFileError: with all that keeps the file from fitting the pipeline.
+    """
+    fitted: dict[str, Fitted] = {}
+    problems: list[str] = []
+    for component in file.configs:
+        try:
+            fitted[component] = _fit_component(getattr(pipe, component, None), component, file, name)
+        except StateMismatchError as error:
+            problems += [problem.replace(": ", f": {component}.", 1) for problem in error.problems]
+        except ValueError as error:
+            problems.append(f"  {error}")
     problems += _control_misfits(pipe, file)
     if problems:
         shown = "\n".join(problems[:SHOWN_PROBLEMS])
         rest = f"\n  … and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         made_for = f" (it was trained on {file.base_model})" if file.base_model else ""
         raise AdapterFileError(f"{source} does not fit this {type(pipe).__name__}{made_for}:\n{shown}{rest}")
+    return fitted
 
 
 def warn_if_other_base(pipe: DiffusionPipeline, file: AdapterFile, source: str | Path) -> None:
@@ -46,18 +67,18 @@ def warn_if_other_base(pipe: DiffusionPipeline, file: AdapterFile, source: str |
             )
 
 
-def _misfits(component: str, module: nn.Module | None, file: AdapterFile) -> list[str]:
-    """What keeps the file's vectors for one component from fitting, one line per problem."""
+def _fit_component(module: nn.Module | None, component: str, file: AdapterFile, name: str) -> Fitted:
     if module is None:
-        return [f"  the pipeline has no {component}, which the file has vectors for"]
+        raise ValueError(f"the pipeline has no {component}, which the file has vectors for")
     config = file.configs[component]
     try:
         targets = find_targets(module, config.targets)
         check_blocks(targets, config)
     except ValueError as error:
-        return [f"  {component}: {error}"]
-    expected = Adapter(config, targets, "expected").state_dict()
-    return [f"{p.replace(': ', f': {component}.', 1)}" for p in state_problems(file.states[component], expected)]
+        raise ValueError(f"{component}: {error}") from None
+    adapter = Adapter(config, targets, name)
+    adapter.load_state_dict(file.states[component])
+    return Fitted(adapter.requires_grad_(False), targets)
 
 
 def _control_misfits(pipe: DiffusionPipeline, file: AdapterFile) -> list[str]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ether_diffusion.adapter import Adapter, Host, attach, host_of
+from ether_diffusion.adapter import Adapter, Host, attach_made, host_of
 from ether_diffusion.checkpoint import COMPONENTS, CONTROL, AdapterFile
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.control import Control, attach_control, control_of
 from ether_diffusion.fingerprint import base_hash
-from ether_diffusion.fitting import refuse_misfits, warn_if_other_base
+from ether_diffusion.fitting import fit, warn_if_other_base
 from ether_diffusion.per_sample import check_mixable
 
 
@@ -66,7 +66,7 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
     if not math.isfinite(strength):
         raise ValueError(f"the strength of {name!r} must be a finite number, not {strength}")
     file = AdapterFile.read(source)
-    refuse_misfits(pipe, file, source)
+    fitted = fit(pipe, file, source, name)
     if name in adapters(pipe):
         raise ValueError(f"an adapter {name!r} is loaded already: unload it, or pass another name")
     _changeable_hosts(pipe, "load another adapter")
@@ -74,10 +74,8 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
     warn_if_other_base(pipe, file, source)
     attached: list[Adapter] = []
     try:
-        for component in file.configs:
-            attached.append(attach(getattr(pipe, component), file.configs[component], name))
-            attached[-1].load_state_dict(file.states[component])
-            attached[-1].requires_grad_(False)
+        for component, (adapter, targets) in fitted.items():
+            attached.append(attach_made(getattr(pipe, component), adapter, targets))
         if file.control is not None:
             device = pipe.unet.conv_in.weight.device
             encoder = file.control if device.type == "meta" else file.control.to(device)
