@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 import ether_diffusion as ether
 from ether_diffusion import AdapterFileError, EtherConfig
-from ether_diffusion.adapter import host_of
+from ether_diffusion.adapter import attach_made, host_of
+from ether_diffusion.attention import Target
 from ether_diffusion.checkpoint import AdapterFile
 from ether_diffusion.fingerprint import base_hash
 from ether_diffusion.playground.tiny import tiny_controlnet, tiny_pipeline
@@ -353,15 +354,15 @@ def test_a_failing_second_component_takes_the_first_off_again(
     pipe: DiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_adapter(pipe, tmp_path)
-    image, attach, calls = picture(pipe), ether.attach, []
+    image, calls = picture(pipe), []
 
-    def second_fails(module: nn.Module, config: EtherConfig, name: str) -> ether.Adapter:
+    def second_fails(module: nn.Module, adapter: ether.Adapter, targets: list[Target]) -> ether.Adapter:
         calls.append(module)
         if len(calls) == 2:
             raise MemoryError("out of memory")
-        return attach(module, config, name)
+        return attach_made(module, adapter, targets)
 
-    monkeypatch.setattr("ether_diffusion.pipelines.attach", second_fails)
+    monkeypatch.setattr("ether_diffusion.pipelines.attach_made", second_fails)
     with pytest.raises(MemoryError):
         ether.load(pipe, tmp_path)
     assert len(calls) == 2
