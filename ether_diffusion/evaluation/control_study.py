@@ -25,7 +25,8 @@ from ether_diffusion.checkpoint import first_line
 from ether_diffusion.data.pairs import read_listing
 from ether_diffusion.evaluation.benchmark import take_share
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
-from ether_diffusion.evaluation.control_tables import write_study
+from ether_diffusion.evaluation.control_intervals import write_differences
+from ether_diffusion.evaluation.control_tables import best_of_arms, read_results, write_study
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import Backbone, load_clip
@@ -76,6 +77,7 @@ class ControlStudyConfig:
         ignore_index: id that is left out of the scores.
         clip: judge of CLIP-T; without it there is none.
         fid_features: of FID and KID: inception, dino:NAME, clip:NAME or playground; without them there is neither.
+        compare_with: arms that every other is held against, with 95% intervals of the difference in mIoU.
         keep_runs: keep what was trained.
     """
 
@@ -96,6 +98,7 @@ class ControlStudyConfig:
     ignore_index: int | None = 255
     clip: str | None = None
     fid_features: str | None = None
+    compare_with: list[str] = field(default_factory=list)
     keep_runs: bool = False
 
     def __post_init__(self) -> None:
@@ -106,6 +109,8 @@ class ControlStudyConfig:
             raise ValueError("arms is empty: name at least one")
         if not self.eval_steps or self.eval_steps[0] < 1:
             raise ValueError("eval_steps must be steps of the training, the last one its length")
+        if unknown := [arm for arm in self.compare_with if arm not in self.arms]:
+            raise ValueError(f"compare_with: there is no arm {unknown[0]!r}; there are: {', '.join(self.arms)}")
         if self.data is None and self.training.get("train_data_dir") != PLAYGROUND:
             raise ValueError("data is missing: name the folder of pairs to evaluate on")
         for where, settings in {"training": self.training, **self.arms}.items():
@@ -333,7 +338,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             logger.error("%s failed: %s", job.key, first_line(error))
             logger.debug("traceback", exc_info=True)
             failed[job.key] = f"{type(error).__name__}: {error}"
-    print(write_study(config.output_dir, [job.key for job in jobs]))
+    keys = [job.key for job in jobs]
+    print(write_study(config.output_dir, keys))
+    best = best_of_arms(read_results(config.output_dir, keys))
+    if config.compare_with and len(best) > 1:
+        try:
+            print(write_differences(config.output_dir, best, study.pairs, study.task, config.compare_with))
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: no differences: {error}; remove that job's results to draw again") from None
     for key, reason in failed.items():
         print(f"{key}: {reason}", file=sys.stderr)
     if failed and count == 1:

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from ether_diffusion.evaluation import control_study
 from ether_diffusion.evaluation.control_accuracy import main as accuracy
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
+from ether_diffusion.evaluation.control_intervals import pair_statistics, resampled, write_differences
 from ether_diffusion.evaluation.control_study import ControlStudyConfig, Study, all_jobs
 from ether_diffusion.evaluation.control_tables import best_of_arms, read_results, table, write_study
 from ether_diffusion.evaluation.images import load_run
+from ether_diffusion.metrics.control_tasks import Canny
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config
@@ -77,6 +79,7 @@ def test_jobs_are_every_rate_of_every_arm_by_turns(tmp_path: Path) -> None:
     [
         ({"arms": {}}, "arms is empty"),
         ({"eval_steps": []}, "eval_steps must be"),
+        ({"compare_with": ["LoRA"]}, "compare_with: there is no arm 'LoRA'; there are: ETHER, encoder alone"),
         ({"training": {"train_data_dir": "x"}}, "data is missing"),
         ({"arms": {"a": {"resume": "latest"}}}, "a: resume is set by the study itself"),
         ({"arms": {"a": {"learning_rate": [1, 2], "encoder_lr": [1, 2]}}}, "only one of learning_rate, encoder_lr"),
@@ -130,6 +133,34 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
     with Image.open(tmp_path / "study" / "samples.png") as sheet:
         assert sheet.height > 4 * 96
     assert (tmp_path / "study" / "steps.png").is_file()
+
+    best = best_of_arms(read_results(tmp_path / "study"))
+    row = best["ETHER"]
+    folder = tmp_path / "study" / row["folder"]
+    found = pair_statistics(folder, study.pairs, 2, study.task)
+    assert resampled(found, study.task, "miou")[0] == pytest.approx(row["scores"]["miou"]["mean"])
+    difference = row["scores"]["miou"]["mean"] - best["encoder alone"]["scores"]["miou"]["mean"]
+    text = write_differences(tmp_path / "study", best, study.pairs, study.task, ["encoder alone", "not done"])
+    assert text.splitlines()[0] == "| method | mIoU − that of encoder alone |"
+    assert f"| ETHER | {difference:+.3f} [" in text
+    assert "| encoder alone |  |" in text
+    for picture in folder.glob("*.png"):
+        picture.unlink()  # judged already
+    assert torch.equal(pair_statistics(folder, study.pairs, 2, study.task), found)
+    with pytest.raises(FileNotFoundError):
+        pair_statistics(folder, study.pairs, 1, study.task)
+
+
+def test_the_resampled_means_spread_as_the_standard_error() -> None:
+    values = torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    statistics = torch.stack([torch.ones_like(values), values, values], -1)  # of a task of means: 1, F1, IoU
+    found = resampled(statistics, Canny(), "f1")
+    of_pairs = values.mean(1).numpy()
+    assert found[0] == pytest.approx(of_pairs.mean())
+    assert found[1:].mean() == pytest.approx(of_pairs.mean(), abs=0.01)
+    assert found[1:].std() == pytest.approx(of_pairs.std() / 50**0.5, rel=0.1)
+    shifted = statistics + torch.tensor([0, 0.25, 0]).double()
+    assert np.allclose(resampled(shifted, Canny(), "f1") - found, 0.25)  # the same draws for all
 
 
 def test_a_diverged_arm_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
