@@ -74,7 +74,10 @@ class PerSample:
 
     def _choice(self, samples: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         """Index of each sample's adapter, None if that is its own number; and 0 for the base, None if there is none."""
-        entries = torch.tensor(self._entries, device=device).repeat(samples // len(self._entries))
-        acts = (entries >= 0).float()[:, None, None] if (entries < 0).any() else None
-        own = samples == len(self.adapters) and entries.tolist() == list(range(samples))
-        return None if own else entries.clamp_min(0), acts
+        entries = self._entries * (samples // len(self._entries))
+        acts = None
+        if min(entries) < 0:
+            acts = torch.tensor([float(entry >= 0) for entry in entries], device=device)[:, None, None]
+        if entries == list(range(len(self.adapters))):
+            return None, acts
+        return torch.tensor([max(entry, 0) for entry in entries], device=device), acts

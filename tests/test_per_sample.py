@@ -132,6 +132,30 @@ def test_a_part_of_the_model_called_alone_and_a_compiled_one_know_their_samples(
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("names", [["cat", None, "dog"], ["dog", "cat"], None], ids=["with the base", "all", "alone"])
+def test_a_whole_model_compiles_as_one_graph(names: list[str | None] | None) -> None:
+    (unet, host), (twin, other) = (adapted(CONFIGS["ether_plus"]) for _ in range(2))
+    for each in (host, other):
+        if names is None:
+            each.set_active({"dog": 1.0})
+        else:
+            each.set_per_sample(names)
+    given = inputs(2 * len(names or [0]))
+    torch.compiler.reset()
+    compiled = torch.compile(unet, backend="aot_eager", fullgraph=True)
+    found, expected = compiled(**given).sample, twin(**given).sample
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found.square().mean().backward()
+    expected.square().mean().backward()
+    for name in NAMES:
+        got, want = gradients(host.adapters[name]), gradients(other.adapters[name])
+        assert sum(g.norm() for g in want) > 0 or (name == "cat" and names is None)
+        for one, two in zip(got, want, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(unet(**given).sample, expected, rtol=1e-4, atol=1e-5)  # by what it noted
+    torch.compiler.reset()
+
+
 def picture(pipe: DiffusionPipeline, prompts: list[str], guidance: float, images: int, first: int = 0) -> Tensor:
     generators = [torch.Generator().manual_seed(first + i) for i in range(len(prompts) * images)]
     return pipe(
