@@ -7,6 +7,7 @@ high-water mark of a process of its own for each method, two steps with AdamW.
 
     python benchmarks/step.py --resolution 512 --rounds 9 --json step-512.json
     python benchmarks/step.py --model playground --rounds 50
+    python benchmarks/step.py --device cuda --rounds 30 --compile
 """
 
 from __future__ import annotations
@@ -110,7 +111,10 @@ def rounds(arguments: argparse.Namespace, base: UNet2DConditionModel, batch: Bat
         # the frozen weights are shared by all the models; only what a method adds is its own
         unet = copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
         models[name] = (unet, ARMS[name](unet))
-        seconds(*models[name], batch, arguments.cpu_time)  # warm-up
+    for model in models.values():  # now that all are there: attaching an adapter makes torch forget compiled code
+        if arguments.compile:
+            model[0].compile()
+        seconds(*model, batch, arguments.cpu_time)  # warm-up
         gc.collect()
     times: dict[str, list[float]] = {name: [] for name in models}
     for number in range(arguments.rounds):
@@ -139,6 +143,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--cpu_time", action="store_true", help="seconds of the process, for a machine that others use")
+    parser.add_argument("--compile", action="store_true", help="time what torch.compile makes of each; memory is eager")
     parser.add_argument("--no_memory", action="store_true", help="leave memory out")
     parser.add_argument("--json", type=Path, help="also write the table here")
     parser.add_argument("--memory_of", choices=list(ARMS), help=argparse.SUPPRESS)
@@ -164,7 +169,10 @@ def main() -> None:
         rows[name]["memory"] = found
     machine = torch.cuda.get_device_name() if arguments.device != "cpu" else platform.processor() or platform.machine()
     print(f"\n{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{arguments.model}, {arguments.resolution} px, batch {arguments.batch_size}, {arguments.rounds} rounds")
+    print(
+        f"{arguments.model}, {arguments.resolution} px, batch {arguments.batch_size}, {arguments.rounds} rounds"
+        + (", compiled" if arguments.compile else "")
+    )
     print(f"{'method':18}{'parameters':>12}{'step / frozen':>15}{'quartiles':>16}  peak, saved, optimiser MB")
     for name, row in rows.items():
         low, high = row["quartiles"]
