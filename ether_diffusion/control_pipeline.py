@@ -16,10 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.control import control_of
-from ether_diffusion.data.conditions import map_picture
+from ether_diffusion.data.conditions import MAP_PALETTE, map_picture
 from ether_diffusion.data.pairs import load_condition
 
 logger = logging.getLogger(__name__)
+
+PALETTE_GREYS = {red for red, green, blue in MAP_PALETTE if red == green == blue}
+"""A coloured map may be of these alone; as class ids they are rare."""
 
 ControlImage = Image.Image | str | Path | Tensor | Sequence[Image.Image | str | Path]
 """One image for all pictures or one for each prompt: files, PIL images, or a tensor (N, 3, H, W) in [0, 1]."""
@@ -96,12 +99,18 @@ def _seen(image: Image.Image | str | Path, maps: bool) -> Image.Image:
     """One control image as training saw conditions, RGB."""
     if not isinstance(image, Image.Image):
         return load_condition(image, maps)
-    if maps and image.mode == "RGB" and (np.ptp(np.asarray(image), -1) == 0).all():
+    if maps and image.mode == "RGB" and _greys(image) - PALETTE_GREYS:
         logger.warning(
             "the control was trained on maps in colours, this image is grey: if it holds class ids, give its file, "
             "which diffusers' load_image turns to RGB"
         )
     return map_picture(image) if maps else image.convert("RGB")
+
+
+def _greys(image: Image.Image) -> set[int]:
+    """The values of an RGB image without colours, none of one with colours."""
+    values = np.asarray(image)
+    return set(np.unique(values[..., 0]).tolist()) if (np.ptp(values, -1) == 0).all() else set()
 
 
 class StableDiffusionControlPipeline(StableDiffusionPipeline):

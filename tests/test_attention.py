@@ -50,6 +50,7 @@ def on_meta(model_class: type[nn.Module], settings: dict[str, Any]) -> nn.Module
         ({"method": "ether_plus", "two_sided": False}, 128, 198_912),
         ({"method": "naive", "n_blocks": 4}, 128, 23_304_192),
         ({"method": "ether", "targets": "attention+geglu"}, 144, 111_936),
+        ({"method": "ether_plus", "targets": "attention+geglu"}, 144, 623_232),
     ],
 )
 def test_sd15_has_the_papers_parameter_counts(settings: dict[str, Any], linears: int, scalars: int) -> None:

@@ -413,6 +413,8 @@ def test_a_file_is_seen_as_training_saw_it(tmp_path: Path) -> None:
 def test_a_grey_picture_where_a_coloured_map_is_expected_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     ids = (np.arange(64 * 64).reshape(64, 64) % 17).astype(np.uint8)
     control_tensor(colour_map(ids), 2, maps=True)
+    greys = np.where(ids > 8, 7, 0)  # classes whose colours are grey by themselves
+    control_tensor(colour_map(greys), 2, maps=True)
     assert not caplog.records
     control_tensor(Image.fromarray(ids).convert("RGB"), 2, maps=True)
     assert "this image is grey: if it holds class ids, give its file" in caplog.text
