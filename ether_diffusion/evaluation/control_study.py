@@ -12,7 +12,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ether_diffusion.data.pairs import read_listing
 from ether_diffusion.evaluation.benchmark import take_share
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
 from ether_diffusion.evaluation.control_intervals import write_differences
+from ether_diffusion.evaluation.control_jobs import ControlStudyConfig, Job, all_jobs
 from ether_diffusion.evaluation.control_tables import best_of_arms, read_results, write_study
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.files import write_text
@@ -34,150 +35,15 @@ from ether_diffusion.metrics.control import ControlScores, score_control
 from ether_diffusion.metrics.control_tasks import ControlTask, Pair, Segmentation
 from ether_diffusion.metrics.distribution import load_feature_model
 from ether_diffusion.metrics.segmentation import Segmenter
-from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.training import control
 from ether_diffusion.training.checkpoints import list_checkpoints
 from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
 from ether_diffusion.training.run_folder import git_revision, read_provenance
 from ether_diffusion.training.run_record import read_run
 
 logger = logging.getLogger(__name__)
-
-VARIED = ("learning_rate", "encoder_lr")
-"""Settings of an arm that may be a list, which makes one job of each value."""
-STEADY = ("constant", "constant_with_warmup", "piecewise_constant")
-"""Schedules that do not depend on how long the training will be."""
-OWN = ("output_dir", "overwrite", "resume", "max_train_steps")
-"""Settings of the training that the study sets itself."""
-
-
-@dataclass
-class ControlStudyConfig:
-    """Train control with every arm, and score it on the way.
-
-    Attributes:
-        output_dir: where runs, pictures and results go; what is there already is not done again.
-        arms: from a name to the settings of train_controlnet.py that make it. One of learning_rate and encoder_lr may
-            be a list: a job for each value.
-        training: settings of train_controlnet.py that all arms share.
-        eval_steps: after how many steps to draw and score; the last is the length of the training.
-        data: folder of pairs to evaluate on, semantic maps among them; drawn for the playground.
-        pairs: how many pairs of the data to use at the last step.
-        curve_pairs: how many at the steps before it, one sample each.
-        samples: for each pair at the last step.
-        batch_size: pictures drawn at a time.
-        num_inference_steps: denoising steps of a picture.
-        guidance_scale: classifier-free guidance of a picture.
-        seed: of the pictures' noise.
-        segmenter: judge of the maps: Hub id, folder or playground.
-        label_offset: the maps' id of the segmenter's class 0; as its image processor says where it is not given.
-        ignore_index: id that is left out of the scores.
-        clip: judge of CLIP-T; without it there is none.
-        fid_features: of FID and KID: inception, dino:NAME, clip:NAME or playground; without them there is neither.
-        compare_with: arms that every other is held against, with 95% intervals of the difference in mIoU.
-        keep_runs: keep what was trained.
-    """
-
-    output_dir: Path
-    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    eval_steps: list[int] = field(default_factory=lambda: [200, 400, 800])
-    data: Path | None = None
-    pairs: int = 96
-    curve_pairs: int = 48
-    samples: int = 4
-    batch_size: int = 16
-    num_inference_steps: int = 50
-    guidance_scale: float = 9.0
-    seed: int = 0
-    segmenter: str = PLAYGROUND
-    label_offset: int | None = None
-    ignore_index: int | None = 255
-    clip: str | None = None
-    fid_features: str | None = None
-    compare_with: list[str] = field(default_factory=list)
-    keep_runs: bool = False
-
-    def __post_init__(self) -> None:
-        self.output_dir = Path(self.output_dir)
-        self.data = None if self.data is None else Path(self.data)
-        self.eval_steps = sorted(set(self.eval_steps))
-        if not self.arms:
-            raise ValueError("arms is empty: name at least one")
-        if not self.eval_steps or self.eval_steps[0] < 1:
-            raise ValueError("eval_steps must be steps of the training, the last one its length")
-        if unknown := [arm for arm in self.compare_with if arm not in self.arms]:
-            raise ValueError(f"compare_with: there is no arm {unknown[0]!r}; there are: {', '.join(self.arms)}")
-        if self.data is None and self.training.get("train_data_dir") != PLAYGROUND:
-            raise ValueError("data is missing: name the folder of pairs to evaluate on")
-        for where, settings in {"training": self.training, **self.arms}.items():
-            if taken := [name for name in OWN if name in settings]:
-                raise ValueError(f"{where}: {', '.join(taken)} is set by the study itself; leave it out")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One arm at one rate.
-
-    Attributes:
-        arm: its name.
-        settings: of train_controlnet.py.
-        rate: the value of the setting that is varied, None where none is.
-    """
-
-    arm: str
-    settings: dict[str, Any]
-    rate: float | None
-
-    @property
-    def key(self) -> str:
-        """Its folder."""
-        return self.arm if self.rate is None else f"{self.arm}@{self.rate:g}"
-
-    def config(self, folder: Path, steps: int) -> ControlConfig:
-        """The settings of its training, which draws no samples of its own.
-
-        Raises:
-            ValueError: a setting is not one of train_controlnet.py's, or impossible.
-        """
-        own = {"output_dir": folder, "max_train_steps": steps, "num_validation_images": 0}
-        frequency = {"checkpointing_steps": steps, "checkpoints_total_limit": 1, "validation_steps": steps}
-        try:
-            config = ControlConfig(**frequency | self.settings | own)
-        except TypeError as error:
-            raise ValueError(f"arm {self.arm}: {error}") from None
-        if config.lr_scheduler not in STEADY:
-            raise ValueError(
-                f"arm {self.arm}: lr_scheduler={config.lr_scheduler} depends on the training's length, which grows "
-                f"from one evaluation to the next; use {', '.join(STEADY)}"
-            )
-        return config
-
-
-def all_jobs(config: ControlStudyConfig) -> list[Job]:
-    """Every arm at every rate, the arms by turns, so that a study cut short has some of each.
-
-    Raises:
-        ValueError: two settings of an arm are lists, or a rate is no number.
-    """
-    jobs: list[list[Job]] = []
-    for arm, own in config.arms.items():
-        lists = [name for name in VARIED if isinstance(own.get(name), list)]
-        if len(lists) > 1:
-            raise ValueError(f"arm {arm}: only one of {', '.join(lists)} may be a list")
-        settings = {**config.training, **own}
-        try:
-            numbers = {name: settings[name] for name in VARIED if settings.get(name) is not None}
-            settings |= {name: float(value) for name, value in numbers.items() if not isinstance(value, list)}
-            rates = [float(value) for value in own[lists[0]]] if lists else []
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"arm {arm}: a learning rate is no number: {error}") from None
-        jobs.append([Job(arm, {**settings, lists[0]: rate}, rate) for rate in rates] or [Job(arm, settings, None)])
-    longest = max(map(len, jobs))
-    return [of_arm[place] for place in range(longest) for of_arm in jobs if place < len(of_arm)]
 
 
 @dataclass

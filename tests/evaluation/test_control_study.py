@@ -18,7 +18,8 @@ from ether_diffusion.evaluation import control_study
 from ether_diffusion.evaluation.control_accuracy import main as accuracy
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
 from ether_diffusion.evaluation.control_intervals import pair_statistics, resampled, write_differences
-from ether_diffusion.evaluation.control_study import ControlStudyConfig, Study, all_jobs
+from ether_diffusion.evaluation.control_jobs import ControlStudyConfig, all_jobs
+from ether_diffusion.evaluation.control_study import Study
 from ether_diffusion.evaluation.control_tables import best_of_arms, read_results, table, write_study
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.metrics.control_tasks import Canny
