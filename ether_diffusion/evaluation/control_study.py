@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             print(write_differences(config.output_dir, best, study.pairs, study.task, config.compare_with))
         except (OSError, ValueError) as error:
-            raise SystemExit(f"error: no differences: {error}; remove that job's results to draw again") from None
+            failed["differences"] = f"{error}; remove that job's results and images to draw them again"
     for key, reason in failed.items():
         print(f"{key}: {reason}", file=sys.stderr)
     if failed and count == 1:

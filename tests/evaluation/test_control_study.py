@@ -152,6 +152,28 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
         pair_statistics(folder, study.pairs, 1, study.task)
 
 
+def test_the_program_tells_differences_and_what_keeps_it_from_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = {"ETHER": {"method": "ether"}, "encoder alone": {"method": "none"}}
+    settings = {"training": TRAINING, "arms": arms, "eval_steps": [1], "pairs": 2, "samples": 1}
+    recipe = tmp_path / "study.yaml"
+    recipe.write_text(json.dumps(settings | {"num_inference_steps": 2, "compare_with": ["encoder alone"]}))
+    flags = ["--config", str(recipe), "--output_dir", str(tmp_path / "study")]
+    control_study.main(flags)
+    assert "| method | mIoU − that of encoder alone |" in capsys.readouterr().out
+    pictures = tmp_path / "study" / "images" / "ETHER" / "000001"
+    (pictures / "statistics.npz").unlink()
+    (pictures / "00001-0.png").unlink()
+    with pytest.raises(SystemExit):
+        control_study.main(flags)
+    captured = capsys.readouterr()
+    assert "| ETHER |" in captured.out
+    assert "differences: " in captured.err
+    assert "00001-0.png" in captured.err
+    assert "remove that job's results and images to draw them again" in captured.err
+
+
 def test_the_resampled_means_spread_as_the_standard_error() -> None:
     values = torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     statistics = torch.stack([torch.ones_like(values), values, values], -1)  # of a task of means: 1, F1, IoU
