@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -90,3 +94,31 @@ def unet_inputs(seed: int = 3, text_width: int = 32, batch: int = 2) -> dict[str
         "timestep": torch.tensor([10] * batch),
         "encoder_hidden_states": torch.randn(batch, 5, text_width, generator=generator),
     }
+
+
+@contextmanager
+def before_file_calls(act: Callable[[int], None]) -> Iterator[None]:
+    """Call ``act`` with 1, 2, … before each call by which this process syncs, renames or removes a file.
+
+    What a process that dies leaves on the disk changes at these moments only, and in the writes between them: a kill
+    counted in them hits what it is meant to hit, on a fast machine and a slow one.
+    """
+    calls = 0
+
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            act(calls)
+            return original(*arguments, **options)
+
+        return call
+
+    names = ("fsync", "replace", "unlink", "rmdir")
+    with mock.patch.multiple(os, **{name: counted(getattr(os, name)) for name in names}):
+        yield
+
+
+def die() -> None:
+    """What the kernel does to a process on a machine that goes down."""
+    os.kill(os.getpid(), signal.SIGKILL)

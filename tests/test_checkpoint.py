@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import random
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from helpers import shake
+from helpers import before_file_calls, die, shake
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -280,42 +278,37 @@ def test_a_failing_disk_keeps_the_old_file_and_leaves_no_other(saved: Path, monk
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path) -> None:
-    """Twenty kills at random moments of a loop that saves one of two adapters in turn."""
-    files = [adapter_file("first"), adapter_file("second")]
-    path = files[0].write(tmp_path)
-    for vectors, file in enumerate(files):
+@pytest.mark.parametrize(
+    ("moment", "left"),
+    [(0, "first"), (1, "first"), (2, "first"), (3, "second"), (4, "second")],
+    ids=["half the bytes are written", "before the sync", "before the rename", "after it", "at the end"],
+)
+def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path, moment: int, left: str) -> None:
+    files = {name: adapter_file(name) for name in ("first", "second")}
+    for vectors, file in enumerate(files.values()):
         for value in file.states["unet"].values():
             value.fill_(vectors + 1.0)
-    files[0].write(tmp_path)
-    moments, interrupted, seen = random.Random(0), 0, set()
-    for kill in range(20):
-        saving, saved_once = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                for i in itertools.count(kill):
-                    files[i % 2].write(path)
-                    os.write(saved_once, b".")
-            finally:
-                os._exit(1)
-        os.read(saving, 1)
-        time.sleep(0.02 * moments.random())
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status)  # it was saving until then
-        os.close(saving)
-        os.close(saved_once)
-        read = AdapterFile.read(path)
-        expected = {"first": 1.0, "second": 2.0}[read.base_model]
-        assert all((value == expected).all() for value in read.states["unet"].values())
-        interrupted += len(os.listdir(tmp_path)) > 1
-        seen.add(read.base_model)
-        for leftover in tmp_path.glob(".*.tmp"):
-            leftover.unlink()
-        assert os.listdir(tmp_path) == [FILE_NAME]
-    assert seen == {"first", "second"}
-    assert interrupted > 0  # some kills did fall into a save
+    path = files["first"].write(tmp_path)
+    child = os.fork()
+    if child == 0:
+        try:
+            if moment == 0:
+                write = Path.write_bytes
+                mock.patch.object(
+                    Path, "write_bytes", lambda path, data: (write(path, data[: len(data) // 2]), die())
+                ).start()
+            with before_file_calls(lambda call: die() if call == moment else None):
+                files["second"].write(path)
+            die()
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    read = AdapterFile.read(path)
+    assert read.base_model == left
+    assert all((value == list(files).index(left) + 1.0).all() for value in read.states["unet"].values())
+    assert len(os.listdir(tmp_path)) == (2 if left == "first" else 1)  # what was not finished lies beside it
+    files["second"].write(path)
+    assert AdapterFile.read(path).base_model == "second"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from helpers import before_file_calls, die
 from PIL import Image
 from torch import Tensor
 
@@ -206,18 +206,26 @@ def test_five_kills_at_random_moments_do_not_change_the_summary(
         run_jobs(jobs, config, judges())
         write_summary(folder, jobs)
 
-    began = time.monotonic()
-    benchmark_of(tmp_path / "whole")
-    whole = time.monotonic() - began
+    calls = 0
+
+    def count(call: int) -> None:
+        nonlocal calls
+        calls = call
+
+    with before_file_calls(count):
+        benchmark_of(tmp_path / "whole")
+
+    def killed_at(moment: int) -> None:
+        with before_file_calls(lambda call: die() if call == moment else None):
+            benchmark_of(tmp_path / "killed")
+
     moments, killed = random.Random(5), 0
     for _ in range(5):
-        process = forked.Process(target=benchmark_of, args=(tmp_path / "killed",))
+        process = forked.Process(target=killed_at, args=(int(moments.uniform(0.1, 0.4) * calls),))
         process.start()
-        process.join(moments.uniform(0.1, 0.6) * whole)
-        process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
-    assert killed >= 2
+    assert killed >= 2  # each dies before 0.4 of the whole is done
     benchmark_of(tmp_path / "killed")
     summaries = [(tmp_path / name / "summary.json").read_text() for name in ("whole", "killed")]
     assert summaries[0] == summaries[1]
