@@ -1,4 +1,4 @@
-"""What a study of controls is to do: its settings, and a job for each method at each learning rate."""
+"""What a study of controls is to do: its settings, and a job for each method at each learning rate and seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VARIED = ("learning_rate", "encoder_lr")
 """Settings of an arm that may be a list, which makes one job of each value."""
 STEADY = ("constant", "constant_with_warmup", "piecewise_constant")
 """Schedules that do not depend on how long the training will be."""
-OWN = ("output_dir", "overwrite", "resume", "max_train_steps")
+OWN = ("output_dir", "overwrite", "resume", "max_train_steps", "seed")
 """Settings of the training that the study sets itself."""
 
 
@@ -26,6 +26,7 @@ class ControlStudyConfig:
         arms: from a name to the settings of train_controlnet.py that make it. One of learning_rate and encoder_lr may
             be a list: a job for each value.
         training: settings of train_controlnet.py that all arms share.
+        seeds: of the training: a job for each, of every arm at every rate.
         eval_steps: after how many steps to draw and score; the last is the length of the training.
         data: folder of pairs to evaluate on, semantic maps among them; drawn for the playground.
         pairs: how many pairs of the data to use at the last step.
@@ -47,6 +48,7 @@ class ControlStudyConfig:
     output_dir: Path
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
     eval_steps: list[int] = field(default_factory=lambda: [200, 400, 800])
     data: Path | None = None
     pairs: int = 96
@@ -67,9 +69,11 @@ class ControlStudyConfig:
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
         self.data = None if self.data is None else Path(self.data)
-        self.eval_steps = sorted(set(self.eval_steps))
+        self.eval_steps, self.seeds = sorted(set(self.eval_steps)), list(dict.fromkeys(self.seeds))
         if not self.arms:
             raise ValueError("arms is empty: name at least one")
+        if not self.seeds:
+            raise ValueError("seeds is empty: name at least one")
         if not self.eval_steps or self.eval_steps[0] < 1:
             raise ValueError("eval_steps must be steps of the training, the last one its length")
         if unknown := [arm for arm in self.compare_with if arm not in self.arms]:
@@ -83,22 +87,24 @@ class ControlStudyConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """One arm at one rate.
+    """One arm at one rate with one seed.
 
     Attributes:
         arm: its name.
         settings: of train_controlnet.py.
         rate: the value of the setting that is varied, None where none is.
+        seed: of the training.
     """
 
     arm: str
     settings: dict[str, Any]
     rate: float | None
+    seed: int
 
     @property
     def key(self) -> str:
         """Its folder."""
-        return self.arm if self.rate is None else f"{self.arm}@{self.rate:g}"
+        return f"{self.arm if self.rate is None else f'{self.arm}@{self.rate:g}'}/seed-{self.seed}"
 
     def config(self, folder: Path, steps: int) -> ControlConfig:
         """The settings of its training, which draws no samples of its own.
@@ -121,7 +127,7 @@ class Job:
 
 
 def all_jobs(config: ControlStudyConfig) -> list[Job]:
-    """Every arm at every rate, the arms by turns, so that a study cut short has some of each.
+    """Every arm at every rate, the arms by turns, seed after seed, so that a study cut short has some of each.
 
     Raises:
         ValueError: two settings of an arm are lists, or a rate is no number.
@@ -138,6 +144,7 @@ def all_jobs(config: ControlStudyConfig) -> list[Job]:
             rates = [float(value) for value in own[lists[0]]] if lists else []
         except (TypeError, ValueError) as error:
             raise ValueError(f"arm {arm}: a learning rate is no number: {error}") from None
-        jobs.append([Job(arm, {**settings, lists[0]: rate}, rate) for rate in rates] or [Job(arm, settings, None)])
+        varied = [(rate, {**settings, lists[0]: rate}) for rate in rates] if lists else [(None, settings)]
+        jobs.append([Job(arm, {**s, "seed": seed}, rate, seed) for seed in config.seeds for rate, s in varied])
     longest = max(map(len, jobs))
     return [of_arm[place] for place in range(longest) for of_arm in jobs if place < len(of_arm)]

@@ -27,7 +27,8 @@ from ether_diffusion.evaluation.benchmark import take_share
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
 from ether_diffusion.evaluation.control_intervals import write_differences
 from ether_diffusion.evaluation.control_jobs import ControlStudyConfig, Job, all_jobs
-from ether_diffusion.evaluation.control_tables import best_of_arms, read_results, write_study
+from ether_diffusion.evaluation.control_summary import RESULTS, best_of_arms, read_results
+from ether_diffusion.evaluation.control_tables import write_study
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import Backbone, load_clip
@@ -98,7 +99,7 @@ class Study:
         """
         run = self.config.output_dir / "runs" / job.key
         for steps in self.config.eval_steps:
-            result = self.config.output_dir / "results" / job.key / f"{steps:06d}.json"
+            result = self.config.output_dir / RESULTS / job.key / f"{steps:06d}.json"
             identity = self._identity(job)
             if result.is_file():
                 known = json.loads(result.read_text())
@@ -107,8 +108,8 @@ class Study:
                 if "diverged" in known:
                     break
                 continue
-            facts: dict[str, Any] = {"arm": job.arm, "rate": job.rate, "steps": steps, "identity": identity}
-            facts |= {"settings": job.settings, "git_revision": git_revision()}
+            facts: dict[str, Any] = {"arm": job.arm, "rate": job.rate, "seed": job.seed, "steps": steps}
+            facts |= {"identity": identity, "settings": job.settings, "git_revision": git_revision()}
             try:
                 self._train(job, run, steps, identity)
             except TrainingDivergedError as error:

@@ -20,7 +20,8 @@ from ether_diffusion.evaluation.control_images import Drawing, draw_samples
 from ether_diffusion.evaluation.control_intervals import pair_statistics, resampled, write_differences
 from ether_diffusion.evaluation.control_jobs import ControlStudyConfig, all_jobs
 from ether_diffusion.evaluation.control_study import Study
-from ether_diffusion.evaluation.control_tables import best_of_arms, read_results, table, write_study
+from ether_diffusion.evaluation.control_summary import best_of_arms, finished, read_results
+from ether_diffusion.evaluation.control_tables import rates_table, table, write_study
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.metrics.control_tasks import Canny
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
@@ -68,10 +69,21 @@ def run(config: ControlStudyConfig) -> Study:
 def test_jobs_are_every_rate_of_every_arm_by_turns(tmp_path: Path) -> None:
     jobs = all_jobs(study_of(tmp_path))
     assert [(job.key, job.settings.get("learning_rate")) for job in jobs] == [
-        ("ETHER@0.01", 1e-2),
-        ("encoder alone", None),
-        ("ETHER@0.001", 1e-3),
+        ("ETHER@0.01/seed-0", 1e-2),
+        ("encoder alone/seed-0", None),
+        ("ETHER@0.001/seed-0", 1e-3),
     ]
+    arms = {"a": {"learning_rate": [1, 2]}, "b": {}}
+    seeded = all_jobs(study_of(tmp_path, arms=arms, seeds=[3, 4, 3]))
+    assert [job.key for job in seeded] == [
+        "a@1/seed-3",
+        "b/seed-3",
+        "a@2/seed-3",
+        "b/seed-4",
+        "a@1/seed-4",
+        "a@2/seed-4",
+    ]
+    assert [job.config(tmp_path, 1).seed for job in seeded] == [3, 3, 3, 4, 4, 4]
     assert all_jobs(study_of(tmp_path, arms={"a": {"learning_rate": ["3e-3"]}}))[0].rate == 3e-3
 
 
@@ -80,6 +92,8 @@ def test_jobs_are_every_rate_of_every_arm_by_turns(tmp_path: Path) -> None:
     [
         ({"arms": {}}, "arms is empty"),
         ({"eval_steps": []}, "eval_steps must be"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"training": {**TRAINING, "seed": 3}}, "training: seed is set by the study itself"),
         ({"compare_with": ["LoRA"]}, "compare_with: there is no arm 'LoRA'; there are: ETHER, encoder alone"),
         ({"training": {"train_data_dir": "x"}}, "data is missing"),
         ({"arms": {"a": {"resume": "latest"}}}, "a: resume is set by the study itself"),
@@ -104,7 +118,7 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = run(study_of(tmp_path / "study", fid_features="playground", clip="playground"))
-    job = study.config.output_dir / "runs" / "ETHER@0.01"
+    job = study.config.output_dir / "runs" / "ETHER@0.01" / "seed-0"
     settings = {"method": "ether", "learning_rate": 1e-2, "output_dir": tmp_path / "whole", "max_train_steps": 2}
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
@@ -113,11 +127,11 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
     assert stopped.keys() == whole.keys()
     assert all(torch.equal(stopped[key], whole[key]) for key in whole)
 
-    last = json.loads((tmp_path / "study" / "results" / "ETHER@0.01" / "000002.json").read_text())
+    last = json.loads((tmp_path / "study" / "results" / "ETHER@0.01" / "seed-0" / "000002.json").read_text())
     assert (last["pairs"], last["samples_per_pair"], last["steps"]) == (2, 2, 2)
     assert {"miou", "macc", "aacc", "fid", "kid", "clip_t"} == set(last["scores"])
     assert set(last["trained_parameters"]) == {"unet", "control_encoder"}
-    first = json.loads((tmp_path / "study" / "results" / "ETHER@0.01" / "000001.json").read_text())
+    first = json.loads((tmp_path / "study" / "results" / "ETHER@0.01" / "seed-0" / "000001.json").read_text())
     assert (first["pairs"], first["samples_per_pair"], set(first["scores"])) == (1, 1, {"miou", "macc", "aacc"})
 
     def no_more(config: ControlConfig) -> Path:
@@ -136,11 +150,11 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
     assert (tmp_path / "study" / "steps.png").is_file()
 
     best = best_of_arms(read_results(tmp_path / "study"))
-    row = best["ETHER"]
+    row = best["ETHER"].last[0]
     folder = tmp_path / "study" / row["folder"]
     found = pair_statistics(folder, study.pairs, 2, study.task)
     assert resampled(found, study.task, "miou")[0] == pytest.approx(row["scores"]["miou"]["mean"])
-    difference = row["scores"]["miou"]["mean"] - best["encoder alone"]["scores"]["miou"]["mean"]
+    difference = row["scores"]["miou"]["mean"] - best["encoder alone"].last[0]["scores"]["miou"]["mean"]
     text = write_differences(tmp_path / "study", best, study.pairs, study.task, ["encoder alone", "not done"])
     assert text.splitlines()[0] == "| method | mIoU − that of encoder alone |"
     assert f"| ETHER | {difference:+.3f} [" in text
@@ -162,7 +176,7 @@ def test_the_program_tells_differences_and_what_keeps_it_from_them(
     flags = ["--config", str(recipe), "--output_dir", str(tmp_path / "study")]
     control_study.main(flags)
     assert "| method | mIoU − that of encoder alone |" in capsys.readouterr().out
-    pictures = tmp_path / "study" / "images" / "ETHER" / "000001"
+    pictures = tmp_path / "study" / "images" / "ETHER" / "seed-0" / "000001"
     (pictures / "statistics.npz").unlink()
     (pictures / "00001-0.png").unlink()
     with pytest.raises(SystemExit):
@@ -193,7 +207,7 @@ def test_a_diverged_arm_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(control, "run", diverge)
     config = study_of(tmp_path, arms={"a": {"method": "none"}})
     run(config)
-    assert "diverged: a at step 1" in write_study(tmp_path)
+    assert "diverged: a/seed-0 at step 1" in write_study(tmp_path)
 
     def again(config: ControlConfig) -> Path:
         raise AssertionError("a training that diverged is done again")
@@ -205,35 +219,63 @@ def test_a_diverged_arm_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_pictures_drawn_with_other_settings_are_not_scored(tmp_path: Path) -> None:
     arms = {"a": {"method": "none"}}
     run(study_of(tmp_path, arms=arms, eval_steps=[1]))
-    folder = tmp_path / "images" / "a" / "000001"
+    folder = tmp_path / "images" / "a" / "seed-0" / "000001"
     before = (folder / "00000-0.png").read_bytes()
-    (tmp_path / "results" / "a" / "000001.json").unlink()
+    (tmp_path / "results" / "a" / "seed-0" / "000001.json").unlink()
     run(study_of(tmp_path, arms=arms, eval_steps=[1], guidance_scale=2.0))
     assert (folder / "00000-0.png").read_bytes() != before
 
 
-def result(arm: str, rate: float, miou: float, steps: int = 2) -> dict[str, Any]:
+def result(arm: str, rate: float | None, miou: float, steps: int = 2, seed: int = 0) -> dict[str, Any]:
     scores = {"miou": {"mean": miou, "spread": None}, "fid": {"mean": 12.345, "spread": 1.0}}
     counts = {"unet": 1000, "control_encoder": 10}
-    return {"arm": arm, "rate": rate, "steps": steps, "scores": scores, "trained_parameters": counts, "originals": {}}
+    facts = {"arm": arm, "rate": rate, "seed": seed, "steps": steps, "trained_parameters": counts, "originals": {}}
+    return facts | {"scores": scores}
+
+
+def write_results(folder: Path, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        place = folder / "results" / f"{row['arm']}@{row['rate']}" / f"seed-{row['seed']}" / f"{row['steps']:06d}.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(row))
 
 
 def test_the_table_has_every_arm_at_its_best_rate_by_ascending_miou(tmp_path: Path) -> None:
-    rows = {
-        "a@1": [result("a", 1, 0.1, 1), result("a", 1, 0.5)],
-        "a@2": [result("a", 2, 0.6)],
-        "b@1": [result("b", 1, 0.55)],
-        "c@1": [result("c", 1, 0.9, 1)],
-    }
-    for key, found in rows.items():
-        for each in found:
-            path = tmp_path / "results" / key / f"{each['steps']:06d}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(each))
-    assert table(best_of_arms(read_results(tmp_path))).splitlines()[2:] == [
+    rows = [result("a", 1, 0.1, 1), result("a", 1, 0.5), result("a", 2, 0.6), result("b", 1, 0.55)]
+    write_results(tmp_path, [*rows, result("c", 1, 0.9, 1)])
+    results = read_results(tmp_path)
+    assert table(best_of_arms(results)).splitlines()[2:] == [
         "| b | 1 | 1,000 | 10 | 0.550 | 12.35 ± 1.00 |",
         "| a | 2 | 1,000 | 10 | 0.600 | 12.35 ± 1.00 |",
     ]
+    assert rates_table(finished(results)).splitlines()[2:] == ["| a | 0.500 (1) | 0.600 (2) | 0.100 |"]
+
+
+def test_seeds_are_averaged_and_a_rate_at_which_one_diverged_is_left_out(tmp_path: Path) -> None:
+    rows = [result("a", 1, 0.5), result("a", 1, 0.6, seed=1), result("a", 2, 0.4), result("a", 2, 0.65, seed=1)]
+    diverged = result("a", 3, 0.9, 1, seed=1) | {"diverged": "at step 1"}
+    del diverged["scores"]
+    write_results(tmp_path, [*rows, result("a", 3, 0.9), diverged])
+    assert table(best_of_arms(read_results(tmp_path))).splitlines() == [
+        "| method | rate | adapter | control | seeds | mIoU | FID |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        "| a | 1 | 1,000 | 10 | 2 | 0.550 ± 0.071 | 12.35 ± 0.00 |",
+    ]
+    assert "diverged: a@3/seed-1 at step 1" in write_study(tmp_path)
+
+
+def test_a_difference_of_several_seeds_is_that_of_their_means(tmp_path: Path) -> None:
+    arms = {"a": {"method": "none"}, "b": {"method": "ether"}}
+    settings = {"eval_steps": [1], "samples": 1, "seeds": [0, 1], "keep_runs": False}
+    study = run(study_of(tmp_path, arms=arms, **settings))
+    best = best_of_arms(read_results(tmp_path))
+    assert [row["seed"] for row in best["a"].last] == [0, 1]
+    means = {arm: np.mean([row["scores"]["miou"]["mean"] for row in best[arm].last]) for arm in best}
+    write_differences(tmp_path, best, study.pairs, study.task, ["a"])
+    difference, low, high = json.loads((tmp_path / "differences.json").read_text())["b"]["a"]
+    assert difference == pytest.approx(means["b"] - means["a"])
+    assert low <= difference <= high
+    assert not (tmp_path / "runs" / "a" / "seed-0").exists()
 
 
 def test_samples_do_not_depend_on_the_batch_and_are_not_drawn_twice(tmp_path: Path) -> None:
