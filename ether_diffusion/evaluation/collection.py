@@ -1,4 +1,4 @@
-"""What the page of many runs shows: benchmark folders arm by arm, and runs of training side by side."""
+"""What the page of many runs shows: benchmark folders arm by arm, studies of controls, runs of training."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.evaluation.benchmark import JOBS
+from ether_diffusion.evaluation.control_section import ControlSection, read_section
+from ether_diffusion.evaluation.control_summary import OUTLINE
 from ether_diffusion.evaluation.jobs import BASE
 from ether_diffusion.evaluation.summary import Result, all_results, best_rates, summarize
 from ether_diffusion.training.run_record import Run, read_run
@@ -62,7 +64,7 @@ def read_benchmark(folder: Path) -> Benchmark:
     results = all_results(folder)
     summary = folder / "summary.json"
     if not results or not (summary.is_file() or (folder / JOBS).is_file()):
-        raise FileNotFoundError(f"{folder} holds neither results of a benchmark nor a training run")
+        raise FileNotFoundError(f"{folder} holds neither a benchmark, nor a study of controls, nor a training run")
     if (folder / JOBS).is_file():
         keys: list[str] = json.loads((folder / JOBS).read_text(encoding="utf-8"))
         missing = [_told(folder, key) for key in keys if not (folder / "results" / f"{key}.json").is_file()]
@@ -90,16 +92,27 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def read_folders(folders: list[Path]) -> tuple[list[Benchmark], list[Run]]:
-    """The benchmarks and the training runs among the folders, in their order.
+@dataclass(frozen=True)
+class Collection:
+    """Benchmarks, studies of controls and training runs, each in the order of their folders."""
+
+    benchmarks: list[Benchmark]
+    studies: list[ControlSection]
+    runs: list[Run]
+
+
+def read_folders(folders: Sequence[Path]) -> Collection:
+    """What lies in the folders.
 
     Raises:
-        FileNotFoundError: a folder is neither.
+        FileNotFoundError: in one of them there is none of it.
     """
-    benchmarks, runs = [], []
+    found = Collection([], [], [])
     for folder in folders:
         if (folder / "provenance.json").is_file():
-            runs.append(read_run(folder))
+            found.runs.append(read_run(folder))
+        elif (folder / OUTLINE).is_file():
+            found.studies.append(read_section(folder))
         else:
-            benchmarks.append(read_benchmark(folder))
-    return benchmarks, runs
+            found.benchmarks.append(read_benchmark(folder))
+    return found

@@ -27,7 +27,14 @@ from ether_diffusion.evaluation.benchmark import take_share
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
 from ether_diffusion.evaluation.control_intervals import write_differences
 from ether_diffusion.evaluation.control_jobs import ControlStudyConfig, Job, all_jobs
-from ether_diffusion.evaluation.control_summary import RESULTS, best_of_arms, read_results
+from ether_diffusion.evaluation.control_summary import (
+    PAIRS,
+    RESULTS,
+    best_of_arms,
+    finished,
+    read_results,
+    write_outline,
+)
 from ether_diffusion.evaluation.control_tables import write_study
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.files import write_text
@@ -62,7 +69,7 @@ class Study:
     @cached_property
     def pairs(self) -> list[Pair]:
         """What is drawn and scored, the same for all jobs."""
-        folder = self.config.data or self.config.output_dir / "pairs"
+        folder = self.config.data or self.config.output_dir / PAIRS
         if self.config.data is None and not folder.is_dir():
             try:
                 write_pairs(folder, self.config.pairs)
@@ -193,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _ = study.pairs, study.task, study.clip, study.features
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
+    write_outline(config.output_dir, [job.key for job in jobs], config.data)
     failed: dict[str, str] = {}
     for job in (progress := tqdm(jobs[index::count], unit="job")):
         progress.set_postfix_str(job.key)
@@ -205,9 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             logger.error("%s failed: %s", job.key, first_line(error))
             logger.debug("traceback", exc_info=True)
             failed[job.key] = f"{type(error).__name__}: {error}"
-    keys = [job.key for job in jobs]
-    print(write_study(config.output_dir, keys))
-    best = best_of_arms(read_results(config.output_dir, keys))
+    print(write_study(config.output_dir))
+    best = best_of_arms(finished(read_results(config.output_dir)))
     if config.compare_with and len(best) > 1:
         try:
             print(write_differences(config.output_dir, best, study.pairs, study.task, config.compare_with))

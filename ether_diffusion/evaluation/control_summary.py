@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ether_diffusion.files import write_text
+
 Result = dict[str, Any]
 """What one training scored at one of its steps."""
+OUTLINE = "study.json"
 RESULTS = "results"
+PAIRS = "pairs"
+"""Names in a study's folder."""
 FIRST = "miou"
 """The score by which rates are chosen and arms are ordered."""
 
@@ -48,11 +53,26 @@ class Setting:
         return "" if self.rate is None else f"{self.rate:g}"
 
 
-def read_results(folder: Path, keys: Sequence[str] | None = None) -> dict[str, list[Result]]:
-    """The results of every job by its key, by ascending steps; all that are there where no keys are named."""
+def write_outline(folder: Path, keys: Sequence[str], data: Path | None) -> None:
+    """Write ``study.json``: the keys of all jobs, and where the pairs are if not in the folder itself."""
+    outline = {"jobs": list(keys), "data": PAIRS if data is None else str(data.resolve())}
+    write_text(folder / OUTLINE, json.dumps(outline, indent=1))
+
+
+def pairs_of(folder: Path) -> Path:
+    """Where the pairs of a study are."""
+    return folder / str(json.loads((folder / OUTLINE).read_text())["data"])
+
+
+def read_results(folder: Path) -> dict[str, list[Result]]:
+    """The results of every job of a study by its key, by ascending steps; nothing of those not done.
+
+    Raises:
+        FileNotFoundError: the folder is not a study's.
+    """
+    keys = json.loads((folder / OUTLINE).read_text())["jobs"]
     root = folder / RESULTS
-    found = keys or sorted(str(path.relative_to(root)) for path in root.glob("*/seed-*"))
-    return {key: [json.loads(path.read_text()) for path in sorted((root / key).glob("*.json"))] for key in found}
+    return {key: [json.loads(path.read_text()) for path in sorted((root / key).glob("*.json"))] for key in keys}
 
 
 def settings_of(results: dict[str, list[Result]]) -> list[Setting]:
@@ -74,10 +94,10 @@ def finished(results: dict[str, list[Result]]) -> list[Setting]:
     return [s for s in settings_of(results) if last in s.steps and (s.arm, s.rate) not in diverged]
 
 
-def best_of_arms(results: dict[str, list[Result]]) -> dict[str, Setting]:
-    """Of every arm the finished setting with the highest mIoU, by ascending mIoU."""
+def best_of_arms(settings: Sequence[Setting]) -> dict[str, Setting]:
+    """Of every arm the one of the finished settings with the highest mIoU, by ascending mIoU."""
     best: dict[str, Setting] = {}
-    for setting in finished(results):
+    for setting in settings:
         known = best.get(setting.arm)
         if known is None or mean(setting.last) > mean(known.last):
             best[setting.arm] = setting

@@ -15,6 +15,7 @@ from ether_diffusion.evaluation.control_summary import (
     best_of_arms,
     finished,
     mean,
+    pairs_of,
     read_results,
     settings_of,
     spread,
@@ -95,7 +96,7 @@ def panels(settings: Sequence[Setting]) -> list[Panel]:
 
 def sheet(folder: Path, best: dict[str, Setting]) -> Image.Image | None:
     """The first conditions, their originals, and the first sample of every arm beneath."""
-    source = folder / "pairs"
+    source = pairs_of(folder)
     if not best or not source.is_dir():
         return None
     entries = [entry for entry in read_listing(source)[:SHOWN_PAIRS] if entry.condition is not None]
@@ -110,12 +111,13 @@ def sheet(folder: Path, best: dict[str, Setting]) -> Image.Image | None:
     return picture_grid(rows, [])
 
 
-def write_study(folder: Path, keys: Sequence[str] | None = None) -> str:
+def write_study(folder: Path) -> str:
     """Write ``table.md``, ``results.json``, ``steps.png`` and ``samples.png`` of what is done; return the tables."""
-    results = read_results(folder, keys)
-    best = best_of_arms(results)
+    results = read_results(folder)
+    done = finished(results)
+    best = best_of_arms(done)
     text = table(best)
-    if by_rate := rates_table(finished(results)):
+    if by_rate := rates_table(done):
         text += f"\n{by_rate}"
     for what, names in unfinished(results).items():
         text += f"\n{what}: {', '.join(names)}\n"

@@ -54,12 +54,12 @@ class SubjectSection:
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
-    """Write the page of the folders of benchmarks and training runs, atomically; return its path.
+    """Write the page of the folders of benchmarks, studies of controls and training runs; return its path.
 
     Raises:
-        FileNotFoundError: a folder is neither.
+        FileNotFoundError: a folder is none of these.
     """
-    benchmarks, runs = read_folders(list(folders))
+    found = read_folders(folders)
     sections = [
         {
             "benchmark": benchmark,
@@ -68,17 +68,18 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
             "subjects": subject_sections(benchmark),
             "curves": rate_curves(benchmark),
         }
-        for benchmark in benchmarks
+        for benchmark in found.benchmarks
     ]
     page = render(
         Path(__file__).with_name("report.html.jinja"),
         {"score": _score, "short": short_path, "rate": _rate},
         sections=sections,
+        studies=found.studies,
         runs=[
             {"name": name, "run": run, "grid": step_grid(run)}
-            for name, run in zip(distinct_names([run.folder for run in runs]), runs, strict=True)
+            for name, run in zip(distinct_names([run.folder for run in found.runs]), found.runs, strict=True)
         ],
-        run_curves=loss_curves(runs),
+        run_curves=loss_curves(found.runs),
         by_subject=BY_SUBJECT,
         title=", ".join(distinct_names(folders)),
     )
@@ -220,12 +221,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: a folder is neither a benchmark's nor a run's.
     """
     parser = argparse.ArgumentParser(prog="python -m eval.report", description=__doc__.split("\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folders of benchmarks and training runs")
-    parser.add_argument("--output", type=Path, help="default: report.html in the first folder that is a benchmark's")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="RUN", help="folders of benchmarks, studies of controls, training runs"
+    )
+    parser.add_argument("--output", type=Path, help="default: report.html in the first folder that is no training run")
     given = parser.parse_args(arguments)
+    studies = [folder for folder in given.folders if not (folder / "provenance.json").is_file()]
+    output = given.output or (studies[0] if studies else Path.cwd()) / "report.html"
     try:
-        benchmarks, _ = read_folders(given.folders)
-        output = given.output or (benchmarks[0].folder if benchmarks else Path.cwd()) / "report.html"
         print(write_report(given.folders, output).resolve())
     except FileNotFoundError as error:
         parser.error(str(error))

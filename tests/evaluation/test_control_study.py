@@ -20,7 +20,7 @@ from ether_diffusion.evaluation.control_images import Drawing, draw_samples
 from ether_diffusion.evaluation.control_intervals import pair_statistics, resampled, write_differences
 from ether_diffusion.evaluation.control_jobs import ControlStudyConfig, all_jobs
 from ether_diffusion.evaluation.control_study import Study
-from ether_diffusion.evaluation.control_summary import best_of_arms, finished, read_results
+from ether_diffusion.evaluation.control_summary import best_of_arms, finished, read_results, write_outline
 from ether_diffusion.evaluation.control_tables import rates_table, table, write_study
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.metrics.control_tasks import Canny
@@ -60,8 +60,9 @@ def study_of(folder: Path, **changes: Any) -> ControlStudyConfig:
 
 
 def run(config: ControlStudyConfig) -> Study:
-    study = Study(config, torch.device("cpu"))
-    for job in all_jobs(config):
+    study, jobs = Study(config, torch.device("cpu")), all_jobs(config)
+    write_outline(config.output_dir, [job.key for job in jobs], config.data)
+    for job in jobs:
         study.run_job(job)
     return study
 
@@ -149,7 +150,7 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
         assert sheet.height > 4 * 96
     assert (tmp_path / "study" / "steps.png").is_file()
 
-    best = best_of_arms(read_results(tmp_path / "study"))
+    best = best_of_arms(finished(read_results(tmp_path / "study")))
     row = best["ETHER"].last[0]
     folder = tmp_path / "study" / row["folder"]
     found = pair_statistics(folder, study.pairs, 2, study.task)
@@ -234,8 +235,10 @@ def result(arm: str, rate: float | None, miou: float, steps: int = 2, seed: int 
 
 
 def write_results(folder: Path, rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        place = folder / "results" / f"{row['arm']}@{row['rate']}" / f"seed-{row['seed']}" / f"{row['steps']:06d}.json"
+    keys = [f"{row['arm']}@{row['rate']}/seed-{row['seed']}" for row in rows]
+    write_outline(folder, list(dict.fromkeys(keys)), None)
+    for key, row in zip(keys, rows, strict=True):
+        place = folder / "results" / key / f"{row['steps']:06d}.json"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(json.dumps(row))
 
@@ -244,7 +247,7 @@ def test_the_table_has_every_arm_at_its_best_rate_by_ascending_miou(tmp_path: Pa
     rows = [result("a", 1, 0.1, 1), result("a", 1, 0.5), result("a", 2, 0.6), result("b", 1, 0.55)]
     write_results(tmp_path, [*rows, result("c", 1, 0.9, 1)])
     results = read_results(tmp_path)
-    assert table(best_of_arms(results)).splitlines()[2:] == [
+    assert table(best_of_arms(finished(results))).splitlines()[2:] == [
         "| b | 1 | 1,000 | 10 | 0.550 | 12.35 ± 1.00 |",
         "| a | 2 | 1,000 | 10 | 0.600 | 12.35 ± 1.00 |",
     ]
@@ -256,7 +259,7 @@ def test_seeds_are_averaged_and_a_rate_at_which_one_diverged_is_left_out(tmp_pat
     diverged = result("a", 3, 0.9, 1, seed=1) | {"diverged": "at step 1"}
     del diverged["scores"]
     write_results(tmp_path, [*rows, result("a", 3, 0.9), diverged])
-    assert table(best_of_arms(read_results(tmp_path))).splitlines() == [
+    assert table(best_of_arms(finished(read_results(tmp_path)))).splitlines() == [
         "| method | rate | adapter | control | seeds | mIoU | FID |",
         "|---|---:|---:|---:|---:|---:|---:|",
         "| a | 1 | 1,000 | 10 | 2 | 0.550 ± 0.071 | 12.35 ± 0.00 |",
@@ -268,7 +271,7 @@ def test_a_difference_of_several_seeds_is_that_of_their_means(tmp_path: Path) ->
     arms = {"a": {"method": "none"}, "b": {"method": "ether"}}
     settings = {"eval_steps": [1], "samples": 1, "seeds": [0, 1], "keep_runs": False}
     study = run(study_of(tmp_path, arms=arms, **settings))
-    best = best_of_arms(read_results(tmp_path))
+    best = best_of_arms(finished(read_results(tmp_path)))
     assert [row["seed"] for row in best["a"].last] == [0, 1]
     means = {arm: np.mean([row["scores"]["miou"]["mean"] for row in best[arm].last]) for arm in best}
     write_differences(tmp_path, best, study.pairs, study.task, ["a"])

@@ -15,9 +15,11 @@ from PIL import Image
 
 from ether_diffusion.evaluation import sheet
 from ether_diffusion.evaluation.collection import distinct_names
+from ether_diffusion.evaluation.control_summary import write_outline
 from ether_diffusion.evaluation.figures import GAP, SIDE, TITLE
 from ether_diffusion.evaluation.report import MAX_PICTURES, main, write_report
 from ether_diffusion.evaluation.summary import write_tables
+from ether_diffusion.playground.pairs import write_pairs
 
 ARMS = {("base", None): 0.1, ("lora", 1e-3): 0.3, ("lora", 1e-2): 0.2, ("ether", 6e-2): 0.4}
 
@@ -83,6 +85,73 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study of controls: an arm at two rates with two seeds, one without rates, one that diverged."""
+    folder = tmp_path / "study"
+    write_pairs(folder / "pairs", 2)
+    jobs = {("ETHER", r, s): r * 10 + s / 10 for r in (1e-2, 3e-2) for s in (0, 1)} | {("encoder alone", None, 0): 0.25}
+    keys = [f"{arm}@{rate:g}/seed-{seed}" if rate else f"{arm}/seed-{seed}" for arm, rate, seed in jobs]
+    write_outline(folder, [*keys, "LoRA/seed-0", "OFT/seed-0"], None)
+    for key, ((arm, rate, seed), miou) in zip(keys, jobs.items(), strict=True):
+        images = folder / "images" / key / "000002"
+        images.mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (16, 16), "red").save(images / f"{number:05d}-0.png")
+        (folder / "results" / key).mkdir(parents=True)
+        for steps in (1, 2):
+            found = {
+                **{"arm": arm, "rate": rate, "seed": seed, "steps": steps, "folder": f"images/{key}/000002"},
+                **{"pairs": 2, "samples_per_pair": 1, "warnings": ["FID is biased"], "choices": {"classes": 17}},
+                **{"originals": {"miou": 0.987}, "judges": {"segmenter": {"model": "playground", "weights": "abc"}}},
+                "scores": {"miou": {"mean": miou * steps / 2, "spread": None}, "fid": {"mean": 12.0, "spread": None}},
+                "trained_parameters": {"unet": 1234, "control_encoder": 56},
+                "classes": [{"name": "sky", "iou": miou}, {"name": "<sea>", "iou": None if seed else 0.75}],
+            }
+            (folder / "results" / key / f"{steps:06d}.json").write_text(json.dumps(found))
+    (folder / "results" / "LoRA" / "seed-0").mkdir(parents=True)
+    diverged = {"arm": "LoRA", "rate": None, "seed": 0, "steps": 1, "diverged": "at step 1"}
+    (folder / "results" / "LoRA" / "seed-0" / "000001.json").write_text(json.dumps(diverged))
+    (folder / "differences.json").write_text(json.dumps({"encoder alone": {}, "ETHER": {"encoder alone": [0.1, -0.05, 0.25]}}))
+    return folder
+
+
+def test_the_page_shows_a_study_of_controls(study: Path, bench: Path, tmp_path: Path) -> None:
+    page = write_report([study, bench], tmp_path / "page.html").read_text()
+    of_study = page[page.index("study: control accuracy") :]
+    assert of_study.count("data:image/webp") == 2 * (2 + 2)  # of two pairs the condition, the original and two arms
+    assert '<th scope="row">ETHER <small>best</small></th>' in of_study
+    assert of_study.count('<th scope="row">ETHER</th>') == 1  # the other rate
+    assert "0.350 <small>± 0.071</small>" in of_study
+    assert [f"<dd>{fact}</dd>" in of_study for fact in ("2", "1", "0.987")] == [True] * 3
+    assert "OFT/seed-0 (not done yet); LoRA/seed-0 at step 1 (diverged)" in of_study
+    assert "encoder alone: mIoU against the step" in of_study
+    assert "Difference in mIoU to encoder alone" in of_study
+    assert '<th scope="row">sky</th><td data-value="0.25">0.250</td><td data-value="0.35">0.350</td>' in of_study
+    assert '<th scope="row">&lt;sea&gt;</th><td data-value="0.75">0.750</td><td data-value="0.75">' in of_study
+    assert "FID is biased" in of_study
+    assert "weights abc" in of_study
+    assert not re.search(r'(src|href)="(?!data:|#|https://arxiv)', page)
+
+
+def test_a_study_shows_what_is_left_of_it(study: Path, tmp_path: Path) -> None:
+    (study / "pairs" / "maps" / "00000.png").write_bytes(b"broken")
+    next((study / "images").glob("encoder alone/*/*/00001-0.png")).unlink()
+    assert write_report([study], tmp_path / "page.html").read_text().count("no picture") == 2
+    shutil.rmtree(study / "pairs")
+    (study / "differences.json").unlink()
+    page = write_report([study], tmp_path / "page.html").read_text()
+    assert "0.350 <small>± 0.071</small>" in page
+    assert "data:image/webp" not in page
+    for path in study.glob("results/*/*/000002.json"):
+        path.unlink()
+    (study / "results" / "LoRA" / "seed-0" / "000002.json").write_text(
+        json.dumps({"steps": 2, "diverged": "", "arm": "LoRA", "rate": None})
+    )
+    with pytest.raises(FileNotFoundError, match="no method has come to its last step yet"):
+        write_report([study], tmp_path / "page.html")
+
+
 def test_the_page_shows_scores_pictures_and_curves(bench: Path, run: Path, tmp_path: Path) -> None:
     page = write_report([bench, run], tmp_path / "page.html").read_text()
     assert page.count("data:image/webp") == 2 * (1 + 3 * 2) + 2  # references, prompts by arms at their best; the run
@@ -130,7 +199,7 @@ def test_the_program_names_its_page(bench: Path, run: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.strip() == str(bench / "report.html")
     with pytest.raises(SystemExit):
         main([str(bench.parent / "photos")])
-    assert "neither results" in capsys.readouterr().err
+    assert "neither a benchmark" in capsys.readouterr().err
 
 
 def test_the_sheet_has_a_row_per_subject_and_a_column_per_method(bench: Path, tmp_path: Path) -> None:
