@@ -92,7 +92,7 @@ class Job:
     Attributes:
         arm: its name.
         settings: of train_controlnet.py.
-        rate: the value of the setting that is varied, None where none is.
+        rate: the value of the setting that is varied, or of the first that the arm names; None where it names none.
         seed: of the training.
     """
 
@@ -137,14 +137,15 @@ def all_jobs(config: ControlStudyConfig) -> list[Job]:
         lists = [name for name in VARIED if isinstance(own.get(name), list)]
         if len(lists) > 1:
             raise ValueError(f"arm {arm}: only one of {', '.join(lists)} may be a list")
+        named = lists or [name for name in VARIED if own.get(name) is not None]
         settings = {**config.training, **own}
         try:
             numbers = {name: settings[name] for name in VARIED if settings.get(name) is not None}
             settings |= {name: float(value) for name, value in numbers.items() if not isinstance(value, list)}
-            rates = [float(value) for value in own[lists[0]]] if lists else []
+            rates = [float(value) for value in own[lists[0]]] if lists else [settings[name] for name in named[:1]]
         except (TypeError, ValueError) as error:
             raise ValueError(f"arm {arm}: a learning rate is no number: {error}") from None
-        varied = [(rate, {**settings, lists[0]: rate}) for rate in rates] if lists else [(None, settings)]
+        varied = [(rate, {**settings, named[0]: rate}) for rate in rates] if named else [(None, settings)]
         jobs.append([Job(arm, {**s, "seed": seed}, rate, seed) for seed in config.seeds for rate, s in varied])
     longest = max(map(len, jobs))
     return [of_arm[place] for place in range(longest) for of_arm in jobs if place < len(of_arm)]

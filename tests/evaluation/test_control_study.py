@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,9 @@ def test_jobs_are_every_rate_of_every_arm_by_turns(tmp_path: Path) -> None:
     ]
     assert [job.config(tmp_path, 1).seed for job in seeded] == [3, 3, 3, 4, 4, 4]
     assert all_jobs(study_of(tmp_path, arms={"a": {"learning_rate": ["3e-3"]}}))[0].rate == 3e-3
+    one = all_jobs(study_of(tmp_path, arms={"a": {"encoder_lr": "3e-3", "learning_rate": 1}, "b": {"encoder_lr": 2}}))
+    assert [(job.key, job.rate) for job in one] == [("a@1/seed-0", 1.0), ("b@2/seed-0", 2.0)]
+    assert one[0].settings["encoder_lr"] == 3e-3
 
 
 @pytest.mark.parametrize(
@@ -321,9 +325,24 @@ def test_scenes_to_evaluate_on_are_the_same_in_the_folder_and_in_memory(tmp_path
         write_pairs(tmp_path / "pairs", 2)
 
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def jobs_of(recipe: str, folder: Path) -> dict[str, ControlConfig]:
+    flags = ["--config", str(CONFIGS / recipe), "--output_dir", str(folder)]
+    return {job.key: job.config(folder, 1) for job in all_jobs(parse_config(ControlStudyConfig, flags))}
+
+
 def test_the_recipe_has_six_ways_at_three_rates(tmp_path: Path) -> None:
-    recipe = Path(__file__).parents[2] / "configs" / "eval_control.yaml"
-    config = parse_config(ControlStudyConfig, ["--config", str(recipe), "--output_dir", str(tmp_path)])
-    jobs = all_jobs(config)
+    jobs = jobs_of("eval_control.yaml", tmp_path)
     assert len(jobs) == 18
-    assert {job.config(tmp_path, 1).method for job in jobs} == {"none", "ether", "ether_plus", "lora", "oft", "naive"}
+    assert {job.method for job in jobs.values()} == {"none", "ether", "ether_plus", "lora", "oft", "naive"}
+
+
+def test_the_recipe_of_more_seeds_repeats_six_of_its_jobs(tmp_path: Path) -> None:
+    first, more = (jobs_of(recipe, tmp_path) for recipe in ("eval_control.yaml", "eval_control_seeds.yaml"))
+    assert len(more) == 12
+    for key, config in more.items():
+        same = first[key.rpartition("/")[0] + "/seed-0"]
+        assert replace(config, seed=0) == same
+        assert config.seed in (1, 2)

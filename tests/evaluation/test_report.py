@@ -112,7 +112,9 @@ def study(tmp_path: Path) -> Path:
     (folder / "results" / "LoRA" / "seed-0").mkdir(parents=True)
     diverged = {"arm": "LoRA", "rate": None, "seed": 0, "steps": 1, "diverged": "at step 1"}
     (folder / "results" / "LoRA" / "seed-0" / "000001.json").write_text(json.dumps(diverged))
-    (folder / "differences.json").write_text(json.dumps({"encoder alone": {}, "ETHER": {"encoder alone": [0.1, -0.05, 0.25]}}))
+    (folder / "differences.json").write_text(
+        json.dumps({"encoder alone": {}, "ETHER": {"encoder alone": [0.1, -0.05, 0.25]}})
+    )
     return folder
 
 
