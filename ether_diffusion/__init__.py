@@ -6,9 +6,8 @@ from ether_diffusion.adapter import Adapter, attach
 from ether_diffusion.checkpoint import AdapterFileError
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.control_pipeline import StableDiffusionControlPipeline, controlled
+from ether_diffusion.loaded import AdapterInfo, adapters
 from ether_diffusion.pipelines import (
-    AdapterInfo,
-    adapters,
     disable,
     disabled,
     enable,

@@ -12,19 +12,11 @@ from torch import Tensor, nn
 
 from ether_diffusion.attention import Target, find_targets, has_fused_qkv, root_of
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.functional import EPSILON
 from ether_diffusion.injection import Injection
 from ether_diffusion.methods import Method, build_method
 from ether_diffusion.per_sample import PerSample, check_mixable
 from ether_diffusion.shared_rows import SharedRows, Slot
-
-
-class StateMismatchError(ValueError):
-    """A state is not that of the adapter; ``problems`` has one line for each reason."""
-
-    def __init__(self, name: str, problems: list[str]) -> None:
-        super().__init__(f"the state does not fit adapter {name!r}:\n" + "\n".join(problems))
-        self.problems = problems
+from ether_diffusion.state import StateMismatchError, state_problems
 
 
 class Adapter(nn.Module):
@@ -304,28 +296,6 @@ def check_blocks(targets: list[Target], config: EtherConfig) -> None:
                 f"n_blocks={config.n_blocks} does not divide the {width} features of {path}; "
                 f"all targets share these divisors: {', '.join(map(str, divisors))}"
             )
-
-
-def state_problems(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], unit_vectors: bool = True) -> list[str]:
-    """What keeps ``state`` from being loaded where ``expected`` is, one line per problem; empty if it fits.
-
-    ``unit_vectors``: the rows of matrices are to be normalised, so none may be zero.
-    """
-    problems = [f"  unknown key: {key}" for key in sorted(set(state) - set(expected))]
-    problems += [f"  missing key: {key}" for key in sorted(set(expected) - set(state))]
-    for key in sorted(set(state) & set(expected)):
-        value = state[key]
-        if value.shape != expected[key].shape:
-            problems.append(
-                f"  wrong shape: {key} is {tuple(value.shape)}, the model needs {tuple(expected[key].shape)}"
-            )
-        elif not value.is_floating_point():
-            problems.append(f"  wrong dtype: {key} is {value.dtype}, no floating dtype")
-        elif not value.isfinite().all():
-            problems.append(f"  not finite: {key} holds NaN or infinity")
-        elif unit_vectors and value.ndim == 2 and (value.float().norm(dim=-1) < EPSILON).any():
-            problems.append(f"  zero vector: {key} has a row of length zero, which no reflection can have")
-    return problems
 
 
 def _set_submodule(module: nn.Module, path: str, child: nn.Module) -> None:

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from ether_diffusion.adapter import state_problems
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.control import ControlEncoder, ControlEncoderConfig
 from ether_diffusion.files import atomic_path
+from ether_diffusion.state import state_problems
 
 FILE_NAME = "ether_weights.safetensors"
 FORMAT_VERSION = "1"

@@ -9,10 +9,11 @@ from typing import NamedTuple
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ether_diffusion.adapter import Adapter, StateMismatchError, check_blocks
+from ether_diffusion.adapter import Adapter, check_blocks
 from ether_diffusion.attention import Target, find_targets
 from ether_diffusion.checkpoint import CONTROL, AdapterFile, AdapterFileError
 from ether_diffusion.fingerprint import base_hash
+from ether_diffusion.state import StateMismatchError
 
 logger = logging.getLogger(__name__)
 

@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from torch import nn
 
-from ether_diffusion.adapter import Adapter, Host, attach_made, host_of
-from ether_diffusion.checkpoint import COMPONENTS, CONTROL, AdapterFile
-from ether_diffusion.config import EtherConfig
-from ether_diffusion.control import Control, attach_control, control_of
+from ether_diffusion.adapter import Adapter, Host, attach_made
+from ether_diffusion.checkpoint import AdapterFile
+from ether_diffusion.control import Control, attach_control
 from ether_diffusion.fingerprint import base_hash
 from ether_diffusion.fitting import fit, warn_if_other_base
+from ether_diffusion.loaded import (
+    adapters,
+    changeable_hosts,
+    control_in,
+    hosts_of,
+    is_enabled,
+    known_name,
+    switches_of,
+)
 from ether_diffusion.per_sample import check_mixable
-
-
-@dataclass(frozen=True)
-class AdapterInfo:
-    """What :func:`adapters` tells of one adapter.
-
-    Attributes:
-        components: the pipeline's components that it is attached to.
-        configs: its settings there.
-        num_parameters: trained scalars in all components.
-        active: whether it acts on the next image.
-        strength: s of W + s ΔW; 0 while it is not set.
-        fused: whether it is folded into the weights.
-        control: whether it has a control encoder, which needs a control image: see :func:`controlled`.
-    """
-
-    components: tuple[str, ...]
-    configs: dict[str, EtherConfig]
-    num_parameters: int
-    active: bool
-    strength: float
-    fused: bool
-    control: bool = False
 
 
 def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", strength: float = 1.0) -> None:
@@ -69,8 +52,8 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
     fitted = fit(pipe, file, source, name)
     if name in adapters(pipe):
         raise ValueError(f"an adapter {name!r} is loaded already: unload it, or pass another name")
-    _changeable_hosts(pipe, "load another adapter")
-    enabled = _enabled(pipe)
+    changeable_hosts(pipe, "load another adapter")
+    enabled = is_enabled(pipe)
     warn_if_other_base(pipe, file, source)
     attached: list[Adapter] = []
     try:
@@ -107,13 +90,13 @@ def save(pipe: DiffusionPipeline, path: str | Path, name: str | None = None) -> 
         name = next(iter(loaded))
     if name is None:
         raise ValueError(f"name the adapter to save, one of: {', '.join(loaded) or 'none is loaded'}")
-    return adapter_file(pipe, _known(pipe, name)).write(path)
+    return adapter_file(pipe, known_name(pipe, name)).write(path)
 
 
 def adapter_file(pipe: DiffusionPipeline, name: str, base_model: str | None = None) -> AdapterFile:
     """The file content for adapter ``name``; ``base_model`` defaults to where the pipeline came from."""
-    found = {c: host.adapters[name] for c, host in _hosts(pipe).items() if name in host.adapters}
-    control = _control(pipe)
+    found = {c: host.adapters[name] for c, host in hosts_of(pipe).items() if name in host.adapters}
+    control = control_in(pipe)
     encoder = control.encoders.get(name) if control else None
     based_on = dict.fromkeys([*found, *(["unet"] if encoder else [])])
     hashes = {component: base_hash(getattr(pipe, component)) for component in based_on}
@@ -124,16 +107,6 @@ def adapter_file(pipe: DiffusionPipeline, name: str, base_model: str | None = No
         base_hash={component: value for component, value in hashes.items() if value is not None},
         control=encoder,
     )
-
-
-def adapters(pipe: DiffusionPipeline) -> dict[str, AdapterInfo]:
-    """What is loaded in the pipeline, by name: components, settings, parameters, whether active, strength, fused."""
-    hosts, control = _hosts(pipe), _control(pipe)
-    names = dict.fromkeys(name for host in hosts.values() for name in host.adapters)
-    names |= dict.fromkeys(control.encoders if control else ())
-    return {
-        name: _info(name, {c: host for c, host in hosts.items() if name in host.adapters}, control) for name in names
-    }
 
 
 def set_adapters(
@@ -175,29 +148,29 @@ def set_adapters(
         raise ValueError(f"{len(names)} adapters but {len(strengths)} strengths: give one each, or a single number")
     if len(set(names)) != len(names):
         raise ValueError(f"an adapter is named twice in {names}")
-    chosen = {_known(pipe, name): strength for name, strength in zip(names, strengths, strict=True)}
+    chosen = {known_name(pipe, name): strength for name, strength in zip(names, strengths, strict=True)}
     if infinite := [name for name, strength in chosen.items() if not math.isfinite(strength)]:
         raise ValueError(f"strengths must be finite numbers; that of {infinite[0]!r} is {chosen[infinite[0]]}")
-    for host in _changeable_hosts(pipe, "change which adapters are active"):
+    for host in changeable_hosts(pipe, "change which adapters are active"):
         host.set_active({name: strength for name, strength in chosen.items() if name in host.adapters})
-    if control := _control(pipe):
+    if control := control_in(pipe):
         control.active = {name for name, strength in chosen.items() if strength and name in control.encoders}
 
 
 def _set_per_sample(pipe: DiffusionPipeline, names: list[str | None], images_per_prompt: int) -> None:
     if images_per_prompt < 1:
         raise ValueError(f"images_per_prompt must be at least 1, not {images_per_prompt}")
-    _changeable_hosts(pipe, "change which adapters are active")
-    known = {name: _known(pipe, name) for name in names if name is not None}
-    if (control := _control(pipe)) and (controlled := [name for name in known if name in control.encoders]):
+    changeable_hosts(pipe, "change which adapters are active")
+    known = {name: known_name(pipe, name) for name in names if name is not None}
+    if (control := control_in(pipe)) and (controlled := [name for name in known if name in control.encoders]):
         raise ValueError(f"{controlled[0]!r} has a control, which acts on a whole batch and not on single samples")
     chosen = {
         component: [name if name is not None and name in host.adapters else None for name in names]
-        for component, host in _hosts(pipe).items()
+        for component, host in hosts_of(pipe).items()
     }
-    for host in _hosts(pipe).values():
+    for host in hosts_of(pipe).values():
         check_mixable({name: host.adapters[name].config for name in known if name in host.adapters})
-    for component, host in _hosts(pipe).items():
+    for component, host in hosts_of(pipe).items():
         # pipelines encode each prompt once, and then repeat it for its images
         repeats = 1 if component.startswith("text_encoder") else images_per_prompt
         host.set_per_sample([name for name in chosen[component] for _ in range(repeats)])
@@ -237,7 +210,7 @@ def fuse(pipe: DiffusionPipeline) -> None:
         ValueError: nothing is active, or a weight is quantised or offloaded; the pipeline is as before.
         RuntimeError: adapters are fused already.
     """
-    hosts = [host for host in _hosts(pipe).values() if host.enabled and any(host.strengths.values())]
+    hosts = [host for host in hosts_of(pipe).values() if host.enabled and any(host.strengths.values())]
     if not hosts:
         raise ValueError("there is no active adapter to fuse: load one, or call set_adapters or enable")
     done: list[Host] = []
@@ -253,7 +226,7 @@ def fuse(pipe: DiffusionPipeline) -> None:
 
 def unfuse(pipe: DiffusionPipeline) -> None:
     """Restore the base weights bit for bit; the adapters act unfused again. Does nothing if none is fused."""
-    for host in _hosts(pipe).values():
+    for host in hosts_of(pipe).values():
         if host.fused:
             host.unfuse()
 
@@ -265,78 +238,19 @@ def unload(pipe: DiffusionPipeline, name: str | None = None) -> None:
         ValueError: there is no such adapter.
         RuntimeError: adapters are fused.
     """
-    for chosen in [_known(pipe, name)] if name is not None else list(adapters(pipe)):
-        for host in _changeable_hosts(pipe, f"unload {chosen!r}"):
+    for chosen in [known_name(pipe, name)] if name is not None else list(adapters(pipe)):
+        for host in changeable_hosts(pipe, f"unload {chosen!r}"):
             if chosen in host.adapters:
                 host.remove(chosen)
-        if (control := _control(pipe)) and chosen in control.encoders:
+        if (control := control_in(pipe)) and chosen in control.encoders:
             control.remove(chosen)
-
-
-def _hosts(pipe: DiffusionPipeline) -> dict[str, Host]:
-    found = {component: getattr(pipe, component, None) for component in COMPONENTS}
-    hosts = {c: host_of(module) for c, module in found.items() if isinstance(module, nn.Module)}
-    return {component: host for component, host in hosts.items() if host is not None}
-
-
-def _control(pipe: DiffusionPipeline) -> Control | None:
-    """The control encoders of the pipeline's UNet."""
-    unet = getattr(pipe, "unet", None)
-    return control_of(unet) if isinstance(unet, nn.Module) else None
-
-
-def _switches(pipe: DiffusionPipeline) -> list[Host | Control]:
-    """All that can be turned on and off."""
-    control = _control(pipe)
-    return [*_hosts(pipe).values(), *([control] if control else [])]
-
-
-def _enabled(pipe: DiffusionPipeline) -> bool:
-    """Whether the pipeline's adapters act, those that are active."""
-    return all(each.enabled for each in _switches(pipe))
-
-
-def _changeable_hosts(pipe: DiffusionPipeline, wish: str) -> list[Host]:
-    """The pipeline's hosts, after making sure that none of them is fused: a verb changes all of them or none."""
-    hosts = list(_hosts(pipe).values())
-    for host in hosts:
-        host.refuse_if_fused(wish)
-    return hosts
 
 
 def _switch(pipe: DiffusionPipeline, enabled: bool) -> list[Host | Control]:
     """Turn the pipeline's adapters on or off, controls with them; returns what was the other way."""
-    switched = [each for each in _switches(pipe) if each.enabled != enabled]
+    switched = [each for each in switches_of(pipe) if each.enabled != enabled]
     if switched:
-        _changeable_hosts(pipe, "turn adapters on or off")
+        changeable_hosts(pipe, "turn adapters on or off")
     for each in switched:
         each.enable(enabled)
     return switched
-
-
-def _known(pipe: DiffusionPipeline, name: str) -> str:
-    control = _control(pipe)
-    places: list[Mapping[str, object]] = [host.adapters for host in _hosts(pipe).values()]
-    places += [control.encoders] if control else []
-    if not any(name in place for place in places):
-        loaded = dict.fromkeys(known for place in places for known in place)
-        raise ValueError(f"no adapter {name!r} is loaded; there are: {', '.join(loaded) or 'none'}")
-    return name
-
-
-def _info(name: str, hosts: dict[str, Host], control: Control | None) -> AdapterInfo:
-    found: dict[str, Adapter] = {component: host.adapters[name] for component, host in hosts.items()}
-    encoder = control.encoders.get(name) if control else None
-    acts = control is not None and name in control.active
-    strength = max([host.strengths.get(name, 0.0) for host in hosts.values()] or [float(acts)])
-    switches: list[Host | Control] = [*hosts.values(), *([control] if control and encoder else [])]
-    return AdapterInfo(
-        components=(*found, *([CONTROL] if encoder else [])),
-        configs={component: adapter.config for component, adapter in found.items()},
-        num_parameters=sum(adapter.num_parameters() for adapter in found.values())
-        + (sum(parameter.numel() for parameter in encoder.parameters()) if encoder else 0),
-        active=strength != 0 and all(each.enabled for each in switches),
-        strength=strength,
-        fused=any(host.fused and host.strengths.get(name, 0.0) != 0.0 for host in hosts.values()),
-        control=encoder is not None,
-    )
