@@ -15,9 +15,10 @@ lint: $(STAMP)            ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)           ## time and memory of training steps and inference, with short settings
+bench: $(STAMP)           ## time, memory and launches of training steps, and inference, with short settings
 	$(BIN)/python benchmarks/step.py --model playground --rounds 20
 	$(BIN)/python benchmarks/step.py --resolution 256 --rounds 3 --methods "ETHER n=4" "ETHER+ n=4" "LoRA r=4" "dense ETHER+ n=4"
+	$(BIN)/python benchmarks/launches.py --methods "ETHER n=4" "ETHER+ n=4" "LoRA r=4" "dense ETHER+ n=4"
 	$(BIN)/python benchmarks/inference.py --resolution 256 --rounds 3 --resident 50
 
 $(STAMP): pyproject.toml constraints.txt

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ether_diffusion.attention import Target, find_targets, has_fused_qkv, root_of
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.injection import Injection
+from ether_diffusion.functional import matmul_dtype
+from ether_diffusion.injection import Injection, plain_weight
 from ether_diffusion.methods import Method, build_method
 from ether_diffusion.per_sample import PerSample, check_mixable
 from ether_diffusion.shared_rows import SharedRows, Slot
@@ -213,7 +214,10 @@ class Host:
         self._slots = [injection.slot for injection in self._injections.values() if injection.slot is not None]
 
     def _begin(self, model: nn.Module, args: object) -> None:
-        self._shared.open([] if self.fused else self._slots)
+        slots = [] if self.fused else self._slots
+        weights = (plain_weight(injection.module) for injection in self._injections.values())
+        weight = next((weight for weight in weights if weight is not None), None)
+        self._shared.open(slots, torch.float32 if weight is None else matmul_dtype(weight))
 
     def _end(self, model: nn.Module, args: object, output: object) -> None:
         self._shared.close()

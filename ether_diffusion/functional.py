@@ -17,6 +17,7 @@ from torch import Tensor
 
 EPSILON = 1e-12
 """Floor of the norm in :func:`unit`, far below any length that training reaches."""
+HALF = (torch.bfloat16, torch.float16)
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -33,6 +34,16 @@ class Rows(NamedTuple):
 
     analysis: Tensor
     synthesis: Tensor
+
+    def for_matmul(self, dtype: torch.dtype) -> Rows:
+        """These rows in a half precision; as they are for any other, which their own is not below.
+
+        Hardware sums products of half precision in fp32, and A is taken as a difference before it is rounded: what
+        E x loses is a rounding of itself, less than that of x + E x.
+        """
+        if dtype not in HALF or self.analysis.dtype == dtype:
+            return self
+        return Rows(self.analysis.to(dtype), self.synthesis.to(dtype))
 
 
 def block_rows(u: Tensor, v: Tensor | None = None) -> Rows:
@@ -253,6 +264,13 @@ def as_tokens(x: Tensor, rows: Tensor) -> Tensor:
 def _like(tensor: Tensor, other: Tensor) -> Tensor:
     """The tensor in the dtype of the other; a call of ``to`` that changes nothing is not free, and there are many."""
     return tensor if tensor.dtype == other.dtype else tensor.to(other.dtype)
+
+
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which torch multiplies x with a matrix: autocast's where that is on, else its own."""
+    kind = x.device.type
+    on = kind != "meta" and x.dtype != torch.float64 and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else x.dtype
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[None]:

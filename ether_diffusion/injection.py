@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ether_diffusion.functional import symmetric_update
+from ether_diffusion.functional import HALF, matmul_dtype, symmetric_update
 from ether_diffusion.low_rank import add_low_rank, low_rank_factors, plain_add_low_rank
 from ether_diffusion.methods import Method, Reflection, Sides
 from ether_diffusion.per_sample import PerSample
 from ether_diffusion.shared_rows import SharedRows, Slot, stacked_sides
 
 TOKENS_TO_FEATURES = 0.5
-"""From half as many tokens as output features on, four passes over the weight cost less than four over the tokens."""
+"""From half as many tokens as output features on, four passes over the weight cost less than four over the tokens.
+
+That is so on a CPU. On other devices launches count, of which the weight's way takes 24 a projection instead of 15.
+"""
 
 
 class Injection:
@@ -87,6 +90,9 @@ class Injection:
             return None
         if self.slot is not None:
             x: Tensor = args[0]
+            dtype = matmul_dtype(x)
+            if dtype in HALF and x.dtype != dtype:
+                x = x.to(dtype)  # as the projection itself would under autocast
             sides = self._sides(self.slot, x)
             weight = self._cheap_weight(x, sides)
             self._pending = x, sides, weight
@@ -115,10 +121,11 @@ class Injection:
         return self._mixture(args[0], output)
 
     def _sides(self, slot: Slot, x: Tensor) -> Sides:
-        """The rows of this projection's sides, those of each sample if samples differ."""
+        """The rows of this projection's sides, those of each sample if samples differ, for arithmetic with x."""
         sides = self._shared.of(slot)
-        if sides is None or sides[0].analysis.device != x.device:
+        if sides is None or sides[0].analysis.device != x.device or sides[0].analysis.dtype.itemsize < x.dtype.itemsize:
             sides = self._own(slot, x)
+        sides = tuple([rows.for_matmul(x.dtype) for rows in sides])
         if self.per_sample is None:
             return sides
         return tuple([self.per_sample.choose(rows, x, self.path) for rows in sides])
@@ -134,6 +141,8 @@ class Injection:
     def _cheap_weight(self, x: Tensor, sides: Sides) -> Tensor | None:
         """The weight, where it can be read and is small for so many tokens; None where they are to be transformed."""
         module = self.module
+        if x.device.type != "cpu":
+            return None
         if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
             return None  # quantised, or an offloading hook has replaced it
         weight = plain_weight(module)
@@ -142,8 +151,6 @@ class Injection:
         trained = weight.requires_grad or (module.bias is not None and module.bias.requires_grad)
         if trained and torch.is_grad_enabled():
             return None  # their gradients are autograd's
-        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
-            return None
         samples = max(1, sides[0].analysis.shape[:-2].numel())
         return weight if x.numel() >= TOKENS_TO_FEATURES * samples * weight.numel() else None
 

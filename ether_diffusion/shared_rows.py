@@ -19,8 +19,13 @@ Slot = Reflection | tuple[Reflection, ...]
 """What one projection needs rows of: a method, or one method for each adapter of a mixed batch."""
 
 
-def make_rows(slots: Sequence[Slot]) -> dict[Slot, Sides]:
-    """The rows of every slot: (k, d), or (adapters, k, d) where the slot is a tuple of methods."""
+def make_rows(slots: Sequence[Slot], dtype: torch.dtype = torch.float32) -> dict[Slot, Sides]:
+    """The rows of every slot: (k, d), or (adapters, k, d) where the slot is a tuple of methods.
+
+    Args:
+        slots: what to make rows of.
+        dtype: of what they are for; the rows are in it if it is a half precision.
+    """
     groups: dict[tuple[Any, ...], list[tuple[Slot, int]]] = {}
     for slot in slots:
         first = slot[0] if isinstance(slot, tuple) else slot
@@ -30,7 +35,7 @@ def make_rows(slots: Sequence[Slot]) -> dict[Slot, Sides]:
     found: dict[Slot, dict[int, Rows]] = {slot: {} for slot in slots}
     for (count, *_), members in groups.items():
         pairs = [m.vectors()[side] for slot, side in members for m in (slot if isinstance(slot, tuple) else (slot,))]
-        rows = _stacked(pairs)
+        rows = _stacked(pairs).for_matmul(dtype)
         parts = [each.unflatten(0, (-1, count)).unbind() if count else each.unbind() for each in rows]
         for (slot, side), analysis, synthesis in zip(members, *parts, strict=True):
             found[slot][side] = Rows(analysis, synthesis)
@@ -60,10 +65,10 @@ class SharedRows:
         self._open = False
         self._graph = False
 
-    def open(self, slots: Sequence[Slot]) -> None:
+    def open(self, slots: Sequence[Slot], dtype: torch.dtype) -> None:
         """Make the rows for the forward that begins; a compiler is left to fuse each projection's own."""
         if not torch.compiler.is_compiling():
-            self._rows, self._open, self._graph = make_rows(slots), True, torch.is_grad_enabled()
+            self._rows, self._open, self._graph = make_rows(slots, dtype), True, torch.is_grad_enabled()
 
     def close(self) -> None:
         """The forward has ended; a backward may still run parts of it again."""

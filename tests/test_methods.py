@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers import DIRECT, dense_weight, relative_error, shake
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ether_diffusion import Adapter, EtherConfig, attach
 from ether_diffusion.injection import Injection
@@ -223,8 +226,7 @@ def test_ether_starts_as_reflections_at_full_distance() -> None:
 
 @KIND
 @DTYPE
-def test_autocast_keeps_the_vectors_arithmetic_in_fp32(kind: str, dtype: torch.dtype) -> None:
-    """Under bf16 autocast only the base's own matmul is rounded, whatever the dtype of the model."""
+def test_autocast_errs_by_roundings_of_its_own_precision(kind: str, dtype: torch.dtype) -> None:
     model = OneLinear(dtype=dtype)
     adapter = attached(model, kind)
     x = tokens(dtype)
@@ -232,6 +234,76 @@ def test_autocast_keeps_the_vectors_arithmetic_in_fp32(kind: str, dtype: torch.d
         output = model(x)
     assert output.dtype == (torch.float64 if dtype == torch.float64 else torch.bfloat16)
     assert relative_error(output, oracle(model, x, {adapter: 1.0})) < DIRECT[torch.bfloat16]
+
+
+HALVES = pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.bfloat16, None), (torch.float16, None), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
+    ids=["bf16", "fp16", "fp32 under autocast", "bf16 under autocast"],
+)
+COUNT = pytest.mark.parametrize("count", [4, 64], ids=["few tokens", "many tokens"])
+REFLECTIONS = pytest.mark.parametrize("kind", ["ether", "one_sided", "ether_plus"])
+
+
+@REFLECTIONS
+@COUNT
+@HALVES
+def test_gradients_in_half_precision_err_by_roundings(
+    kind: str, count: int, dtype: torch.dtype, autocast: torch.dtype | None
+) -> None:
+    """Against autograd through the dense fp64 formula; vectors may be off by what one rounding of each term makes."""
+    model = OneLinear(dtype=dtype)
+    adapter = attached(model, kind)
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(count, IN, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    pull = torch.randn(count, OUT, generator=generator, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        output = model(x)
+    (output.double() * pull).sum().backward()
+    exact = {name: value.detach().double().requires_grad_() for name, value in vectors(adapter).items()}
+    exact_x = x.detach().double().requires_grad_()
+    total = exact_x @ dense_weight(model.proj.weight.double(), exact).T
+    (total * pull).sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    assert relative_error(x.grad, exact_x.grad) < DIRECT[autocast or dtype]  # type: ignore[arg-type]
+    for name, parameter in vectors(adapter).items():
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+        assert relative_error(parameter.grad, exact[name].grad) < 2 * DIRECT[autocast or dtype], name  # type: ignore[arg-type]
+
+
+class Widest(TorchDispatchMode):
+    """The largest tensor of a wider dtype than half precision that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for each in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(each, Tensor) and each.dtype.itemsize > 2:
+                self.numel = max(self.numel, each.numel())
+        return found
+
+
+@REFLECTIONS
+@HALVES
+@pytest.mark.parametrize("ratio", [0.5, float("inf")], ids=["by the weight", "by the tokens"])
+def test_in_half_precision_no_activation_is_widened(
+    kind: str, dtype: torch.dtype, autocast: torch.dtype | None, ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what a step in bf16 is fast by: passes over activations in fp32 would cost more than the base's matmul."""
+    monkeypatch.setattr("ether_diffusion.injection.TOKENS_TO_FEATURES", ratio)
+    model = OneLinear(dtype=dtype)
+    attached(model, kind)
+    x = torch.ones(64, IN, dtype=dtype, requires_grad=dtype != torch.float32)  # its gradient has its own dtype
+    with Widest() as widest, torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        output = model(x)
+    with widest:
+        output.backward(torch.ones_like(output))
+    assert 0 < widest.numel < x.numel()
 
 
 def test_methods_without_an_output_side_say_so() -> None:
