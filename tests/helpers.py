@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -98,27 +99,42 @@ def unet_inputs(seed: int = 3, text_width: int = 32, batch: int = 2) -> dict[str
 
 @contextmanager
 def before_file_calls(act: Callable[[int], None]) -> Iterator[None]:
-    """Call ``act`` with 1, 2, … before each call by which this process syncs, renames or removes a file.
+    """Call ``act`` with 1, 2, … before each call by which this process changes a folder or syncs, and amid its writes.
 
-    What a process that dies leaves on the disk changes at these moments only, and in the writes between them: a kill
-    counted in them hits what it is meant to hit, on a fast machine and a slow one.
+    A kill counted in them hits what it is meant to hit, on a fast machine and a slow one. ``Path.write_bytes`` and
+    ``write_text`` have written half by then; ``torch.save`` has not begun.
     """
     calls = 0
 
-    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+    def moment() -> None:
+        nonlocal calls
+        calls += 1
+        act(calls)
+
+    def before(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            act(calls)
+            moment()
             return original(*arguments, **options)
 
         return call
 
-    names = ("fsync", "replace", "unlink", "rmdir")
-    with mock.patch.multiple(os, **{name: counted(getattr(os, name)) for name in names}):
+    def amid(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Path, data: Any, *arguments: Any, **options: Any) -> Any:
+            original(path, data[: len(data) // 2], *arguments, **options)
+            moment()
+            return original(path, data, *arguments, **options)
+
+        return call
+
+    names = ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir")
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.multiple(os, **{name: before(getattr(os, name)) for name in names}))
+        stack.enter_context(mock.patch.object(torch, "save", before(torch.save)))
+        for name in ("write_bytes", "write_text"):
+            stack.enter_context(mock.patch.object(Path, name, amid(getattr(Path, name))))
         yield
 
 
 def die() -> None:
-    """What the kernel does to a process on a machine that goes down."""
+    """SIGKILL, which leaves on the disk what is there at this moment."""
     os.kill(os.getpid(), signal.SIGKILL)

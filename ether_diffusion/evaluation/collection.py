@@ -21,6 +21,7 @@ class Benchmark:
     """A folder that ``eval/dreambench.py`` or ``eval.subject_fidelity`` wrote.
 
     Attributes:
+        name: what tells it from the page's others.
         folder: absolute.
         results: one per job, or per subject of existing images.
         rows: of the summary: arms at their learning rates.
@@ -28,6 +29,7 @@ class Benchmark:
         judges: who scored.
     """
 
+    name: str
     folder: Path
     results: list[Result]
     rows: list[dict[str, Any]]
@@ -54,7 +56,7 @@ class Benchmark:
         return self.folder / result["folder"] / file
 
 
-def read_benchmark(folder: Path) -> Benchmark:
+def read_benchmark(folder: Path, name: str) -> Benchmark:
     """Read a benchmark's folder, finished or not, or one of scores of existing images.
 
     Raises:
@@ -71,7 +73,7 @@ def read_benchmark(folder: Path) -> Benchmark:
     else:
         missing = json.loads(summary.read_text(encoding="utf-8"))["missing"]
     arms = sorted(results, key=lambda r: r["arm"] != BASE)  # the base first, then in the order of their names
-    return Benchmark(folder, results, summarize(arms), missing, results[0]["judges"])
+    return Benchmark(name, folder, results, summarize(arms), missing, results[0]["judges"])
 
 
 def _told(folder: Path, key: str) -> str:
@@ -108,11 +110,11 @@ def read_folders(folders: Sequence[Path]) -> Collection:
         FileNotFoundError: in one of them there is none of it.
     """
     found = Collection([], [], [])
-    for folder in folders:
+    for folder, name in zip(folders, distinct_names(folders), strict=True):
         if (folder / "provenance.json").is_file():
             found.runs.append(read_run(folder))
         elif (folder / OUTLINE).is_file():
-            found.studies.append(read_section(folder))
+            found.studies.append(read_section(folder, name))
         else:
-            found.benchmarks.append(read_benchmark(folder))
+            found.benchmarks.append(read_benchmark(folder, name))
     return found

@@ -7,7 +7,7 @@ the interval is that of the difference. It is over the pairs: of several seeds i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ether_diffusion.evaluation.control_summary import Setting
+from ether_diffusion.evaluation.control_summary import Findings, Setting, read_findings
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.metrics.control_tasks import ControlTask, Pair
 
@@ -24,39 +24,56 @@ STATISTICS = "statistics.npz"
 DIFFERENCES = "differences.json"
 
 
-def write_differences(
-    folder: Path, best: Mapping[str, Setting], pairs: Sequence[Pair], task: ControlTask, against: Sequence[str]
-) -> str:
+def write_differences(study: Path, pairs: Sequence[Pair], task: ControlTask, against: Sequence[str]) -> str:
     """Write the task's first measure of every arm minus that of each arm of ``against``; return it as a table.
 
-    ``differences.md`` has the table, ``differences.json`` its numbers: difference, low and high by arm and other arm.
+    Every arm is at its best rate. ``differences.md`` has the table; ``differences.json`` has the rate and the seeds of
+    every arm (``compared``), and difference, low and high by arm and other arm (``differences``). What another process
+    finishes meanwhile is taken in.
 
     Args:
-        folder: of the study.
-        best: every arm at its best rate.
+        study: its folder.
         pairs: what was drawn.
         task: the judge.
-        against: arms; those that are not in ``best`` are left out.
+        against: arms; those that are not finished are left out.
     """
-    measure = task.measures[0]
-    against = [arm for arm in against if arm in best]
-    values = {
-        arm: resampled(_of_seeds(folder, setting, pairs, task), task, measure.key)
-        for arm, setting in tqdm(best.items(), desc="differences", unit="arm")
-    }
-    found = {
-        arm: {other: _interval(mine - values[other]) for other in against if other != arm}
-        for arm, mine in sorted(values.items(), key=lambda item: item[1][0])
-    }
-    heads = [f"{measure.title} − that of {other}" for other in against]
-    lines = [f"| method | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for arm, others in found.items():
-        cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*others[other]) if other in others else "" for other in against]
+    while True:
+        findings = read_findings(study)
+        found = _differences(findings, pairs, task, against)
+        if read_findings(study).compared == findings.compared:
+            break
+    others = [arm for arm in against if arm in found]
+    lines = [f"| method | {' | '.join(f'{task.measures[0].title} − that of {other}' for other in others)} |"]
+    lines.append(f"|---|{'---|' * len(others)}")
+    for arm, values in found.items():
+        cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*values[other]) if other in values else "" for other in others]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
-    write_text(folder / DIFFERENCES, json.dumps(found, indent=1))
-    write_text(folder / "differences.md", text)
+    content = {"compared": findings.compared, "differences": found}
+    write_text(study / DIFFERENCES, json.dumps(content, indent=1))
+    write_text(study / "differences.md", text)
     return text
+
+
+def read_differences(findings: Findings) -> dict[str, dict[str, list[float]]]:
+    """What :func:`write_differences` wrote, if it is of these findings; nothing otherwise."""
+    path = findings.folder / DIFFERENCES
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    return known["differences"] if known.get("compared") == findings.compared else {}
+
+
+def _differences(
+    findings: Findings, pairs: Sequence[Pair], task: ControlTask, against: Sequence[str]
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """By arm and other arm the difference, low and high; the arms by ascending scores."""
+    values = {
+        arm: resampled(_of_seeds(findings.folder, setting, pairs, task), task, task.measures[0].key)
+        for arm, setting in tqdm(findings.best.items(), desc="differences", unit="arm")
+    }
+    return {
+        arm: {other: _interval(mine - values[other]) for other in against if other in values and other != arm}
+        for arm, mine in sorted(values.items(), key=lambda item: item[1][0])
+    }
 
 
 def _of_seeds(folder: Path, setting: Setting, pairs: Sequence[Pair], task: ControlTask) -> Tensor:

@@ -13,7 +13,7 @@ VARIED = ("learning_rate", "encoder_lr")
 """Settings of an arm that may be a list, which makes one job of each value."""
 STEADY = ("constant", "constant_with_warmup", "piecewise_constant")
 """Schedules that do not depend on how long the training will be."""
-OWN = ("output_dir", "overwrite", "resume", "max_train_steps", "seed")
+OWN = ("output_dir", "overwrite", "resume", "max_train_steps")
 """Settings of the training that the study sets itself."""
 
 
@@ -26,7 +26,7 @@ class ControlStudyConfig:
         arms: from a name to the settings of train_controlnet.py that make it. One of learning_rate and encoder_lr may
             be a list: a job for each value.
         training: settings of train_controlnet.py that all arms share.
-        seeds: of the training: a job for each, of every arm at every rate.
+        seeds: of the trainings: a job for each, of every arm at every rate.
         eval_steps: after how many steps to draw and score; the last is the length of the training.
         data: folder of pairs to evaluate on, semantic maps among them; drawn for the playground.
         pairs: how many pairs of the data to use at the last step.
@@ -35,7 +35,7 @@ class ControlStudyConfig:
         batch_size: pictures drawn at a time.
         num_inference_steps: denoising steps of a picture.
         guidance_scale: classifier-free guidance of a picture.
-        seed: of the pictures' noise.
+        seed: of the noise that pictures are drawn from.
         segmenter: judge of the maps: Hub id, folder or playground.
         label_offset: the maps' id of the segmenter's class 0; as its image processor says where it is not given.
         ignore_index: id that is left out of the scores.
@@ -81,6 +81,8 @@ class ControlStudyConfig:
         if self.data is None and self.training.get("train_data_dir") != PLAYGROUND:
             raise ValueError("data is missing: name the folder of pairs to evaluate on")
         for where, settings in {"training": self.training, **self.arms}.items():
+            if "seed" in settings:
+                raise ValueError(f"{where}: name the seeds of the trainings in seeds, not here")
             if taken := [name for name in OWN if name in settings]:
                 raise ValueError(f"{where}: {', '.join(taken)} is set by the study itself; leave it out")
 
@@ -130,7 +132,7 @@ def all_jobs(config: ControlStudyConfig) -> list[Job]:
     """Every arm at every rate, the arms by turns, seed after seed, so that a study cut short has some of each.
 
     Raises:
-        ValueError: two settings of an arm are lists, or a rate is no number.
+        ValueError: two settings of an arm are lists, or one without a rate, or a rate is no number.
     """
     jobs: list[list[Job]] = []
     for arm, own in config.arms.items():
@@ -142,9 +144,12 @@ def all_jobs(config: ControlStudyConfig) -> list[Job]:
         try:
             numbers = {name: settings[name] for name in VARIED if settings.get(name) is not None}
             settings |= {name: float(value) for name, value in numbers.items() if not isinstance(value, list)}
-            rates = [float(value) for value in own[lists[0]]] if lists else [settings[name] for name in named[:1]]
+            values = own[lists[0]] if lists else [settings[name] for name in named[:1]]
+            rates = list(dict.fromkeys(float(value) for value in values))
         except (TypeError, ValueError) as error:
             raise ValueError(f"arm {arm}: a learning rate is no number: {error}") from None
+        if named and not rates:
+            raise ValueError(f"arm {arm}: {named[0]} is an empty list: name at least one rate")
         varied = [(rate, {**settings, named[0]: rate}) for rate in rates] if named else [(None, settings)]
         jobs.append([Job(arm, {**s, "seed": seed}, rate, seed) for seed in config.seeds for rate, s in varied])
     longest = max(map(len, jobs))

@@ -1,7 +1,7 @@
 """Table 3 and Fig. 6: control accuracy of several methods at several learning rates, while they train.
 
-Every job trains one arm at one rate and stops at each of ``eval_steps`` to draw and score; a resumed training is the
-uninterrupted one bit for bit, so the stops change nothing. What is done stays done.
+Every job trains one arm at one rate with one seed, and stops at each of ``eval_steps`` to draw and score; a resumed
+training is the uninterrupted one bit for bit, so the stops change nothing. What is done stays done.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,14 +28,7 @@ from ether_diffusion.evaluation.benchmark import take_share
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
 from ether_diffusion.evaluation.control_intervals import write_differences
 from ether_diffusion.evaluation.control_jobs import ControlStudyConfig, Job, all_jobs
-from ether_diffusion.evaluation.control_summary import (
-    PAIRS,
-    RESULTS,
-    best_of_arms,
-    finished,
-    read_results,
-    write_outline,
-)
+from ether_diffusion.evaluation.control_summary import PAIRS, RESULTS, read_findings, write_outline
 from ether_diffusion.evaluation.control_tables import write_study
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.files import write_text
@@ -125,6 +119,8 @@ class Study:
             write_text(result, json.dumps(facts | self._score(job, run, steps), default=str))
         if not self.config.keep_runs and run.exists():
             shutil.rmtree(run)
+            with suppress(OSError):  # another seed is there
+                run.parent.rmdir()
 
     def _train(self, job: Job, run: Path, steps: int, identity: str) -> None:
         config, marker = job.config(run, steps), run / "job.txt"
@@ -200,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _ = study.pairs, study.task, study.clip, study.features
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    write_outline(config.output_dir, [job.key for job in jobs], config.data)
+    write_outline(config.output_dir, [job.key for job in jobs], config.eval_steps[-1], config.data)
     failed: dict[str, str] = {}
     for job in (progress := tqdm(jobs[index::count], unit="job")):
         progress.set_postfix_str(job.key)
@@ -214,10 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             logger.debug("traceback", exc_info=True)
             failed[job.key] = f"{type(error).__name__}: {error}"
     print(write_study(config.output_dir))
-    best = best_of_arms(finished(read_results(config.output_dir)))
-    if config.compare_with and len(best) > 1:
+    if config.compare_with and len(read_findings(config.output_dir).best) > 1:
         try:
-            print(write_differences(config.output_dir, best, study.pairs, study.task, config.compare_with))
+            print(write_differences(config.output_dir, study.pairs, study.task, config.compare_with))
         except (OSError, ValueError) as error:
             failed["differences"] = f"{error}; remove that job's results and images to draw them again"
     for key, reason in failed.items():

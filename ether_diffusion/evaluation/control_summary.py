@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ether_diffusion.files import write_text
+from ether_diffusion.metrics.control import CLIP_T, FID, KID
+from ether_diffusion.metrics.control_tasks import Segmentation
 
-Result = dict[str, Any]
-"""What one training scored at one of its steps."""
 OUTLINE = "study.json"
 RESULTS = "results"
 PAIRS = "pairs"
 """Names in a study's folder."""
-FIRST = "miou"
-"""The score by which rates are chosen and arms are ordered."""
+MEASURES = {measure.key: measure for measure in (*Segmentation.measures, FID, KID, CLIP_T)}
+"""What is scored; by the first of them rates are chosen and arms are ordered."""
+MIOU = next(iter(MEASURES))
+
+ControlResult = dict[str, Any]
+"""What one training scored at one of its steps."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,22 @@ class Setting:
 
     arm: str
     rate: float | None
-    steps: dict[int, list[Result]]
+    steps: dict[int, list[ControlResult]]
 
     @property
-    def last(self) -> list[Result]:
+    def last(self) -> list[ControlResult]:
         """The results of its last step."""
         return next(reversed(self.steps.values()))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of its last step."""
+        return [row["seed"] for row in self.last]
+
+    def with_seeds(self, seeds: set[int]) -> Setting:
+        """The same with these seeds only."""
+        chosen = {step: [row for row in rows if row["seed"] in seeds] for step, rows in self.steps.items()}
+        return Setting(self.arm, self.rate, chosen)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -53,76 +69,121 @@ class Setting:
         return "" if self.rate is None else f"{self.rate:g}"
 
 
-def write_outline(folder: Path, keys: Sequence[str], data: Path | None) -> None:
-    """Write ``study.json``: the keys of all jobs, and where the pairs are if not in the folder itself."""
-    outline = {"jobs": list(keys), "data": PAIRS if data is None else str(data.resolve())}
+@dataclass(frozen=True)
+class Findings:
+    """The results of a study, finished or not.
+
+    Attributes:
+        folder: of the study.
+        data: where its pairs are.
+        last_step: the length of its trainings.
+        results: of every job by its key, by ascending steps; nothing of those not begun.
+    """
+
+    folder: Path
+    data: Path
+    last_step: int
+    results: dict[str, list[ControlResult]]
+
+    @cached_property
+    def scored(self) -> list[Setting]:
+        """Every arm at every rate of which something was scored, the arms in their order, by ascending rates."""
+        found: dict[tuple[str, float | None], dict[int, list[ControlResult]]] = {}
+        for row in self._rows:
+            if "scores" in row:
+                found.setdefault((row["arm"], row["rate"]), {}).setdefault(row["steps"], []).append(row)
+        arms = list(dict.fromkeys(arm for arm, _ in found))
+        order = sorted(found, key=lambda key: (arms.index(key[0]), key[1] or 0.0))
+        return [Setting(*key, dict(sorted(found[key].items()))) for key in order]
+
+    @cached_property
+    def finished(self) -> list[Setting]:
+        """The settings that got to the last step, all with the same seeds: those that every one of them has.
+
+        A rate at which a seed diverged is left out.
+        """
+        whole = [s for s in self.scored if self.last_step in s.steps and (s.arm, s.rate) not in self._diverged]
+        shared = set.intersection(*(set(s.seeds) for s in whole)) if whole else set()
+        return [s.with_seeds(shared) for s in whole] if shared else []
+
+    @cached_property
+    def best(self) -> dict[str, Setting]:
+        """Of every arm the finished setting with the highest mIoU, by ascending mIoU."""
+        best: dict[str, Setting] = {}
+        for setting in self.finished:
+            if setting.arm not in best or _rank(setting) > _rank(best[setting.arm]):
+                best[setting.arm] = setting
+        return dict(sorted(best.items(), key=lambda item: _rank(item[1])))
+
+    @property
+    def compared(self) -> dict[str, list[Any]]:
+        """What every arm of ``best`` stands for: its rate and seeds."""
+        return {arm: [setting.rate, *setting.seeds] for arm, setting in self.best.items()}
+
+    @property
+    def left_out(self) -> list[str]:
+        """The jobs that are not in ``finished``, each with the reason."""
+        used = {(s.arm, s.rate, seed) for s in self.finished for seed in s.seeds}
+        told = []
+        for key, rows in self.results.items():
+            last = rows[-1] if rows else {}
+            if not rows:
+                told.append(f"{key} (not done yet)")
+            elif "diverged" in last:
+                told.append(f"{key} (diverged, {last['diverged']}, so that its rate is left out)")
+            elif last["steps"] < self.last_step:
+                told.append(f"{key} (at step {last['steps']} of {self.last_step})")
+            elif (last["arm"], last["rate"]) in self._diverged:
+                told.append(f"{key} (another seed diverged)")
+            elif (last["arm"], last["rate"], last["seed"]) not in used:
+                told.append(f"{key} (others do not have this seed yet)")
+        return told
+
+    @property
+    def _rows(self) -> list[ControlResult]:
+        return [row for rows in self.results.values() for row in rows]
+
+    @property
+    def _diverged(self) -> set[tuple[str, float | None]]:
+        return {(row["arm"], row["rate"]) for row in self._rows if "diverged" in row}
+
+
+def write_outline(folder: Path, keys: Sequence[str], last_step: int, data: Path | None) -> None:
+    """Write ``study.json``: the keys of all jobs, their last step, and where the pairs are if not in the folder."""
+    outline = {"jobs": list(keys), "steps": last_step, "data": PAIRS if data is None else str(data.resolve())}
     write_text(folder / OUTLINE, json.dumps(outline, indent=1))
 
 
-def pairs_of(folder: Path) -> Path:
-    """Where the pairs of a study are."""
-    return folder / str(json.loads((folder / OUTLINE).read_text())["data"])
-
-
-def read_results(folder: Path) -> dict[str, list[Result]]:
-    """The results of every job of a study by its key, by ascending steps; nothing of those not done.
+def read_findings(folder: Path) -> Findings:
+    """Read a study's folder.
 
     Raises:
         FileNotFoundError: the folder is not a study's.
     """
-    keys = json.loads((folder / OUTLINE).read_text())["jobs"]
-    root = folder / RESULTS
-    return {key: [json.loads(path.read_text()) for path in sorted((root / key).glob("*.json"))] for key in keys}
+    outline = json.loads((folder / OUTLINE).read_text())
+    results = {
+        key: [json.loads(path.read_text()) for path in sorted((folder / RESULTS / key).glob("*.json"))]
+        for key in outline["jobs"]
+    }
+    return Findings(folder, folder / outline["data"], outline["steps"], results)
 
 
-def settings_of(results: dict[str, list[Result]]) -> list[Setting]:
-    """Every arm at every rate of which something was scored, the arms in their order, by ascending rates."""
-    found: dict[tuple[str, float | None], dict[int, list[Result]]] = {}
-    for rows in results.values():
-        for row in rows:
-            if "scores" in row:
-                found.setdefault((row["arm"], row["rate"]), {}).setdefault(row["steps"], []).append(row)
-    arms = list(dict.fromkeys(arm for arm, _ in found))
-    order = sorted(found, key=lambda key: (arms.index(key[0]), key[1] or 0.0))
-    return [Setting(*key, dict(sorted(found[key].items()))) for key in order]
+def mean(rows: Sequence[ControlResult], key: str = MIOU) -> float:
+    """A score, its mean over the seeds and the sample numbers; NaN where there is none."""
+    values = [row["scores"][key]["mean"] for row in rows]
+    return math.nan if None in values else statistics.fmean(values)
 
 
-def finished(results: dict[str, list[Result]]) -> list[Setting]:
-    """The settings that got to the study's last step, with the seeds that did; none of which a seed diverged."""
-    last = max((row["steps"] for rows in results.values() for row in rows), default=0)
-    diverged = {(row["arm"], row["rate"]) for rows in results.values() for row in rows if "diverged" in row}
-    return [s for s in settings_of(results) if last in s.steps and (s.arm, s.rate) not in diverged]
-
-
-def best_of_arms(settings: Sequence[Setting]) -> dict[str, Setting]:
-    """Of every arm the one of the finished settings with the highest mIoU, by ascending mIoU."""
-    best: dict[str, Setting] = {}
-    for setting in settings:
-        known = best.get(setting.arm)
-        if known is None or mean(setting.last) > mean(known.last):
-            best[setting.arm] = setting
-    return dict(sorted(best.items(), key=lambda item: mean(item[1].last)))
-
-
-def mean(rows: Sequence[Result], key: str = FIRST) -> float:
-    """A score, its mean over the seeds and the sample numbers."""
-    return statistics.fmean(row["scores"][key]["mean"] for row in rows)
-
-
-def spread(rows: Sequence[Result], key: str = FIRST) -> float | None:
+def spread(rows: Sequence[ControlResult], key: str = MIOU) -> float | None:
     """Its standard deviation over the seeds; of a single seed over the sample numbers, None where there is one."""
+    if math.isnan(mean(rows, key)):
+        return None
     if len(rows) > 1:
         return statistics.stdev(row["scores"][key]["mean"] for row in rows)
     found = rows[0]["scores"][key]["spread"]
     return None if found is None else float(found)
 
 
-def unfinished(results: dict[str, list[Result]]) -> dict[str, list[str]]:
-    """What is not in the tables, and why: jobs that were not begun, and trainings that diverged."""
-    told = {
-        "not done yet": [key for key, rows in results.items() if not rows],
-        "diverged": [
-            f"{key} at step {row['steps']}" for key, rows in results.items() for row in rows if "diverged" in row
-        ],
-    }
-    return {what: names for what, names in told.items() if names}
+def _rank(setting: Setting) -> float:
+    value = mean(setting.last)
+    return -math.inf if math.isnan(value) else value

@@ -3,53 +3,51 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from ether_diffusion.data.pairs import load_condition, read_listing
+from ether_diffusion.data.pairs import PairFiles, load_condition, read_listing
 from ether_diffusion.evaluation.control_summary import (
-    FIRST,
+    MEASURES,
+    MIOU,
+    Findings,
     Setting,
-    best_of_arms,
-    finished,
     mean,
-    pairs_of,
-    read_results,
-    settings_of,
+    read_findings,
     spread,
-    unfinished,
 )
 from ether_diffusion.evaluation.figures import Line, Panel, picture_grid, save_picture, write_figure
 from ether_diffusion.files import write_text
+from ether_diffusion.metrics.control_tasks import Measure
 
 SHOWN_PAIRS = 8
-COLUMNS = {"miou": "mIoU", "macc": "mAcc", "aacc": "aAcc", "fid": "FID", "kid": "KID", "clip_t": "CLIP-T"}
-"""Scores of the table, as far as they are there."""
 DIGITS = {"fid": 2}
 
 
-def known_columns(best: Iterable[Setting]) -> dict[str, str]:
-    """The scores that all arms have, with their titles."""
-    scores = [row["scores"] for setting in best for row in setting.last]
-    return {key: title for key, title in COLUMNS.items() if all(key in found for found in scores)}
+def known_measures(settings: Iterable[Setting]) -> list[Measure]:
+    """What all the settings were scored by."""
+    scores = [row["scores"] for setting in settings for row in setting.last]
+    return [measure for key, measure in MEASURES.items() if all(key in found for found in scores)]
 
 
 def table(best: dict[str, Setting]) -> str:
     """One row per arm at its best rate: parameters of the adapter and of the encoder, and the scores."""
     if not best:
         return "no arm has come to its last step yet\n"
-    columns = known_columns(best.values())
-    seeds = ["seeds"] * any(len(setting.last) > 1 for setting in best.values())
-    heads = ["method", "rate", "adapter", "control", *seeds, *columns.values()]
+    keys = {measure.key: measure.title for measure in known_measures(best.values())}
+    first = next(iter(best.values()))
+    heads = ["method", "rate", "adapter", "control", *keys.values()]
     rows = []
     for arm, setting in best.items():
-        facts = [setting.label, *(f"{count:,}" for count in setting.counts), *[str(len(setting.last))] * len(seeds)]
-        rows.append([arm, *facts, *(cell(setting, key) for key in columns)])
-    if originals := next(iter(best.values())).last[0]["originals"]:
-        rows.append(["*originals*", *[""] * (3 + len(seeds)), *(number(originals.get(key), key) for key in columns)])
-    return markdown(heads, rows)
+        facts = [setting.label, *(f"{count:,}" for count in setting.counts)]
+        rows.append([arm, *facts, *(cell(setting, key) for key in keys)])
+    if originals := first.last[0]["originals"]:
+        rows.append(["*originals*", "", "", "", *(number(originals.get(key), key) for key in keys)])
+    seeds = f"the {len(first.seeds)} seeds" if len(first.seeds) > 1 else "the sample numbers"
+    return markdown(heads, rows) + f"\n± is the standard deviation over {seeds}.\n"
 
 
 def rates_table(settings: Sequence[Setting]) -> str:
@@ -62,8 +60,8 @@ def rates_table(settings: Sequence[Setting]) -> str:
     rows = []
     for arm, found in several.items():
         values = [mean(setting.last) for setting in found]
-        cells = [f"{value:.3f} ({setting.label})" for value, setting in zip(values, found, strict=True)]
-        rows.append([arm, *cells, *[""] * (widest - len(cells)), f"{max(values) - min(values):.3f}"])
+        cells = [f"{number(value)} ({setting.label})" for value, setting in zip(values, found, strict=True)]
+        rows.append([arm, *cells, *[""] * (widest - len(cells)), number(max(values) - min(values))])
     heads = ["method", *(f"rate {place + 1}" for place in range(widest)), "highest - lowest"]
     return markdown(heads, sorted(rows, key=lambda row: row[-1])) if rows else ""
 
@@ -74,15 +72,15 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
-def cell(setting: Setting, key: str = FIRST) -> str:
+def cell(setting: Setting, key: str = MIOU) -> str:
     """A score of a setting's last step with its spread."""
     deviation = spread(setting.last, key)
     return number(mean(setting.last, key), key) + ("" if deviation is None else f" ± {number(deviation, key)}")
 
 
-def number(value: float | None, key: str = FIRST) -> str:
+def number(value: float | None, key: str = MIOU) -> str:
     """A score's value, with as many digits as mean something."""
-    return "" if value is None else f"{value:.{DIGITS.get(key, 3)}f}"
+    return "" if value is None or math.isnan(value) else f"{value:.{DIGITS.get(key, 3)}f}"
 
 
 def panels(settings: Sequence[Setting]) -> list[Panel]:
@@ -94,37 +92,49 @@ def panels(settings: Sequence[Setting]) -> list[Panel]:
     return [Panel(f"{arm}: mIoU", "step", lines) for arm, lines in arms.items()]
 
 
-def sheet(folder: Path, best: dict[str, Setting]) -> Image.Image | None:
+def shown_pairs(findings: Findings) -> list[PairFiles]:
+    """The first pairs that all arms drew; none where they are no longer where they were."""
+    drawn = min((row["pairs"] for setting in findings.best.values() for row in setting.last), default=0)
+    try:
+        return read_listing(findings.data)[: min(SHOWN_PAIRS, drawn)]
+    except (OSError, ValueError):
+        return []
+
+
+def first_sample(findings: Findings, setting: Setting, place: int) -> Path:
+    """What an arm drew first for the pair at a place of the listing."""
+    return findings.folder / setting.last[0]["folder"] / f"{place:05d}-0.png"
+
+
+def sheet(findings: Findings) -> Image.Image | None:
     """The first conditions, their originals, and the first sample of every arm beneath."""
-    source = pairs_of(folder)
-    if not best or not source.is_dir():
+    entries = shown_pairs(findings)
+    if not entries or not all(entry.condition for entry in entries):
         return None
-    entries = [entry for entry in read_listing(source)[:SHOWN_PAIRS] if entry.condition is not None]
     rows: list[tuple[str, list[Image.Image]]] = [
         ("condition", [load_condition(str(entry.condition), True) for entry in entries]),
         ("original", [Image.open(entry.image) for entry in entries]),
     ]
-    for arm, setting in best.items():
-        files = [folder / setting.last[0]["folder"] / f"{place:05d}-0.png" for place in range(len(entries))]
+    for arm, setting in findings.best.items():
+        files = [first_sample(findings, setting, place) for place in range(len(entries))]
         if all(path.is_file() for path in files):
-            rows.append((f"{arm}, mIoU {mean(setting.last):.3f}", [Image.open(path) for path in files]))
+            rows.append((f"{arm}, mIoU {number(mean(setting.last))}", [Image.open(path) for path in files]))
     return picture_grid(rows, [])
 
 
 def write_study(folder: Path) -> str:
     """Write ``table.md``, ``results.json``, ``steps.png`` and ``samples.png`` of what is done; return the tables."""
-    results = read_results(folder)
-    done = finished(results)
-    best = best_of_arms(done)
-    text = table(best)
-    if by_rate := rates_table(done):
+    findings = read_findings(folder)
+    text = table(findings.best)
+    if by_rate := rates_table(findings.finished):
         text += f"\n{by_rate}"
-    for what, names in unfinished(results).items():
-        text += f"\n{what}: {', '.join(names)}\n"
+    if left_out := findings.left_out:
+        text += f"\nNot in the tables: {'; '.join(left_out)}\n"
     write_text(folder / "table.md", text)
-    write_text(folder / "results.json", json.dumps({key: rows for key, rows in results.items() if rows}, indent=1))
-    if drawn := panels(settings_of(results)):
+    done = {key: rows for key, rows in findings.results.items() if rows}
+    write_text(folder / "results.json", json.dumps(done, indent=1))
+    if drawn := panels(findings.scored):
         write_figure(folder / "steps.png", drawn, columns=3, share_y=True)
-    if (picture := sheet(folder, best)) is not None:
+    if (picture := sheet(findings)) is not None:
         save_picture(picture, folder / "samples.png")
     return text

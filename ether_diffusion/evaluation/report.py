@@ -150,7 +150,7 @@ def rate_curves(benchmark: Benchmark) -> list[Curve]:
     several = {arm: sorted(rows, key=lambda row: row["learning_rate"]) for arm, rows in arms.items() if len(rows) > 1}
     if not several:
         return []
-    return [_rate_curve(several, metric, benchmark.folder.name) for metric in BY_SUBJECT]
+    return [_rate_curve(several, metric, benchmark.name) for metric in BY_SUBJECT]
 
 
 def _rate_curve(arms: dict[str, list[dict[str, Any]]], metric: Metric, where: str) -> Curve:

@@ -28,7 +28,7 @@ def draw_sheet(folder: Path, subjects: Sequence[str] = (), prompt: int = 0) -> I
         FileNotFoundError: it is no benchmark's folder, or pictures are gone.
         ValueError: a subject is not in it, or has no such prompt.
     """
-    benchmark = read_benchmark(folder)
+    benchmark = read_benchmark(folder, folder.name)
     arms, rows = benchmark.shown_arms, []
     for subject in subjects or benchmark.subjects:
         if subject not in benchmark.subjects:

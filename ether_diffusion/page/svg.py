@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def inline_svg(figure: Figure, title: str, label: str) -> Markup:
     figure.savefig(buffer, format="svg", transparent=True, metadata=without_metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    prefix = re.sub(r"[^a-z0-9]+", "-", title.lower())
+    prefix = "f" + hashlib.sha256(title.encode()).hexdigest()[:8]
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     for ink, themed in _INK.items():
         svg = svg.replace(ink, themed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from ether_diffusion.evaluation import control_study
 from ether_diffusion.evaluation.control_accuracy import main as accuracy
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
-from ether_diffusion.evaluation.control_intervals import pair_statistics, resampled, write_differences
+from ether_diffusion.evaluation.control_intervals import pair_statistics, read_differences, resampled, write_differences
 from ether_diffusion.evaluation.control_jobs import ControlStudyConfig, all_jobs
 from ether_diffusion.evaluation.control_study import Study
-from ether_diffusion.evaluation.control_summary import best_of_arms, finished, read_results, write_outline
+from ether_diffusion.evaluation.control_summary import read_findings, write_outline
 from ether_diffusion.evaluation.control_tables import rates_table, table, write_study
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.metrics.control_tasks import Canny
@@ -62,7 +62,7 @@ def study_of(folder: Path, **changes: Any) -> ControlStudyConfig:
 
 def run(config: ControlStudyConfig) -> Study:
     study, jobs = Study(config, torch.device("cpu")), all_jobs(config)
-    write_outline(config.output_dir, [job.key for job in jobs], config.data)
+    write_outline(config.output_dir, [job.key for job in jobs], config.eval_steps[-1], config.data)
     for job in jobs:
         study.run_job(job)
     return study
@@ -98,7 +98,8 @@ def test_jobs_are_every_rate_of_every_arm_by_turns(tmp_path: Path) -> None:
         ({"arms": {}}, "arms is empty"),
         ({"eval_steps": []}, "eval_steps must be"),
         ({"seeds": []}, "seeds is empty"),
-        ({"training": {**TRAINING, "seed": 3}}, "training: seed is set by the study itself"),
+        ({"arms": {"a": {"learning_rate": []}}}, "arm a: learning_rate is an empty list"),
+        ({"training": {**TRAINING, "seed": 3}}, "training: name the seeds of the trainings in seeds"),
         ({"compare_with": ["LoRA"]}, "compare_with: there is no arm 'LoRA'; there are: ETHER, encoder alone"),
         ({"training": {"train_data_dir": "x"}}, "data is missing"),
         ({"arms": {"a": {"resume": "latest"}}}, "a: resume is set by the study itself"),
@@ -154,13 +155,13 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
         assert sheet.height > 4 * 96
     assert (tmp_path / "study" / "steps.png").is_file()
 
-    best = best_of_arms(finished(read_results(tmp_path / "study")))
+    best = read_findings(tmp_path / "study").best
     row = best["ETHER"].last[0]
     folder = tmp_path / "study" / row["folder"]
     found = pair_statistics(folder, study.pairs, 2, study.task)
     assert resampled(found, study.task, "miou")[0] == pytest.approx(row["scores"]["miou"]["mean"])
     difference = row["scores"]["miou"]["mean"] - best["encoder alone"].last[0]["scores"]["miou"]["mean"]
-    text = write_differences(tmp_path / "study", best, study.pairs, study.task, ["encoder alone", "not done"])
+    text = write_differences(tmp_path / "study", study.pairs, study.task, ["encoder alone", "not done"])
     assert text.splitlines()[0] == "| method | mIoU − that of encoder alone |"
     assert f"| ETHER | {difference:+.3f} [" in text
     assert "| encoder alone |  |" in text
@@ -212,7 +213,7 @@ def test_a_diverged_arm_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(control, "run", diverge)
     config = study_of(tmp_path, arms={"a": {"method": "none"}})
     run(config)
-    assert "diverged: a/seed-0 at step 1" in write_study(tmp_path)
+    assert "a/seed-0 (diverged, the loss is not finite at step 1" in write_study(tmp_path)
 
     def again(config: ControlConfig) -> Path:
         raise AssertionError("a training that diverged is done again")
@@ -235,12 +236,13 @@ def result(arm: str, rate: float | None, miou: float, steps: int = 2, seed: int 
     scores = {"miou": {"mean": miou, "spread": None}, "fid": {"mean": 12.345, "spread": 1.0}}
     counts = {"unet": 1000, "control_encoder": 10}
     facts = {"arm": arm, "rate": rate, "seed": seed, "steps": steps, "trained_parameters": counts, "originals": {}}
+    facts |= {"pairs": 2, "folder": "images"}
     return facts | {"scores": scores}
 
 
-def write_results(folder: Path, rows: list[dict[str, Any]]) -> None:
+def write_results(folder: Path, rows: list[dict[str, Any]], more: Sequence[str] = ()) -> None:
     keys = [f"{row['arm']}@{row['rate']}/seed-{row['seed']}" for row in rows]
-    write_outline(folder, list(dict.fromkeys(keys)), None)
+    write_outline(folder, [*dict.fromkeys(keys), *more], 2, None)
     for key, row in zip(keys, rows, strict=True):
         place = folder / "results" / key / f"{row['steps']:06d}.json"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -249,40 +251,98 @@ def write_results(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def test_the_table_has_every_arm_at_its_best_rate_by_ascending_miou(tmp_path: Path) -> None:
     rows = [result("a", 1, 0.1, 1), result("a", 1, 0.5), result("a", 2, 0.6), result("b", 1, 0.55)]
-    write_results(tmp_path, [*rows, result("c", 1, 0.9, 1)])
-    results = read_results(tmp_path)
-    assert table(best_of_arms(finished(results))).splitlines()[2:] == [
+    write_results(tmp_path, [*rows, result("c", 1, 0.9, 1)], ["d/seed-0"])
+    findings = read_findings(tmp_path)
+    assert table(findings.best).splitlines()[2:4] == [
         "| b | 1 | 1,000 | 10 | 0.550 | 12.35 ± 1.00 |",
         "| a | 2 | 1,000 | 10 | 0.600 | 12.35 ± 1.00 |",
     ]
-    assert rates_table(finished(results)).splitlines()[2:] == ["| a | 0.500 (1) | 0.600 (2) | 0.100 |"]
+    assert "± is the standard deviation over the sample numbers" in table(findings.best)
+    assert rates_table(findings.finished).splitlines()[2:] == ["| a | 0.500 (1) | 0.600 (2) | 0.100 |"]
+    assert findings.left_out == ["c@1/seed-0 (at step 1 of 2)", "d/seed-0 (not done yet)"]
+
+
+def test_no_table_before_the_last_step(tmp_path: Path) -> None:
+    write_results(tmp_path, [result("a", 1, 0.1, 1)])
+    assert "no arm has come to its last step yet\n\nNot in the tables: a@1/seed-0 (at step 1 of 2)" in write_study(
+        tmp_path
+    )
 
 
 def test_seeds_are_averaged_and_a_rate_at_which_one_diverged_is_left_out(tmp_path: Path) -> None:
     rows = [result("a", 1, 0.5), result("a", 1, 0.6, seed=1), result("a", 2, 0.4), result("a", 2, 0.65, seed=1)]
-    diverged = result("a", 3, 0.9, 1, seed=1) | {"diverged": "at step 1"}
+    diverged = result("a", 3, 0.9, 1, seed=1) | {"diverged": "not finite at step 7"}
     del diverged["scores"]
     write_results(tmp_path, [*rows, result("a", 3, 0.9), diverged])
-    assert table(best_of_arms(finished(read_results(tmp_path)))).splitlines() == [
-        "| method | rate | adapter | control | seeds | mIoU | FID |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-        "| a | 1 | 1,000 | 10 | 2 | 0.550 ± 0.071 | 12.35 ± 0.00 |",
+    findings = read_findings(tmp_path)
+    assert table(findings.best).splitlines() == [
+        "| method | rate | adapter | control | mIoU | FID |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| a | 1 | 1,000 | 10 | 0.550 ± 0.071 | 12.35 ± 0.00 |",
+        "",
+        "± is the standard deviation over the 2 seeds.",
     ]
-    assert "diverged: a@3/seed-1 at step 1" in write_study(tmp_path)
+    assert findings.left_out == [
+        "a@3/seed-0 (another seed diverged)",
+        "a@3/seed-1 (diverged, not finite at step 7, so that its rate is left out)",
+    ]
+
+
+def test_only_seeds_that_all_have_are_compared(tmp_path: Path) -> None:
+    """Or a rate would be the best of its arm, or an arm ahead of another, by a lucky seed."""
+    rows = [result("a", 1, 0.5), result("a", 1, 0.7, seed=1), result("a", 2, 0.55), result("b", 1, 0.52)]
+    write_results(tmp_path, [*rows, result("b", 1, 0.9, 1, seed=1)])
+    findings = read_findings(tmp_path)
+    assert {arm: (setting.rate, setting.seeds) for arm, setting in findings.best.items()} == {
+        "b": (1, [0]),
+        "a": (2, [0]),
+    }
+    assert findings.left_out == [
+        "a@1/seed-1 (others do not have this seed yet)",
+        "b@1/seed-1 (at step 1 of 2)",
+    ]
+    write_results(tmp_path, [result("a", 2, 0.55), result("b", 1, 0.52, seed=1)])
+    assert read_findings(tmp_path).best == {}
+    assert "others do not have this seed yet" in write_study(tmp_path)
+
+
+def test_a_score_that_is_not_a_number_is_no_best(tmp_path: Path) -> None:
+    nothing = result("a", 1, 0.5)
+    nothing["scores"]["miou"] = {"mean": None, "spread": None}
+    write_results(tmp_path, [nothing, result("a", 2, 0.1)])
+    assert "| a | 2 | 1,000 | 10 | 0.100 |" in table(read_findings(tmp_path).best)
+    write_results(tmp_path / "other", [nothing])
+    assert "| a | 1 | 1,000 | 10 |  | 12.35 ± 1.00 |" in write_study(tmp_path / "other")
+
+
+def test_pairs_elsewhere_are_shown_as_far_as_they_were_drawn(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "data", 4)
+    study = run(study_of(tmp_path / "study", data=tmp_path / "data", arms={"a": {"method": "none"}}, eval_steps=[1]))
+    write_study(tmp_path / "study")
+    with Image.open(tmp_path / "study" / "samples.png") as sheet:
+        assert sheet.height > 3 * 96  # condition, original, the arm
+        assert 2 * 96 < sheet.width < 3 * 96
+    assert len(study.pairs) == 2
+    (tmp_path / "data" / "metadata.jsonl").unlink()
+    write_study(tmp_path / "study")
 
 
 def test_a_difference_of_several_seeds_is_that_of_their_means(tmp_path: Path) -> None:
     arms = {"a": {"method": "none"}, "b": {"method": "ether"}}
     settings = {"eval_steps": [1], "samples": 1, "seeds": [0, 1], "keep_runs": False}
     study = run(study_of(tmp_path, arms=arms, **settings))
-    best = best_of_arms(finished(read_results(tmp_path)))
+    best = read_findings(tmp_path).best
     assert [row["seed"] for row in best["a"].last] == [0, 1]
     means = {arm: np.mean([row["scores"]["miou"]["mean"] for row in best[arm].last]) for arm in best}
-    write_differences(tmp_path, best, study.pairs, study.task, ["a"])
-    difference, low, high = json.loads((tmp_path / "differences.json").read_text())["b"]["a"]
+    write_differences(tmp_path, study.pairs, study.task, ["a"])
+    difference, low, high = read_differences(read_findings(tmp_path))["b"]["a"]
     assert difference == pytest.approx(means["b"] - means["a"])
     assert low <= difference <= high
-    assert not (tmp_path / "runs" / "a" / "seed-0").exists()
+    facts = json.loads((tmp_path / "differences.json").read_text())["compared"]
+    assert facts == {"a": [None, 0, 1], "b": [None, 0, 1]}
+    (tmp_path / "results" / "b" / "seed-1" / "000001.json").unlink()
+    assert read_differences(read_findings(tmp_path)) == {}  # it is of other findings
+    assert not (tmp_path / "runs" / "a").exists()
 
 
 def test_samples_do_not_depend_on_the_batch_and_are_not_drawn_twice(tmp_path: Path) -> None:

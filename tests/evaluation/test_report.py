@@ -90,9 +90,10 @@ def study(tmp_path: Path) -> Path:
     """A study of controls: an arm at two rates with two seeds, one without rates, one that diverged."""
     folder = tmp_path / "study"
     write_pairs(folder / "pairs", 2)
-    jobs = {("ETHER", r, s): r * 10 + s / 10 for r in (1e-2, 3e-2) for s in (0, 1)} | {("encoder alone", None, 0): 0.25}
+    jobs = {("ETHER", rate, seed): rate * 10 + seed / 10 for rate in (1e-2, 3e-2) for seed in (0, 1)}
+    jobs |= {("encoder alone", None, 0): 0.25, ("encoder alone", None, 1): 0.15}
     keys = [f"{arm}@{rate:g}/seed-{seed}" if rate else f"{arm}/seed-{seed}" for arm, rate, seed in jobs]
-    write_outline(folder, [*keys, "LoRA/seed-0", "OFT/seed-0"], None)
+    write_outline(folder, [*keys, "LoRA/seed-0", "OFT/seed-0"], 2, None)
     for key, ((arm, rate, seed), miou) in zip(keys, jobs.items(), strict=True):
         images = folder / "images" / key / "000002"
         images.mkdir(parents=True)
@@ -112,9 +113,9 @@ def study(tmp_path: Path) -> Path:
     (folder / "results" / "LoRA" / "seed-0").mkdir(parents=True)
     diverged = {"arm": "LoRA", "rate": None, "seed": 0, "steps": 1, "diverged": "at step 1"}
     (folder / "results" / "LoRA" / "seed-0" / "000001.json").write_text(json.dumps(diverged))
-    (folder / "differences.json").write_text(
-        json.dumps({"encoder alone": {}, "ETHER": {"encoder alone": [0.1, -0.05, 0.25]}})
-    )
+    compared = {"encoder alone": [None, 0, 1], "ETHER": [3e-2, 0, 1]}
+    differences = {"encoder alone": {}, "ETHER": {"encoder alone": [0.1, -0.05, 0.25]}}
+    (folder / "differences.json").write_text(json.dumps({"compared": compared, "differences": differences}))
     return folder
 
 
@@ -125,15 +126,28 @@ def test_the_page_shows_a_study_of_controls(study: Path, bench: Path, tmp_path: 
     assert '<th scope="row">ETHER <small>best</small></th>' in of_study
     assert of_study.count('<th scope="row">ETHER</th>') == 1  # the other rate
     assert "0.350 <small>± 0.071</small>" in of_study
-    assert [f"<dd>{fact}</dd>" in of_study for fact in ("2", "1", "0.987")] == [True] * 3
-    assert "OFT/seed-0 (not done yet); LoRA/seed-0 at step 1 (diverged)" in of_study
-    assert "encoder alone: mIoU against the step" in of_study
-    assert "Difference in mIoU to encoder alone" in of_study
-    assert '<th scope="row">sky</th><td data-value="0.25">0.250</td><td data-value="0.35">0.350</td>' in of_study
+    assert [f"<dd>{fact}</dd>" in of_study for fact in ("2", "1", "0, 1", "0.987")] == [True] * 4
+    assert "LoRA/seed-0 (diverged, at step 1, so that its rate is left out); OFT/seed-0 (not done yet)" in of_study
+    assert "<h3>encoder alone: mIoU</h3>" in of_study
+    assert "mIoU less that of encoder alone" in of_study
+    assert '<th scope="row">sky</th><td data-value="0.2">0.200</td><td data-value="0.35">0.350</td>' in of_study
     assert '<th scope="row">&lt;sea&gt;</th><td data-value="0.75">0.750</td><td data-value="0.75">' in of_study
     assert "FID is biased" in of_study
     assert "weights abc" in of_study
     assert not re.search(r'(src|href)="(?!data:|#|https://arxiv)', page)
+
+
+def test_ids_of_figures_are_unique_in_a_page(study: Path, bench: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "more" / "study")
+    plus = tmp_path / "more" / "study" / "results"
+    for path in plus.glob("encoder alone/*/*.json"):
+        path.write_text(path.read_text().replace("encoder alone", "ETHER+"))  # ETHER but for what is no letter
+    page = write_report([study, tmp_path / "more" / "study", bench], tmp_path / "page.html").read_text()
+    assert "<h2>more/study: scores</h2>" in page
+    assert "ETHER+: mIoU" in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) > 50
+    assert len(set(ids)) == len(ids)
 
 
 def test_a_study_shows_what_is_left_of_it(study: Path, tmp_path: Path) -> None:
@@ -141,15 +155,15 @@ def test_a_study_shows_what_is_left_of_it(study: Path, tmp_path: Path) -> None:
     next((study / "images").glob("encoder alone/*/*/00001-0.png")).unlink()
     assert write_report([study], tmp_path / "page.html").read_text().count("no picture") == 2
     shutil.rmtree(study / "pairs")
-    (study / "differences.json").unlink()
+    known = json.loads((study / "differences.json").read_text())
+    known["compared"]["ETHER"][0] = 1e-2
+    (study / "differences.json").write_text(json.dumps(known))
     page = write_report([study], tmp_path / "page.html").read_text()
     assert "0.350 <small>± 0.071</small>" in page
     assert "data:image/webp" not in page
+    assert "mIoU less that of" not in page  # those on the disk are of another rate
     for path in study.glob("results/*/*/000002.json"):
         path.unlink()
-    (study / "results" / "LoRA" / "seed-0" / "000002.json").write_text(
-        json.dumps({"steps": 2, "diverged": "", "arm": "LoRA", "rate": None})
-    )
     with pytest.raises(FileNotFoundError, match="no method has come to its last step yet"):
         write_report([study], tmp_path / "page.html")
 

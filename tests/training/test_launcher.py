@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def wait_for(condition: object, seconds: float = 120) -> None:
+def wait_for(condition: object, seconds: float = 240) -> None:
     assert callable(condition)
     end = time.monotonic() + seconds
     while not condition():
@@ -32,7 +32,7 @@ def test_the_end_of_the_launcher_saves_and_stops_the_run(tmp_path: Path, photos:
     try:
         wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 3)
         launcher.send_signal(signal.SIGTERM)
-        launcher.wait(timeout=60)
+        launcher.wait(timeout=300)
         wait_for(lambda: json.loads((run / "provenance.json").read_text())["status"] == "interrupted")
     finally:
         launcher.kill()
