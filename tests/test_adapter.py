@@ -180,6 +180,32 @@ def compiled_in_place(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("tokens", [5, 64], ids=["on the activations", "low rank"])
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True)],
+    ids=["bf16", "fp16", "autocast"],
+)
+def test_half_precision_compiles_to_what_it_is_without(dtype: torch.dtype, autocast: bool, tokens: int) -> None:
+    torch.compiler.reset()
+    model = attention(bias=True).to(dtype)
+    adapter = shaken(model)
+    x = torch.randn(2, tokens, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def outcome(module: nn.Module) -> tuple[Tensor, Tensor]:
+        adapter.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            output = module(x)
+        output.float().square().mean().backward()
+        return output.detach(), torch.cat([p.grad.flatten() for p in adapter.parameters() if p.grad is not None])
+
+    (output, gradient), (compiled, compiled_gradient) = outcome(model), outcome(compiled_copy(model))
+    assert output.dtype == compiled.dtype
+    eps = torch.finfo(torch.bfloat16 if autocast else dtype).eps
+    assert relative_error(compiled, output) < 2 * eps
+    assert relative_error(compiled_gradient, gradient) < 8 * eps
+
+
+@pytest.mark.parametrize("tokens", [5, 64], ids=["on the activations", "low rank"])
 @pytest.mark.parametrize("compiled", [compiled_copy, compiled_in_place])
 def test_compiled_modules_follow_every_change_of_the_adapter(
     compiled: Callable[[nn.Module], nn.Module], tokens: int
