@@ -49,7 +49,7 @@ class PerSample:
         self.names = tuple(names)
         self.adapters = tuple(dict.fromkeys(name for name in names if name is not None))
         self._entries = [self.adapters.index(name) if name is not None else -1 for name in names]
-        self._choices: dict[tuple[int, torch.device], tuple[Tensor | None, Tensor | None]] = {}
+        self._choices: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor | None, Tensor | None]] = {}
 
     def choose(self, rows: Rows, x: Tensor, path: str) -> Rows:
         """Of the rows (adapters, k, d) those of each sample of x: (samples, k, d).
@@ -63,21 +63,21 @@ class PerSample:
                 f"per_sample names {given} adapters, but {path} got a batch of {samples}: it must be {given}, or "
                 f"{2 * given} or {3 * given} under guidance; with several images per prompt pass images_per_prompt"
             )
-        key = (samples, x.device)
-        if key not in self._choices:
-            self._choices[key] = self._choice(samples, x.device)
-        index, acts = self._choices[key]
         analysis, synthesis = rows
+        key = (samples, x.device, synthesis.dtype)
+        if key not in self._choices:
+            self._choices[key] = self._choice(*key)
+        index, acts = self._choices[key]
         if index is not None:
             analysis, synthesis = analysis.index_select(0, index), synthesis.index_select(0, index)
         return Rows(analysis, synthesis if acts is None else synthesis * acts)
 
-    def _choice(self, samples: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    def _choice(self, samples: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
         """Index of each sample's adapter, None if that is its own number; and 0 for the base, None if there is none."""
         entries = self._entries * (samples // len(self._entries))
         acts = None
         if min(entries) < 0:
-            acts = torch.tensor([float(entry >= 0) for entry in entries], device=device)[:, None, None]
+            acts = torch.tensor([float(entry >= 0) for entry in entries], device=device, dtype=dtype)[:, None, None]
         if entries == list(range(len(self.adapters))):
             return None, acts
         return torch.tensor([max(entry, 0) for entry in entries], device=device), acts

@@ -101,20 +101,34 @@ def test_an_adapter_that_no_sample_has_gets_no_gradient(kind: str) -> None:
     assert all(p.grad is not None and p.grad.norm() > 0 for p in host.adapters["dog"].parameters())
 
 
+@pytest.mark.parametrize("names", [["cat", "dog"], ["cat", None]], ids=["all", "with the base"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_close_to_the_adapter_alone(dtype: torch.dtype) -> None:
+def test_half_precision_stays_close_to_the_adapter_alone(dtype: torch.dtype, names: list[str | None]) -> None:
     unet, host = adapted(CONFIGS["ether_plus"])
     unet.to(dtype)
     given = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs(2).items()}
-    with torch.no_grad():
-        host.set_per_sample(["cat", "dog"])
-        found = unet(**given).sample
-        assert found.dtype == dtype
-        for i, name in enumerate(["cat", "dog"]):
-            host.set_active({name: 1.0})
-            alone = unet(**part(given, i)).sample
-            error = (found[i] - alone[0]).abs().max() / alone.abs().max()
-            assert error < 16 * torch.finfo(dtype).eps
+
+    def gradient(name: str) -> Tensor:
+        found = torch.cat([p.grad.flatten() for p in host.adapters[name].parameters() if p.grad is not None])
+        host.adapters[name].zero_grad()
+        return found
+
+    host.set_per_sample(names)
+    found = unet(**given).sample
+    assert found.dtype == dtype
+    (100 * found.float()).square().sum().backward()
+    together = [None if name is None else gradient(name) for name in names]
+    for i, name in enumerate(names):
+        host.set_active({} if name is None else {name: 1.0})
+        alone = unet(**part(given, i)).sample
+        error = (found[i] - alone[0]).abs().max() / alone.abs().max()
+        assert error < 16 * torch.finfo(dtype).eps
+        if name is not None:
+            (100 * alone.float()).square().sum().backward()
+            own = gradient(name)
+            mine = together[i]
+            assert mine is not None
+            assert (mine - own).norm() < 32 * torch.finfo(dtype).eps * own.norm()
 
 
 @pytest.mark.parametrize("tokens", [5, 64], ids=["on the activations", "low rank"])
