@@ -2,7 +2,8 @@
 
 On a GPU every operation launches a kernel, and in small batches launches are what a step waits for. Traffic is what the
 operations read and write; in large batches elementwise ones and thin products take as long as that does. Views are
-neither. Forward and backward are those of step.py, in bf16.
+neither. Forward and backward are those of step.py, in bf16 without autocast. Attention is counted as the fused kernel
+that a GPU has for it, which the meta device would take apart.
 
     python benchmarks/launches.py
     python benchmarks/launches.py --resolution 512 --batch_size 8 --methods "ETHER+ n=4" "LoRA r=4" --by_operation
@@ -13,12 +14,14 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import torch
 from arms import ARMS, build
 from diffusers.utils import logging
 from step import loss, make_batch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -49,13 +52,19 @@ class Launches(TorchDispatchMode):
         return found
 
 
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any) -> Tensor:
+    """What ``scaled_dot_product_attention`` is on a GPU in half precision."""
+    found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+    return found
+
+
 def count(name: str, arguments: argparse.Namespace) -> Launches:
     """One step of an arm."""
     with torch.device("meta"):
         unet = build("sd15").to(DTYPES[arguments.dtype])
         parameters = ARMS[name](unet)
         batch = make_batch(unet, arguments.resolution, arguments.batch_size)
-        with Launches() as launches:
+        with Launches() as launches, mock.patch.object(functional, "scaled_dot_product_attention", fused_attention):
             loss(unet, parameters, batch).backward()
     return launches
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 EPSILON = 1e-12
 """Floor of the norm in :func:`unit`, far below any length that training reaches."""
-HALF = (torch.bfloat16, torch.float16)
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -36,12 +35,11 @@ class Rows(NamedTuple):
     synthesis: Tensor
 
     def for_matmul(self, dtype: torch.dtype) -> Rows:
-        """These rows in a half precision; as they are for any other, which their own is not below.
+        """These rows for products with what is in ``dtype``: in it, where :func:`is_half` says so.
 
-        Hardware sums products of half precision in fp32, and A is taken as a difference before it is rounded: what
-        E x loses is a rounding of itself, less than that of x + E x.
+        A is taken as a difference before it is rounded: what E x loses is less than a rounding of x + E x.
         """
-        if dtype not in HALF or self.analysis.dtype == dtype:
+        if self.analysis.dtype == dtype or not is_half(dtype):
             return self
         return Rows(self.analysis.to(dtype), self.synthesis.to(dtype))
 
@@ -205,7 +203,7 @@ class _SymmetricUpdate(torch.autograd.Function):
         ctx.keep = keep
         with _no_autocast(x):
             tokens = as_tokens(x, analysis)
-            coefficients = _coefficients(analysis, tokens, shift)
+            coefficients = _coefficients(analysis, *_shifted(tokens, shift))
             ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, analysis, synthesis, shift, coefficients)
             return _add(x, tokens, coefficients, synthesis, keep)
 
@@ -220,17 +218,28 @@ class _SymmetricUpdate(torch.autograd.Function):
             if needs_x:
                 grad_x = _add(grad, tokens, pulled, synthesis, ctx.keep)
             if needs_rows:
-                values = as_tokens(x, analysis)
+                values, rest = _shifted(as_tokens(x, analysis), shift)
                 if torch.is_grad_enabled():
-                    coefficients = _coefficients(analysis, values, shift)
+                    coefficients = _coefficients(analysis, values, rest)
                 pooled = pulled @ values
-                if shift is not None:
-                    pooled = pooled - pulled.sum(-1, keepdim=True) * _like(shift, pulled)
+                if rest is not None:
+                    pooled = pooled - pulled.sum(-1, keepdim=True) * _like(rest, pulled)
                 grad_rows = _like(plus_product(pooled, coefficients, tokens), synthesis)
             if needs_shift:
                 falls = pulled.sum(-1, keepdim=True) * synthesis
                 grad_shift = _like(-falls.reshape(-1, falls.shape[-1]).sum(0), shift)
         return grad_x, None, grad_rows, grad_shift, None
+
+
+def _shifted(tokens: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The tokens with what is still to be taken off them.
+
+    That is cheaper later, off k coefficients. But in half precision sums over tokens and over their shift would each be
+    rounded and then cancel, so there it is taken off every token.
+    """
+    if shift is None or tokens.dtype.itemsize > 2:
+        return tokens, shift
+    return tokens - _like(shift, tokens), None
 
 
 def _coefficients(rows: Tensor, tokens: Tensor, shift: Tensor | None) -> Tensor:
@@ -264,6 +273,15 @@ def as_tokens(x: Tensor, rows: Tensor) -> Tensor:
 def _like(tensor: Tensor, other: Tensor) -> Tensor:
     """The tensor in the dtype of the other; a call of ``to`` that changes nothing is not free, and there are many."""
     return tensor if tensor.dtype == other.dtype else tensor.to(other.dtype)
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether arithmetic with activations of this dtype runs in it, and not in fp32.
+
+    In fp16 that is so without gradients only: theirs are sums over all tokens, which would overflow long before the
+    gradients of the activations do.
+    """
+    return dtype == torch.bfloat16 or (dtype == torch.float16 and not torch.is_grad_enabled())
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:

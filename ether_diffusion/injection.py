@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ether_diffusion.functional import HALF, matmul_dtype, symmetric_update
+from ether_diffusion.functional import is_half, matmul_dtype, symmetric_update
 from ether_diffusion.low_rank import add_low_rank, low_rank_factors, plain_add_low_rank
 from ether_diffusion.methods import Method, Reflection, Sides
 from ether_diffusion.per_sample import PerSample
@@ -17,7 +17,7 @@ from ether_diffusion.shared_rows import SharedRows, Slot, stacked_sides
 TOKENS_TO_FEATURES = 0.5
 """From half as many tokens as output features on, four passes over the weight cost less than four over the tokens.
 
-That is so on a CPU. On other devices launches count, of which the weight's way takes 24 a projection instead of 15.
+That is so on a CPU. On other devices launches count, of which the weight's way takes more.
 """
 
 
@@ -91,7 +91,7 @@ class Injection:
         if self.slot is not None:
             x: Tensor = args[0]
             dtype = matmul_dtype(x)
-            if dtype in HALF and x.dtype != dtype:
+            if x.dtype != dtype and is_half(dtype):
                 x = x.to(dtype)  # as the projection itself would under autocast
             sides = self._sides(self.slot, x)
             weight = self._cheap_weight(x, sides)
@@ -123,7 +123,8 @@ class Injection:
     def _sides(self, slot: Slot, x: Tensor) -> Sides:
         """The rows of this projection's sides, those of each sample if samples differ, for arithmetic with x."""
         sides = self._shared.of(slot)
-        if sides is None or sides[0].analysis.device != x.device or sides[0].analysis.dtype.itemsize < x.dtype.itemsize:
+        usable = (torch.float32, x.dtype)  # rounded to another half precision, they would be rounded twice
+        if sides is None or sides[0].analysis.device != x.device or sides[0].analysis.dtype not in usable:
             sides = self._own(slot, x)
         sides = tuple([rows.for_matmul(x.dtype) for rows in sides])
         if self.per_sample is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -298,12 +299,44 @@ def test_in_half_precision_no_activation_is_widened(
     monkeypatch.setattr("ether_diffusion.injection.TOKENS_TO_FEATURES", ratio)
     model = OneLinear(dtype=dtype)
     attached(model, kind)
-    x = torch.ones(64, IN, dtype=dtype, requires_grad=dtype != torch.float32)  # its gradient has its own dtype
-    with Widest() as widest, torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+    trains = dtype != torch.float16  # there gradients need the range of fp32
+    x = torch.ones(64, IN, dtype=dtype, requires_grad=trains and dtype != torch.float32)  # its gradient is of its dtype
+    enabled = torch.autocast("cpu", dtype=autocast, enabled=autocast is not None)
+    with torch.set_grad_enabled(trains), Widest() as widest, enabled:
         output = model(x)
-    with widest:
-        output.backward(torch.ones_like(output))
+    if trains:
+        with widest:
+            output.backward(torch.ones_like(output))
     assert 0 < widest.numel < x.numel()
+
+
+@pytest.mark.parametrize("count", [256, 4096])
+def test_a_bias_costs_half_precision_no_digits(count: int) -> None:
+    """Nor does a gradient with a mean: sums over all tokens, and over the bias for each, must not cancel."""
+    model = OneLinear(dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.proj.bias.mul_(10)
+    adapter = attached(model, "ether_plus")
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(count, IN, generator=generator, dtype=torch.float64).to(torch.bfloat16)
+    pull = (torch.randn(count, OUT, generator=generator, dtype=torch.float64) + 0.3).to(torch.bfloat16)
+    for ratio in (0.5, float("inf")):
+        with mock.patch("ether_diffusion.injection.TOKENS_TO_FEATURES", ratio):
+            adapter.zero_grad()
+            model(x).backward(pull)
+        exact = {name: value.detach().double().requires_grad_() for name, value in vectors(adapter).items()}
+        (x.double() @ dense_weight(model.proj.weight.double(), exact).T * pull.double()).sum().backward()
+        for name, parameter in vectors(adapter).items():
+            assert relative_error(parameter.grad, exact[name].grad) < 0.03, (name, ratio)  # type: ignore[arg-type]
+
+
+def test_gradients_in_fp16_have_the_range_of_fp32() -> None:
+    """A scaler of losses lowers its scale until the sums over all tokens fit: here they would not by far."""
+    model = OneLinear(dtype=torch.float16)
+    adapter = attached(model, "ether_plus")
+    model(torch.ones(4096, IN, dtype=torch.float16)).backward(torch.full((4096, OUT), 1000.0, dtype=torch.float16))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.parameters())
+    assert max(p.grad.abs().max() for p in adapter.parameters() if p.grad is not None) > torch.finfo(torch.float16).max
 
 
 def test_methods_without_an_output_side_say_so() -> None:

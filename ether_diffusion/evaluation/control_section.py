@@ -64,11 +64,11 @@ def read_section(folder: Path, name: str) -> ControlSection:
     """Read a study's folder, finished or not.
 
     Raises:
-        FileNotFoundError: it is none, or no arm of it has come to its last step yet.
+        FileNotFoundError: it is none, or nothing of it can be compared yet.
     """
     findings = read_findings(folder.resolve())
     if not findings.best:
-        raise FileNotFoundError(f"{folder} is a study of controls in which no method has come to its last step yet")
+        raise FileNotFoundError(f"{folder}: nothing can be compared yet: {'; '.join(findings.left_out)}")
     return ControlSection(
         name,
         findings,

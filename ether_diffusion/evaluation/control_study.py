@@ -98,14 +98,13 @@ class Study:
             ValueError: a result is there that was made with other settings.
             TrainingInterruptedError: Ctrl-C or SIGTERM; the same command goes on.
         """
+        self.check(job)
         run = self.config.output_dir / "runs" / job.key
         for steps in self.config.eval_steps:
             result = self.config.output_dir / RESULTS / job.key / f"{steps:06d}.json"
             identity = self._identity(job)
             if result.is_file():
                 known = json.loads(result.read_text())
-                if known["identity"] != identity:
-                    raise ValueError(f"{result} was made with other settings: remove it, or choose another output_dir")
                 if "diverged" in known:
                     break
                 continue
@@ -121,6 +120,12 @@ class Study:
             shutil.rmtree(run)
             with suppress(OSError):  # another seed is there
                 run.parent.rmdir()
+
+    def check(self, job: Job) -> None:
+        """Raise ValueError if there is a result of the job that was made with other settings."""
+        for result in (self.config.output_dir / RESULTS / job.key).glob("*.json"):
+            if json.loads(result.read_text())["identity"] != self._identity(job):
+                raise ValueError(f"{result} was made with other settings: remove it, or choose another output_dir")
 
     def _train(self, job: Job, run: Path, steps: int, identity: str) -> None:
         config, marker = job.config(run, steps), run / "job.txt"
@@ -193,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         jobs = all_jobs(config)
         for job in jobs:
             job.config(config.output_dir, config.eval_steps[-1])  # a mistake shows before the first one runs
+            study.check(job)
         _ = study.pairs, study.task, study.clip, study.features
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None

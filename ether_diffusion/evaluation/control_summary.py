@@ -102,7 +102,7 @@ class Findings:
 
         A rate at which a seed diverged is left out.
         """
-        whole = [s for s in self.scored if self.last_step in s.steps and (s.arm, s.rate) not in self._diverged]
+        whole = [s for s in self.scored if self.last_step in s.steps and (s.arm, s.rate) not in self.diverged]
         shared = set.intersection(*(set(s.seeds) for s in whole)) if whole else set()
         return [s.with_seeds(shared) for s in whole] if shared else []
 
@@ -117,14 +117,17 @@ class Findings:
 
     @property
     def compared(self) -> dict[str, list[Any]]:
-        """What every arm of ``best`` stands for: its rate and seeds."""
-        return {arm: [setting.rate, *setting.seeds] for arm, setting in self.best.items()}
+        """What every arm of ``best`` stands for: its rate, and the seeds with their scores."""
+        return {
+            arm: [setting.rate, *([row["seed"], row["scores"][MIOU]["mean"]] for row in setting.last)]
+            for arm, setting in self.best.items()
+        }
 
     @property
     def left_out(self) -> list[str]:
         """The jobs that are not in ``finished``, each with the reason."""
         used = {(s.arm, s.rate, seed) for s in self.finished for seed in s.seeds}
-        told = []
+        told: list[str] = []
         for key, rows in self.results.items():
             last = rows[-1] if rows else {}
             if not rows:
@@ -133,7 +136,7 @@ class Findings:
                 told.append(f"{key} (diverged, {last['diverged']}, so that its rate is left out)")
             elif last["steps"] < self.last_step:
                 told.append(f"{key} (at step {last['steps']} of {self.last_step})")
-            elif (last["arm"], last["rate"]) in self._diverged:
+            elif (last["arm"], last["rate"]) in self.diverged:
                 told.append(f"{key} (another seed diverged)")
             elif (last["arm"], last["rate"], last["seed"]) not in used:
                 told.append(f"{key} (others do not have this seed yet)")
@@ -144,7 +147,8 @@ class Findings:
         return [row for rows in self.results.values() for row in rows]
 
     @property
-    def _diverged(self) -> set[tuple[str, float | None]]:
+    def diverged(self) -> set[tuple[str, float | None]]:
+        """Arms and rates at which a seed diverged."""
         return {(row["arm"], row["rate"]) for row in self._rows if "diverged" in row}
 
 

@@ -36,7 +36,7 @@ def known_measures(settings: Iterable[Setting]) -> list[Measure]:
 def table(best: dict[str, Setting]) -> str:
     """One row per arm at its best rate: parameters of the adapter and of the encoder, and the scores."""
     if not best:
-        return "no arm has come to its last step yet\n"
+        return "nothing can be compared yet\n"
     keys = {measure.key: measure.title for measure in known_measures(best.values())}
     first = next(iter(best.values()))
     heads = ["method", "rate", "adapter", "control", *keys.values()]
@@ -50,20 +50,25 @@ def table(best: dict[str, Setting]) -> str:
     return markdown(heads, rows) + f"\n± is the standard deviation over {seeds}.\n"
 
 
-def rates_table(settings: Sequence[Setting]) -> str:
-    """mIoU at every rate, a row for each arm that has several, with the highest less the lowest."""
-    arms: dict[str, list[Setting]] = {}
-    for setting in settings:
-        arms.setdefault(setting.arm, []).append(setting)
-    several = {arm: found for arm, found in arms.items() if len(found) > 1}
+def rates_table(findings: Findings) -> str:
+    """mIoU at every rate, a row for each arm that has several, with the highest less the lowest where none diverged."""
+    arms: dict[str, dict[float, float]] = {}
+    for setting in findings.finished:
+        if setting.rate is not None:
+            arms.setdefault(setting.arm, {})[setting.rate] = mean(setting.last)
+    for arm, rate in findings.diverged:
+        if rate is not None:
+            arms.setdefault(arm, {})[rate] = math.nan
+    several = {arm: dict(sorted(values.items())) for arm, values in arms.items() if len(values) > 1}
     widest = max(map(len, several.values()), default=0)
     rows = []
-    for arm, found in several.items():
-        values = [mean(setting.last) for setting in found]
-        cells = [f"{number(value)} ({setting.label})" for value, setting in zip(values, found, strict=True)]
-        rows.append([arm, *cells, *[""] * (widest - len(cells)), number(max(values) - min(values))])
+    for arm, values in several.items():
+        cells = [f"{number(value) or 'diverged'} ({rate:g})" for rate, value in values.items()]
+        whole = not any(map(math.isnan, values.values()))
+        width = max(values.values()) - min(values.values()) if whole else math.inf
+        rows.append((width, [arm, *cells, *[""] * (widest - len(cells)), number(width) if whole else ""]))
     heads = ["method", *(f"rate {place + 1}" for place in range(widest)), "highest - lowest"]
-    return markdown(heads, sorted(rows, key=lambda row: row[-1])) if rows else ""
+    return markdown(heads, [row for _, row in sorted(rows, key=lambda row: row[0])]) if rows else ""
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -126,7 +131,7 @@ def write_study(folder: Path) -> str:
     """Write ``table.md``, ``results.json``, ``steps.png`` and ``samples.png`` of what is done; return the tables."""
     findings = read_findings(folder)
     text = table(findings.best)
-    if by_rate := rates_table(findings.finished):
+    if by_rate := rates_table(findings):
         text += f"\n{by_rate}"
     if left_out := findings.left_out:
         text += f"\nNot in the tables: {'; '.join(left_out)}\n"

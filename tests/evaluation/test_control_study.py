@@ -182,6 +182,10 @@ def test_the_program_tells_differences_and_what_keeps_it_from_them(
     flags = ["--config", str(recipe), "--output_dir", str(tmp_path / "study")]
     control_study.main(flags)
     assert "| method | mIoU − that of encoder alone |" in capsys.readouterr().out
+    outline = (tmp_path / "study" / "study.json").read_text()
+    with pytest.raises(SystemExit, match="made with other settings"):
+        control_study.main([*flags, "--eval_steps=[1, 2]"])
+    assert (tmp_path / "study" / "study.json").read_text() == outline
     pictures = tmp_path / "study" / "images" / "ETHER" / "seed-0" / "000001"
     (pictures / "statistics.npz").unlink()
     (pictures / "00001-0.png").unlink()
@@ -258,15 +262,13 @@ def test_the_table_has_every_arm_at_its_best_rate_by_ascending_miou(tmp_path: Pa
         "| a | 2 | 1,000 | 10 | 0.600 | 12.35 ± 1.00 |",
     ]
     assert "± is the standard deviation over the sample numbers" in table(findings.best)
-    assert rates_table(findings.finished).splitlines()[2:] == ["| a | 0.500 (1) | 0.600 (2) | 0.100 |"]
+    assert rates_table(findings).splitlines()[2:] == ["| a | 0.500 (1) | 0.600 (2) | 0.100 |"]
     assert findings.left_out == ["c@1/seed-0 (at step 1 of 2)", "d/seed-0 (not done yet)"]
 
 
 def test_no_table_before_the_last_step(tmp_path: Path) -> None:
     write_results(tmp_path, [result("a", 1, 0.1, 1)])
-    assert "no arm has come to its last step yet\n\nNot in the tables: a@1/seed-0 (at step 1 of 2)" in write_study(
-        tmp_path
-    )
+    assert "nothing can be compared yet\n\nNot in the tables: a@1/seed-0 (at step 1 of 2)" in write_study(tmp_path)
 
 
 def test_seeds_are_averaged_and_a_rate_at_which_one_diverged_is_left_out(tmp_path: Path) -> None:
@@ -282,6 +284,7 @@ def test_seeds_are_averaged_and_a_rate_at_which_one_diverged_is_left_out(tmp_pat
         "",
         "± is the standard deviation over the 2 seeds.",
     ]
+    assert rates_table(findings).splitlines()[2] == "| a | 0.550 (1) | 0.525 (2) | diverged (3) |  |"
     assert findings.left_out == [
         "a@3/seed-0 (another seed diverged)",
         "a@3/seed-1 (diverged, not finite at step 7, so that its rate is left out)",
@@ -339,7 +342,10 @@ def test_a_difference_of_several_seeds_is_that_of_their_means(tmp_path: Path) ->
     assert difference == pytest.approx(means["b"] - means["a"])
     assert low <= difference <= high
     facts = json.loads((tmp_path / "differences.json").read_text())["compared"]
-    assert facts == {"a": [None, 0, 1], "b": [None, 0, 1]}
+    assert {arm: (rate, [seed for seed, _ in seeds]) for arm, (rate, *seeds) in facts.items()} == {
+        "a": (None, [0, 1]),
+        "b": (None, [0, 1]),
+    }
     (tmp_path / "results" / "b" / "seed-1" / "000001.json").unlink()
     assert read_differences(read_findings(tmp_path)) == {}  # it is of other findings
     assert not (tmp_path / "runs" / "a").exists()

@@ -113,7 +113,7 @@ def study(tmp_path: Path) -> Path:
     (folder / "results" / "LoRA" / "seed-0").mkdir(parents=True)
     diverged = {"arm": "LoRA", "rate": None, "seed": 0, "steps": 1, "diverged": "at step 1"}
     (folder / "results" / "LoRA" / "seed-0" / "000001.json").write_text(json.dumps(diverged))
-    compared = {"encoder alone": [None, 0, 1], "ETHER": [3e-2, 0, 1]}
+    compared = {"encoder alone": [None, [0, 0.25], [1, 0.15]], "ETHER": [3e-2, [0, 0.3], [1, 0.4]]}
     differences = {"encoder alone": {}, "ETHER": {"encoder alone": [0.1, -0.05, 0.25]}}
     (folder / "differences.json").write_text(json.dumps({"compared": compared, "differences": differences}))
     return folder
@@ -164,7 +164,7 @@ def test_a_study_shows_what_is_left_of_it(study: Path, tmp_path: Path) -> None:
     assert "mIoU less that of" not in page  # those on the disk are of another rate
     for path in study.glob("results/*/*/000002.json"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="no method has come to its last step yet"):
+    with pytest.raises(FileNotFoundError, match=r"nothing can be compared yet: .*at step 1 of 2"):
         write_report([study], tmp_path / "page.html")
 
 
