@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from tqdm import tqdm
 from ether_diffusion import pipelines
 from ether_diffusion.checkpoint import first_line
 from ether_diffusion.data.images import list_images
-from ether_diffusion.evaluation.distances import mean_distances
+from ether_diffusion.evaluation.anchors import ANSWERS
+from ether_diffusion.evaluation.distances import components, mean_distances
 from ether_diffusion.evaluation.images import Asked, draw, load_pipeline, load_run
-from ether_diffusion.evaluation.jobs import BASE, BenchmarkConfig, Job, all_jobs
+from ether_diffusion.evaluation.jobs import BenchmarkConfig, Job, all_jobs
 from ether_diffusion.evaluation.protocols import load_protocol
-from ether_diffusion.evaluation.summary import write_summary
+from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.fingerprint import base_hash
 from ether_diffusion.metrics.judges import load_judges
@@ -41,6 +42,8 @@ from ether_diffusion.training.run_folder import git_revision, read_provenance
 logger = logging.getLogger(__name__)
 
 DISTRIBUTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SCORES_VERSION = 2
+"""Raised when the scores of an image change, so that images that were scored before are scored again."""
 JOBS = "jobs.json"
 """In the output folder: the keys of all jobs, so that a reader sees what is missing."""
 
@@ -74,6 +77,7 @@ class Bench:
     config: BenchmarkConfig
     judges: Judges
     device: torch.device
+    _seen: dict[str, References] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def base(self) -> DiffusionPipeline:
@@ -117,7 +121,7 @@ class Bench:
         if result.is_file():
             known = json.loads(result.read_text())
             self._check(known, result, job)
-            if known.get("diverged") or known["judged_by"] == self.judges.weights:
+            if known.get("diverged") or known["judged_by"] == self._judged_by(job):
                 return
         facts = {
             "arm": job.arm,
@@ -126,7 +130,7 @@ class Bench:
             "seed": job.seed,
             "settings": {name: value for name, value in job.settings.items() if value is not None},
             "judges": self.judges.identity,
-            "judged_by": self.judges.weights,
+            "judged_by": self._judged_by(job),
             "git_revision": git_revision(),
         }
         try:
@@ -139,6 +143,17 @@ class Bench:
         write_text(result, json.dumps(facts, default=str))
         if not self.config.keep_runs and run.exists():
             shutil.rmtree(run)
+
+    def _judged_by(self, job: Job) -> dict[str, Any]:
+        """What the scores of its images depend on: judges, truths, and the set of scores that there is."""
+        return {**self.judges.weights, "truths": job.subject.truths_fingerprint, "scores": SCORES_VERSION}
+
+    def _references(self, job: Job) -> References:
+        """The subject's references, seen by the judges once and not by each of its jobs."""
+        if job.subject.name not in self._seen:
+            references = list_images(job.subject.references)
+            self._seen = {job.subject.name: References(references, self.judges, job.truths(self.config))}
+        return self._seen[job.subject.name]
 
     def _path(self, kind: str, job: Job, suffix: str = "") -> Path:
         return self.config.output_dir / kind / f"{job.key}{suffix}"
@@ -154,16 +169,16 @@ class Bench:
             return folder
         facts = self._identity(job)
         pipe = self.base
-        if job.arm != BASE:
+        if job.trains:
             facts |= self._train(job, run)
             pipe = load_run(run, self.device)
-            facts["distances"] = mean_distances(pipe.unet, self.base.unet, job.method)
+            facts["distances"] = mean_distances(components(pipe), components(self.base), job.method)
             if job.method in ETHER_METHODS:
                 pipelines.fuse(pipe)  # to draw as fast as the base does
         with atomic_path(folder) as temporary:
             for name, asked in job.asked(self.config).items():
                 (temporary / name).mkdir(parents=True)
-                self._draw(pipe, asked, temporary / name)
+                self._draw(pipe, asked, temporary / name, job)
             write_text(temporary / "facts.json", json.dumps(facts))
         return folder
 
@@ -186,9 +201,12 @@ class Bench:
             known = read_provenance(run)
         return {name: known[name] for name in ("trained_parameters", "seconds")}
 
-    def _draw(self, pipe: DiffusionPipeline, asked: Asked, folder: Path) -> None:
+    def _draw(self, pipe: DiffusionPipeline, asked: Asked, folder: Path, job: Job) -> None:
         config = self.config
-        drawn = draw(pipe, asked, config.batch_size, config.num_inference_steps, config.guidance_scale)
+        if job.arm in ANSWERS:
+            drawn = ANSWERS[job.arm](asked, job.subject)
+        else:
+            drawn = draw(pipe, asked, config.batch_size, config.num_inference_steps, config.guidance_scale)
         for name, picture in zip(
             asked.names, tqdm(drawn, total=len(asked.names), desc="draw", leave=False), strict=True
         ):
@@ -198,7 +216,7 @@ class Bench:
         """What the judges say, by kind of image: rows with the file and the prompt of each."""
         asked = job.asked(self.config)
         paths = {kind: [images / kind / name for name in each.names] for kind, each in asked.items()}
-        references = References(list_images(job.subject.references), self.judges)
+        references = self._references(job)
         scored = score_images(paths["images"], asked["images"].prompts, references, self.judges, self.config.token)
         rows = {"images": scored.images}
         if paths["class_images"]:
@@ -243,7 +261,7 @@ def run_benchmark(config: BenchmarkConfig) -> bool:
     try:
         subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
         jobs = all_jobs(config, subjects)
-        for job in (job for job in jobs if job.arm != BASE):
+        for job in (job for job in jobs if job.trains):
             job.training_config(config, config.output_dir)  # a mistake in the last arm shows before the first one runs
         judges = load_judges(config.dino, config.clip, config.lpips, config.lpips_net, config.lpips_size, device)
     except (ImportError, OSError, ValueError) as error:

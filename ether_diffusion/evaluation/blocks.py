@@ -25,11 +25,12 @@ from tqdm import tqdm
 from ether_diffusion.adapter import attach
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.evaluation.benchmark import run_benchmark
-from ether_diffusion.evaluation.figures import Line, Panel, write_figure
+from ether_diffusion.evaluation.figures import Line, Panel, score_line, write_figure
 from ether_diffusion.evaluation.images import load_pipeline
 from ether_diffusion.evaluation.jobs import BenchmarkConfig
 from ether_diffusion.evaluation.kept import kept_bytes
-from ether_diffusion.evaluation.summary import Result, all_results, format_score, summarize
+from ether_diffusion.evaluation.summary import BY_KEY, Result, all_results, primary, summarize
+from ether_diffusion.evaluation.tables import caption, format_score, markdown_table
 from ether_diffusion.files import write_text
 from ether_diffusion.training.base_model import is_xl
 from ether_diffusion.training.cli import parse_config
@@ -126,29 +127,24 @@ def analyse(folder: Path, results: list[Result], blocks: dict[str, int], costs: 
         blocks: n of every arm.
         costs: of every arm.
     """
-    rows = sorted((row for row in summarize(results) if row["arm"] in blocks), key=lambda row: blocks[row["arm"]])
+    summary = summarize(results)
+    rows = sorted((row for row in summary if row["arm"] in blocks), key=lambda row: blocks[row["arm"]])
     n = [blocks[row["arm"]] for row in rows]
-
-    def scores(key: str, part: str) -> list[float]:
-        found = [row["scores"][key] for row in rows]
-        return [score["mean"] if score[part] is None else score[part] for score in found]
-
-    titles = {"dino": "Subject fidelity (DINO)", "clip_t": "Prompt fidelity (CLIP-T)"}
+    metrics = [primary(summary), BY_KEY["clip_t"]]
     panels = [
-        Panel(
-            title, "blocks n", [Line("scores", n, *(scores(key, part) for part in ("mean", "low", "high")))], log_x=True
-        )
-        for key, title in titles.items()
+        Panel(metric.title, "blocks n", [score_line("scores", n, rows, metric)], log_x=True) for metric in metrics
     ]
     mine = [costs[row["arm"]] for row in rows]
     panels.append(Panel("Time of a step / frozen", "blocks n", [Line("cost", n, [c.time for c in mine])], log_x=True))
     panels.append(Panel("Kept activations / frozen", "blocks n", [Line("cost", n, [c.kept for c in mine])], log_x=True))
-    write_figure(folder / "blocks.png", panels)
-    lines = ["| n | DINO | CLIP-T | time of a step / frozen | kept activations / frozen |", "|---:|---|---|---:|---:|"]
-    for number, row, cost in zip(n, rows, mine, strict=True):
-        dino, clip = (format_score(row["scores"][key]) for key in ("dino", "clip_t"))
-        lines.append(f"| {number} | {dino} | {clip} | {cost.time:.2f} | {cost.kept:.2f} |")
-    text = "\n".join(lines) + "\n"
+    told = caption(rows, [])
+    write_figure(folder / "blocks.png", panels, caption=told)
+    heads = ["n", *(metric.heading for metric in metrics), "time of a step / frozen", "kept activations / frozen"]
+    lines = [
+        [str(number), *(format_score(row["scores"][m.key]) for m in metrics), f"{cost.time:.2f}", f"{cost.kept:.2f}"]
+        for number, row, cost in zip(n, rows, mine, strict=True)
+    ]
+    text = markdown_table(heads, lines, 0) + "\n" + "\n".join(told) + "\n"
     write_text(
         folder / "blocks.json", json.dumps({"rows": rows, "costs": {k: asdict(c) for k, c in costs.items()}}, indent=1)
     )

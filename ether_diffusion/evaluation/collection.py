@@ -11,8 +11,7 @@ from typing import Any
 from ether_diffusion.evaluation.benchmark import JOBS
 from ether_diffusion.evaluation.control_section import ControlSection, read_section
 from ether_diffusion.evaluation.control_summary import OUTLINE
-from ether_diffusion.evaluation.jobs import BASE
-from ether_diffusion.evaluation.summary import Result, all_results, best_rates, summarize
+from ether_diffusion.evaluation.summary import Metric, Result, all_results, arm_order, best_rates, primary, summarize
 from ether_diffusion.training.run_record import Run, read_run
 
 
@@ -38,8 +37,13 @@ class Benchmark:
 
     @property
     def shown_arms(self) -> list[dict[str, Any]]:
-        """Of every arm the row with the best DINO: what pictures and tables by subject are of."""
+        """Of every arm the row of :func:`best_rates`: what pictures and tables by subject are of."""
         return [row for row in best_rates([row for row in self.rows if row["images"]]) if row["scores"]]
+
+    @property
+    def primary(self) -> Metric:
+        """The score that decides."""
+        return primary(self.rows)
 
     @property
     def subjects(self) -> list[str]:
@@ -72,7 +76,7 @@ def read_benchmark(folder: Path, name: str) -> Benchmark:
         missing = [_told(folder, key) for key in keys if not (folder / "results" / f"{key}.json").is_file()]
     else:
         missing = json.loads(summary.read_text(encoding="utf-8"))["missing"]
-    arms = sorted(results, key=lambda r: r["arm"] != BASE)  # the base first, then in the order of their names
+    arms = sorted(results, key=lambda r: arm_order(r["arm"]))  # the anchors, then the methods by their names
     return Benchmark(name, folder, results, summarize(arms), missing, results[0]["judges"])
 
 

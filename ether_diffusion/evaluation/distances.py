@@ -2,31 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ether_diffusion.adapter import host_of
-from ether_diffusion.attention import find_targets, root_of
+from ether_diffusion.attention import root_of
 from ether_diffusion.functional import dense_reflection, dense_relaxed_reflection
 from ether_diffusion.training.trainables import ADAPTER_NAME
 
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+"""Of a pipeline, those that a run may train."""
 
-@torch.no_grad()
-def effective_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What each attention projection of ``model`` amounts to with whatever is active in it: path and (f, d) fp32.
 
-    The columns are its answers to unit vectors, its bias taken off; so it holds for any kind of adapter.
+Components = Mapping[str, nn.Module]
+"""Modules by their name in the pipeline."""
+
+
+def trained_layers(model: nn.Module) -> list[str]:
+    """The paths of the layers that carry an adapter, whatever its targets; of a model without any, all layers.
+
+    A layer is an ``nn.Linear`` or a convolution. Attention is not special: feed-forward layers count where they are
+    targets, and of full finetuning every matrix counts.
     """
     root = root_of(_inside(model))
-    for target in find_targets(root):
-        projection = root.get_submodule(target.path)  # peft's layer, where there is one
-        parameter = next(target.module.parameters())
-        basis = torch.eye(target.in_features, dtype=parameter.dtype, device=parameter.device)
-        yield target.path, (projection(basis) - projection(torch.zeros_like(basis[:1]))).mT.float()
+    found: dict[str, bool] = {}
+    host = host_of(_inside(model))
+    targets = set() if host is None else {path for each in host.adapters.values() for path in each.methods()}
+    for path, module in root.named_modules():
+        if hasattr(module, "base_layer"):
+            found[path] = True
+        elif isinstance(module, nn.Linear | nn.Conv2d) and not any(part in found for part in _parents(path)):
+            found[path] = path in targets
+    adapted = [path for path, has_adapter in found.items() if has_adapter]
+    return adapted or list(found)
+
+
+def _parents(path: str) -> Iterator[str]:
+    parts = path.split(".")
+    return (".".join(parts[:length]) for length in range(1, len(parts)))
+
+
+@torch.no_grad()
+def effective_weights(model: nn.Module, paths: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """What layers of ``model`` amount to with whatever is active in it: path and (f, d) fp32.
+
+    The columns are a layer's answers to unit vectors, its bias taken off; so it holds for any kind of adapter. A
+    convolution, which no adapter changes, is its weight with one row for each output channel.
+
+    Args:
+        model: a component of a pipeline.
+        paths: of the layers; those of :func:`trained_layers` where none are given.
+    """
+    root = root_of(_inside(model))
+    for path in trained_layers(model) if paths is None else paths:
+        layer = root.get_submodule(path)  # peft's layer, where there is one
+        plain: nn.Module = getattr(layer, "base_layer", layer)
+        if isinstance(plain, nn.Linear):
+            basis = torch.eye(plain.in_features, dtype=plain.weight.dtype, device=plain.weight.device)
+            yield path, (layer(basis) - layer(torch.zeros_like(basis[:1]))).mT.float()
+        elif isinstance(plain, nn.Conv2d):
+            yield path, plain.weight.flatten(1).float()
 
 
 @torch.no_grad()
@@ -55,18 +95,38 @@ def transforms(model: nn.Module, method: str) -> Iterator[tuple[str, Tensor]]:
                 yield path, _PEFT[method](layer).float()
 
 
-def mean_distances(model: nn.Module, base: nn.Module, method: str) -> dict[str, float | None]:
-    """The means of ‖W' - W‖_F over the attention projections and of ‖T - I‖_F over the transforms, None without any.
+def mean_distances(pipe: Components, base: Components, method: str) -> dict[str, float | None]:
+    """The means of ‖W' - W‖_F over all trained layers and of ‖T - I‖_F over the transforms, None without any.
 
     Args:
-        model: the finetuned UNet, its adapter active.
-        base: the UNet as it was.
+        pipe: the finetuned components by name (:func:`components`), the adapters active.
+        base: the components as they were.
         method: of train_dreambooth.py.
     """
-    before = dict(effective_weights(base))
-    weights = [(after - before[path].to(after.device)).norm().item() for path, after in effective_weights(model)]
-    moved = [(t - torch.eye(len(t), device=t.device)).norm().item() for _, t in transforms(model, method)]
+    weights, moved = [], []
+    for name, model in pipe.items():
+        if not is_trained(name, model, base[name]):
+            continue
+        paths = trained_layers(model)
+        before = dict(effective_weights(base[name], paths))
+        weights += [(after - before[path].to(after.device)).norm().item() for path, after in effective_weights(model)]
+        moved += [(t - torch.eye(len(t), device=t.device)).norm().item() for _, t in transforms(model, method)]
     return {"weights": fmean(weights), "transforms": fmean(moved) if moved else None}
+
+
+def components(pipe: DiffusionPipeline) -> Components:
+    """The modules of a pipeline that a run may train."""
+    return {name: module for name in COMPONENTS if (module := getattr(pipe, name, None)) is not None}
+
+
+def is_trained(name: str, model: nn.Module, base: nn.Module) -> bool:
+    """Whether a component was trained: always the UNet; a text encoder with an adapter or with other weights."""
+    if name == "unet" or host_of(_inside(model)) is not None:
+        return True
+    if any(hasattr(module, "base_layer") for module in model.modules()):
+        return True
+    theirs = dict(base.named_parameters())
+    return any(not torch.equal(own, theirs[path].to(own.device)) for path, own in model.named_parameters())
 
 
 _PEFT: Mapping[str, Callable[[Any], Tensor]] = {

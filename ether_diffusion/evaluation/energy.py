@@ -1,4 +1,4 @@
-"""Fig. 7: how training changed the hyperspherical energy of every attention projection, by layer and in all."""
+"""Fig. 7: how training changed the hyperspherical energy of every trained layer, by layer and in all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from tqdm import tqdm
 
 from ether_diffusion.evaluation.collection import distinct_names
-from ether_diffusion.evaluation.distances import effective_weights
+from ether_diffusion.evaluation.distances import Components, components, effective_weights, is_trained, trained_layers
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
 from ether_diffusion.evaluation.images import load_pipeline, load_run
+from ether_diffusion.evaluation.tables import markdown_table
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.energy import hyperspherical_energy
 from ether_diffusion.training.run_record import read_run
@@ -22,10 +23,17 @@ from ether_diffusion.training.run_record import read_run
 Energies = dict[str, float]
 
 
-def energies(model: torch.nn.Module, show: str) -> Energies:
-    """HE(W) of what each attention projection of a UNet amounts to, by path."""
-    weights = list(effective_weights(model))
-    return {path: hyperspherical_energy(weight) for path, weight in tqdm(weights, desc=show, unit="layer")}
+def energies(model: torch.nn.Module, show: str, paths: Sequence[str] | None = None) -> Energies:
+    """HE(W) of what each layer amounts to, by path.
+
+    Args:
+        model: a component of a pipeline.
+        show: name of the progress bar.
+        paths: of the layers; the trained ones where none are given. One with a single neuron has no energy.
+    """
+    layers = trained_layers(model) if paths is None else paths
+    weights = tqdm(effective_weights(model, layers), desc=show, unit="layer", total=len(layers))
+    return {path: hyperspherical_energy(weight) for path, weight in weights if len(weight) > 1}
 
 
 def change(before: Energies, after: Energies) -> dict[str, Any]:
@@ -35,7 +43,7 @@ def change(before: Energies, after: Energies) -> dict[str, Any]:
         ValueError: the layers are not the same.
     """
     if before.keys() != after.keys():
-        raise ValueError("the run and its base do not have the same attention projections")
+        raise ValueError("the run and its base do not have the same layers")
     total = sum(before.values())
     return {
         "all": (sum(after.values()) - total) / total,
@@ -50,16 +58,28 @@ def study(runs: Sequence[Path], device: torch.device | str = "cpu") -> dict[str,
         FileNotFoundError: a folder is no run, or lacks its weights.
         ValueError: a run's layers are not its base's.
     """
-    names = distinct_names(runs)
-    known: dict[str, Energies] = {}
     found: dict[str, dict[str, Any]] = {}
-    for name, folder in zip(names, runs, strict=True):
+    bases: dict[str, Components] = {}
+    for name, folder in zip(distinct_names(runs), runs, strict=True):
         run = read_run(folder)
-        if run.base not in known:
-            known[run.base] = energies(load_pipeline(run.base, device).unet, "base")
-        after = energies(load_run(folder, device).unet, name)
-        facts = {"base": run.base, "base_hash": run.provenance.base_hash, "config_hash": run.provenance.config_hash}
-        found[name] = {"method": run.method_name, **facts, **change(known[run.base], after)}
+        if run.base not in bases:
+            bases[run.base] = components(load_pipeline(run.base, device))
+        before: Energies = {}
+        after: Energies = {}
+        for component, model in components(load_run(folder, device)).items():
+            base = bases[run.base][component]
+            if is_trained(component, model, base):
+                layers = trained_layers(model)
+                label = "" if component == "unet" else f"{component}."
+                for into, of, what in ((before, base, "base"), (after, model, name)):
+                    into |= {f"{label}{path}": energy for path, energy in energies(of, what, layers).items()}
+        facts: dict[str, Any] = {
+            "base": run.base,
+            "base_hash": run.provenance.base_hash,
+            "config_hash": run.provenance.config_hash,
+        }
+        facts["seed"] = run.config.get("seed")
+        found[name] = {"method": run.method_name, **facts, **change(before, after)}
     return found
 
 
@@ -69,13 +89,16 @@ def write_study(folder: Path, found: dict[str, dict[str, Any]]) -> str:
         Line(name, range(len(entry["layers"])), [100 * value for value in entry["layers"].values()])
         for name, entry in found.items()
     ]
-    panel = Panel("Change of the hyperspherical energy, %", "attention projection, from the input on", lines)
-    write_figure(folder / "energy.png", [panel], columns=1)
-    rows = ["| run | method | change in all | largest change of a layer |", "|---|---|---:|---:|"]
+    panel = Panel("Change of the hyperspherical energy, %", "trained layer, from the input on", lines)
+    told = "Each run is one training with one seed; another training of the same method gives other values."
+    write_figure(folder / "energy.png", [panel], columns=1, caption=[told])
+    rows = []
     for name, entry in found.items():
         path, largest = max(entry["layers"].items(), key=lambda item: abs(item[1]))
-        rows.append(f"| {name} | {entry['method']} | {entry['all']:+.2e} | {largest:+.2e} ({path}) |")
-    text = "\n".join(rows) + "\n"
+        layers = str(len(entry["layers"]))
+        rows.append([name, entry["method"], layers, f"{entry['all']:+.2e}", f"{largest:+.2e} ({path})"])
+    heads = ["run", "method", "trained layers", "change in all", "largest change of a layer"]
+    text = f"{markdown_table(heads, rows, 2)}\n{told}\n"
     write_text(folder / "energy.json", json.dumps(found, indent=1))
     write_text(folder / "energy.md", text)
     return text

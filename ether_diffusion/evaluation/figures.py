@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from ether_diffusion.evaluation.summary import Metric
 from ether_diffusion.files import atomic_path
 
 COLOURS = ("#3a5bc7", "#c2571a", "#0f8277", "#a8479b", "#8a7318", "#55606e", "#b3312c", "#1c1d21")
@@ -50,8 +53,25 @@ class Panel:
     level: float | None = None
 
 
-def write_figure(path: Path, panels: Sequence[Panel], columns: int = 2, share_y: bool = False) -> None:
-    """Write the panels as a PNG; a method has the same colour and marker in all of them, with ``share_y`` one scale."""
+def score_line(label: str, x: Sequence[float], rows: Sequence[dict[str, Any]], metric: Metric) -> Line:
+    """A score of a summary's rows, with its interval as the shade, which has no width where there is none."""
+    found = [row["scores"][metric.key] for row in rows]
+    low, high = ([each["mean"] if each[part] is None else each[part] for each in found] for part in ("low", "high"))
+    return Line(label, x, [each["mean"] for each in found], low, high)
+
+
+def write_figure(
+    path: Path, panels: Sequence[Panel], columns: int = 2, share_y: bool = False, caption: Sequence[str] = ()
+) -> None:
+    """Write the panels as a PNG; a method has the same colour and marker in all of them.
+
+    Args:
+        path: the file.
+        panels: from left to right, then down.
+        columns: how many stand side by side.
+        share_y: whether all have one vertical scale.
+        caption: sentences above the panels: of how many subjects and seeds the figures are.
+    """
     labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.5 * rows), layout="constrained")
@@ -60,6 +80,9 @@ def write_figure(path: Path, panels: Sequence[Panel], columns: int = 2, share_y:
         _draw(axes, panel, labels)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
+    if caption:
+        width = int(19 * figure.get_figwidth())  # characters at this size
+        figure.suptitle(textwrap.fill(" ".join(caption), width), fontsize=8, color="#55606e")
     handles = {h.get_label(): h for axes in grid for h in axes.get_legend_handles_labels()[0]}
     widest = 0.6 + 0.09 * max(map(len, handles), default=0)  # inches
     abreast = max(1, int(figure.get_figwidth() / widest))

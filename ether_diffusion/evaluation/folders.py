@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.data.images import UnreadableImageError, check_folder, load_image
-from ether_diffusion.evaluation.summary import write_tables
+from ether_diffusion.evaluation.tables import write_tables
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.judges import add_judges, judges_of
 from ether_diffusion.metrics.scoring import Judges, References, score_images

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ether_diffusion.data.randomness import generator
+from ether_diffusion.evaluation.anchors import ANCHORS, BASE, TRUTH, anchors_of
 from ether_diffusion.evaluation.images import Asked
 from ether_diffusion.evaluation.protocols import Subject
 from ether_diffusion.metrics.judges import CLIP, DINO, LPIPS_SIZE
@@ -19,8 +20,6 @@ DRAWING = ("token", "images_per_prompt", "class_images", "num_inference_steps", 
 """Settings of a benchmark that its images depend on, beside those of the training."""
 OWN = ("output_dir", "overwrite", "resume", "seed", "instance_data_dir", "instance_prompt", "class_prompt")
 """Settings of the training that the benchmark sets itself."""
-BASE = "base"
-"""The arm that trains nothing: the base model itself, asked the same prompts."""
 
 
 @dataclass
@@ -33,7 +32,8 @@ class BenchmarkConfig:
         data_dir: folder with the photos of the protocol dreambooth.
         subjects: only these subjects; all where none is named.
         arms: from a name to the settings of train_dreambooth.py that make it: {"lora": {"method": "lora", "rank": 4}}.
-            A list of learning rates makes one arm of each. The base itself is always scored, too.
+            A list of learning rates makes one arm of each. The anchors are always scored, too: the base itself, copies
+            of the references, noise and, where it is known, the truth.
         training: settings of train_dreambooth.py that all arms share, the base model among them.
         seeds: one run for each.
         token: the rare word.
@@ -81,8 +81,8 @@ class BenchmarkConfig:
         self.data_dir = None if self.data_dir is None else Path(self.data_dir)
         if "pretrained_model_name_or_path" not in self.training:
             raise ValueError("training needs pretrained_model_name_or_path: the base model")
-        if BASE in self.arms:
-            raise ValueError(f"an arm cannot be called {BASE}: that is the base model itself")
+        if taken := [name for name in ANCHORS if name in self.arms]:
+            raise ValueError(f"an arm cannot be called {taken[0]}: that is {ANCHORS[taken[0]]}")
         for where, settings in {"training": self.training, **self.arms}.items():
             if taken := [name for name in OWN if name in settings]:
                 raise ValueError(f"{where}: {', '.join(taken)} is set by the benchmark itself; leave it out")
@@ -106,11 +106,11 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """One subject learnt once, or for the base only asked for.
+    """One subject learnt once, or for an anchor only asked for.
 
     Attributes:
         arm: its name.
-        settings: all of the training's, but for what the benchmark sets itself; empty for the base.
+        settings: all of the training's, but for what the benchmark sets itself; empty for an anchor.
         subject: what is learnt.
         seed: of training and images.
         named_rate: its learning rate, where the arm names one: part of what it is called.
@@ -134,6 +134,11 @@ class Job:
         return str(self.settings.get("method", DreamBoothConfig.method))
 
     @property
+    def trains(self) -> bool:
+        """Whether it is no anchor."""
+        return self.arm not in ANCHORS
+
+    @property
     def of_base(self) -> Job:
         """The base, asked the same."""
         return Job(BASE, {}, self.subject, self.seed)
@@ -148,12 +153,22 @@ class Job:
 
     def asked(self, config: BenchmarkConfig) -> dict[str, Asked]:
         """All images of the job: of the subject, of the class, for unrelated prompts; every arm has the same seeds."""
-        prompts = [prompt.format(token=config.token) for prompt in self.subject.prompts]
+        images = self._ask("image", self.prompts(config), config.images_per_prompt)
+        if self.arm == TRUTH:  # it is known for the subject's own prompts
+            return {"images": images, "class_images": Asked([], []), "unrelated": Asked([], [])}
         return {
-            "images": self._ask("image", prompts, config.images_per_prompt),
+            "images": images,
             "class_images": self._ask("class", self._prompts(config)[1:], config.class_images),
             "unrelated": self._ask("unrelated", self.subject.unrelated, int(config.drift)),
         }
+
+    def prompts(self, config: BenchmarkConfig) -> list[str]:
+        """The subject's prompts with the token."""
+        return [prompt.format(token=config.token) for prompt in self.subject.prompts]
+
+    def truths(self, config: BenchmarkConfig) -> dict[str, tuple[Path, ...]]:
+        """The true pictures of each prompt, where they are known."""
+        return dict(zip(self.prompts(config), self.subject.truths, strict=True)) if self.subject.truths else {}
 
     def _prompts(self, config: BenchmarkConfig) -> list[str]:
         """The prompts of the training: of the subject, and of its class."""
@@ -192,12 +207,12 @@ class Job:
 
 
 def all_jobs(config: BenchmarkConfig, subjects: list[Subject]) -> list[Job]:
-    """Every job of a benchmark, subject by subject, the base first.
+    """Every job of a benchmark, subject by subject, the anchors first.
 
     Raises:
         ValueError: a learning rate is no number.
     """
-    arms: list[tuple[str, dict[str, Any], float | None]] = [(BASE, {}, None)]
+    arms: list[tuple[str, dict[str, Any], float | None]] = []
     for name in config.arms:
         settings = config.settings_of(name)
         own, shared = config.arms[name].get("learning_rate"), settings.pop("learning_rate", None)
@@ -208,7 +223,7 @@ def all_jobs(config: BenchmarkConfig, subjects: list[Subject]) -> list[Job]:
         Job(name, settings, subject, seed, rate)
         for subject in subjects
         for seed in config.seeds
-        for name, settings, rate in arms
+        for name, settings, rate in [*((anchor, {}, None) for anchor in anchors_of(subject)), *arms]
     ]
 
 

@@ -12,9 +12,22 @@ from pathlib import Path
 import yaml
 
 from ether_diffusion.config import suggestion
-from ether_diffusion.playground.world import BACKGROUNDS, COLOURS, KINDS, SUBJECTS, subject, write_subject
+from ether_diffusion.files import atomic_path
+from ether_diffusion.playground.world import (
+    BACKGROUNDS,
+    COLOURS,
+    KINDS,
+    SUBJECTS,
+    draw,
+    subject,
+    true_scene,
+    write_subject,
+)
 from ether_diffusion.playground.world.captions import where_phrases, with_article
 
+TRUTHS, ANSWERS = 8, 4
+"""Drawings of what each prompt of the playground asks for: those that pictures are compared with, and others that stand
+for a perfect answer."""
 LIVE_CLASSES = ("cat", "dog")
 """Classes of the DreamBooth benchmark whose subjects are alive and get the other prompt list."""
 UNRELATED = (
@@ -42,6 +55,8 @@ class Subject:
         references: folder with its photos.
         prompts: what to draw, with ``{token}`` where the rare word goes.
         unrelated: what has nothing to do with the subject, to see whether the finetuning changed it all the same.
+        truths: for each prompt the true pictures that an answer is compared with; empty where nobody knows the truth.
+        answers: for each prompt other true pictures, in the place of a perfect model's answers.
     """
 
     name: str
@@ -49,6 +64,8 @@ class Subject:
     references: Path
     prompts: tuple[str, ...]
     unrelated: tuple[str, ...] = ()
+    truths: tuple[tuple[Path, ...], ...] = ()
+    answers: tuple[tuple[Path, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name or self.name.startswith(".") or {"/", "\\"} & set(self.name):
@@ -68,10 +85,19 @@ class Subject:
     @cached_property
     def fingerprint(self) -> str:
         """Stands for the names and contents of the references, so that a replaced photo is noticed."""
-        digest = hashlib.sha256()
-        for path in sorted(path for path in self.references.iterdir() if path.is_file()):
-            digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
-        return digest.hexdigest()[:12]
+        return _fingerprint(sorted(path for path in self.references.iterdir() if path.is_file()))
+
+    @cached_property
+    def truths_fingerprint(self) -> str | None:
+        """The same of the truths; None without any."""
+        return _fingerprint([path for paths in self.truths for path in paths]) if self.truths else None
+
+
+def _fingerprint(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
+    return digest.hexdigest()[:12]
 
 
 def load_protocol(name: str, data_dir: Path | None, work: Path, only: Sequence[str] = ()) -> list[Subject]:
@@ -82,7 +108,7 @@ def load_protocol(name: str, data_dir: Path | None, work: Path, only: Sequence[s
             YAML file: a list of ``{name, class, references, prompts}``, folders relative to the file; ``unrelated``
             prompts may be named, too.
         data_dir: where the photos of ``dreambooth`` are.
-        work: folder that the playground's photos are drawn into.
+        work: folder that the playground's references are drawn into; truths go into the folder ``truths`` beside it.
         only: names of the subjects to take; all where it is empty.
 
     Raises:
@@ -90,29 +116,61 @@ def load_protocol(name: str, data_dir: Path | None, work: Path, only: Sequence[s
         ValueError: a name in ``only`` is not one of the protocol's, or the protocol says something impossible.
     """
     if name == "playground":
-        subjects = _playground(work)
+        subjects = _playground(work, only)
     elif name == "dreambooth":
         if data_dir is None:
             raise ValueError("the protocol dreambooth needs data_dir: the folder with the 30 subjects' folders")
         subjects = _dreambooth(data_dir)
     else:
         subjects = _from_yaml(Path(name))
-    known = [each.name for each in subjects]
-    for wanted in only:
-        if wanted not in known:
-            raise ValueError(f"protocol {name} has no subject {wanted!r}{suggestion(wanted, known)}")
+    _check_names(only, [each.name for each in subjects], name)
     return [each for each in subjects if not only or each.name in only]
 
 
-def _playground(work: Path) -> list[Subject]:
+def _check_names(wanted: Sequence[str], known: Sequence[str], protocol: str) -> None:
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"protocol {protocol} has no subject {name!r}{suggestion(name, known)}")
+
+
+def _playground(work: Path, only: Sequence[str]) -> list[Subject]:
+    _check_names(only, SUBJECTS, "playground")
     found = []
-    for name in SUBJECTS:
+    for name in only or SUBJECTS:
         individual = subject(name)
+        kind, prompts = individual.class_word, individual.prompts
         if not (work / name).exists():
             write_subject(name, work / name)
-        kind = individual.class_word
-        found.append(Subject(name, kind, work / name, individual.prompts, _other_things(kind)))
+        drawn = work.with_name("truths") / name
+        if not drawn.exists():
+            _draw_truths(name, drawn)
+        paths = [
+            tuple(drawn / f"{prompt:02d}-{index:02d}.png" for index in range(TRUTHS + ANSWERS))
+            for prompt in range(len(prompts))
+        ]
+        found.append(
+            Subject(
+                name,
+                kind,
+                work / name,
+                prompts,
+                _other_things(kind),
+                truths=tuple(each[:TRUTHS] for each in paths),
+                answers=tuple(each[TRUTHS:] for each in paths),
+            )
+        )
     return found
+
+
+def _draw_truths(name: str, folder: Path) -> None:
+    """Draw what every prompt of a subject asks for, ``<prompt>-<index>.png``, as a whole or not at all."""
+    individual = subject(name)
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        for prompt, request in enumerate(individual.requests):
+            for index in range(TRUTHS + ANSWERS):
+                scene = true_scene(individual, request, 0, index)
+                draw(scene).image.save(temporary / f"{prompt:02d}-{index:02d}.png")
 
 
 def _other_things(kind: str) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ether_diffusion.evaluation.collection import Benchmark, distinct_names, read_folders
-from ether_diffusion.evaluation.summary import METRICS, Metric, Result
+from ether_diffusion.evaluation.summary import BY_KEY, Metric, Result, comparisons
+from ether_diffusion.evaluation.tables import caption, format_difference, shown_metrics
 from ether_diffusion.files import write_text
 from ether_diffusion.page.pictures import Picture, thumbnail
 from ether_diffusion.page.render import render
@@ -29,14 +30,12 @@ MAX_PICTURES = 1500
 THUMBNAIL = 128
 MAX_STEPS = 8
 MAX_REFERENCES = 6
-BY_SUBJECT = tuple(metric for metric in METRICS if metric.key in ("dino", "clip_t"))
-"""The scores that are shown for every subject and prompt."""
 DASHES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One prompt of a subject: of every arm a picture, and its scores in the order of ``BY_SUBJECT``."""
+    """One prompt of a subject: of every arm a picture, and its scores in the order of :func:`by_subject`."""
 
     prompt: str
     cells: list[tuple[Picture | None, list[float | None]]]
@@ -63,7 +62,10 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     sections = [
         {
             "benchmark": benchmark,
-            "metrics": [m for m in METRICS if any(m.key in row["scores"] for row in benchmark.rows)],
+            "metrics": shown_metrics(benchmark.rows),
+            "by_subject": by_subject(benchmark),
+            "compared": comparisons(benchmark.results),
+            "caption": caption(benchmark.rows, comparisons(benchmark.results)),
             "arms": [arm_title(row) for row in benchmark.shown_arms],
             "subjects": subject_sections(benchmark),
             "curves": rate_curves(benchmark),
@@ -72,7 +74,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     ]
     page = render(
         Path(__file__).with_name("report.html.jinja"),
-        {"score": _score, "short": short_path, "rate": _rate},
+        {"score": _score, "short": short_path, "rate": _rate, "difference": format_difference},
         sections=sections,
         studies=found.studies,
         runs=[
@@ -80,11 +82,15 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
             for name, run in zip(distinct_names([run.folder for run in found.runs]), found.runs, strict=True)
         ],
         run_curves=loss_curves(found.runs),
-        by_subject=BY_SUBJECT,
         title=", ".join(distinct_names(folders)),
     )
     write_text(output, page)
     return output
+
+
+def by_subject(benchmark: Benchmark) -> tuple[Metric, Metric]:
+    """The scores that are shown for every subject and prompt: the one that decides, and CLIP-T."""
+    return benchmark.primary, BY_KEY["clip_t"]
 
 
 def arm_title(row: dict[str, Any]) -> str:
@@ -105,7 +111,7 @@ def subject_sections(benchmark: Benchmark) -> list[SubjectSection]:
             SubjectSection(
                 subject,
                 _references(benchmark, subject),
-                [[_mean(results, metric) for metric in BY_SUBJECT] for results in of_arms],
+                [[_mean(results, metric) for metric in by_subject(benchmark)] for results in of_arms],
                 [PromptRow(p, [_cell(benchmark, results, p) for results in of_arms]) for p in shown],
                 len(asked) - len(shown),
             )
@@ -132,7 +138,7 @@ def _mean(results: list[Result], metric: Metric, prompt: str | None = None) -> f
 
 def _cell(benchmark: Benchmark, results: list[Result], prompt: str) -> tuple[Picture | None, list[float | None]]:
     """The first picture for the prompt, and the means of all of them."""
-    scores = [_mean(results, metric, prompt) for metric in BY_SUBJECT]
+    scores = [_mean(results, metric, prompt) for metric in by_subject(benchmark)]
     for result in results:
         for row in result["images"]:
             if row.get("prompt") == prompt:
@@ -150,7 +156,7 @@ def rate_curves(benchmark: Benchmark) -> list[Curve]:
     several = {arm: sorted(rows, key=lambda row: row["learning_rate"]) for arm, rows in arms.items() if len(rows) > 1}
     if not several:
         return []
-    return [_rate_curve(several, metric, benchmark.name) for metric in BY_SUBJECT]
+    return [_rate_curve(several, metric, benchmark.name) for metric in by_subject(benchmark)]
 
 
 def _rate_curve(arms: dict[str, list[dict[str, Any]]], metric: Metric, where: str) -> Curve:
@@ -169,7 +175,7 @@ def _rate_curve(arms: dict[str, list[dict[str, Any]]], metric: Metric, where: st
         axes.set_xscale("log")
         dress(axes, "learning rate", legend=True)
         svg = inline_svg(figure, f"{where} {title}", title)
-    return Curve(title, svg, "Mean over the subjects; the shade is its 95% interval.")
+    return Curve(title, svg, "Mean over subjects; the shade is its 95 % interval, where there are several.")
 
 
 def loss_curves(runs: Sequence[Run]) -> list[Curve]:

@@ -15,15 +15,27 @@ from typing import Any
 
 import numpy as np
 
+from ether_diffusion.evaluation.anchors import BASE
 from ether_diffusion.evaluation.benchmark import run_benchmark
-from ether_diffusion.evaluation.figures import Line, Panel, write_figure
-from ether_diffusion.evaluation.jobs import BASE, BenchmarkConfig
-from ether_diffusion.evaluation.summary import Result, all_results, summarize
+from ether_diffusion.evaluation.figures import Line, Panel, score_line, write_figure
+from ether_diffusion.evaluation.jobs import BenchmarkConfig
+from ether_diffusion.evaluation.statistics import mean_interval
+from ether_diffusion.evaluation.summary import (
+    BY_KEY,
+    Metric,
+    Result,
+    all_results,
+    best_rates,
+    primary,
+    summarize,
+    unit_values,
+)
+from ether_diffusion.evaluation.tables import caption, format_score, markdown_table
 from ether_diffusion.files import write_text
 from ether_diffusion.training.cli import parse_config
 
-TOLERANCE = 0.05
-"""How far below a method's own best still counts as good: a share of the best."""
+TOLERANCES = (0.05, 0.10, 0.20)
+"""How far below a method's own best still counts as good: shares of what it gains over the base."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class Width:
     open_high: bool
 
 
-def good_width(rates: Sequence[float], scores: Sequence[float | None], tolerance: float = TOLERANCE) -> Width:
+def good_width(rates: Sequence[float], scores: Sequence[float | None], base: float, tolerance: float) -> Width:
     """The connected range around the best rate in which the score stays within ``tolerance`` of the best.
 
     Between two tested rates the score is taken as linear in the logarithm of the rate; towards a rate that has no
@@ -56,7 +68,8 @@ def good_width(rates: Sequence[float], scores: Sequence[float | None], tolerance
     Args:
         rates: tested learning rates, ascending.
         scores: of each, higher is better; None where a training diverged.
-        tolerance: share of the best score's absolute value.
+        base: score of the base model; a method that gains nothing has the width of its best rate alone.
+        tolerance: share of the gain, the best score less the base's.
 
     Raises:
         ValueError: there are fewer than two rates, they do not ascend, or all trainings diverged.
@@ -67,7 +80,7 @@ def good_width(rates: Sequence[float], scores: Sequence[float | None], tolerance
     if not known:
         raise ValueError("no training came to its end at any learning rate")
     x, best = np.log10(rates), max(known, key=lambda index: known[index])
-    floor = known[best] - tolerance * abs(known[best])
+    floor = known[best] - tolerance * max(0.0, known[best] - base)
 
     def edge(step: int) -> tuple[float, bool]:
         last = best
@@ -99,7 +112,7 @@ def curves(results: list[Result]) -> dict[str, list[dict[str, Any]]]:
 
 
 def analyse(folder: Path, results: list[Result]) -> str:
-    """Write ``robustness.json``, ``robustness.md`` and ``learning_rates.png`` into ``folder``; return the table.
+    """Write ``robustness.json``, ``robustness.md`` and ``learning_rates.png`` into ``folder``; return the tables.
 
     Raises:
         ValueError: no arm was run with two learning rates.
@@ -107,37 +120,51 @@ def analyse(folder: Path, results: list[Result]) -> str:
     arms = {arm: rows for arm, rows in curves(results).items() if len(rows) > 1}
     if not arms:
         raise ValueError("no method has results at two learning rates: there is no width to measure")
-    widths = {
-        arm: good_width(
-            [row["learning_rate"] for row in rows],
-            [None if row["diverged"] else row["scores"]["dino"]["mean"] for row in rows],
-        )
+    summary = summarize(results)
+    metric = primary(summary)
+    widths = {arm: widths_by_subject(results, arm, metric) for arm in arms}
+    best = {row["arm"]: row for row in best_rates(summary)}
+    arms = {arm: [row for row in rows if not row["diverged"]] for arm, rows in arms.items()}
+    base = [row for row in summary if row["arm"] == BASE]
+    floor = {key: base[0]["scores"][key]["mean"] for key in (metric.key, "clip_t")} if base else {}
+    told = caption(summary, [])
+    write_figure(folder / "learning_rates.png", panels(arms, floor, metric), caption=told)
+    text = "\n".join([rates_table(arms, best, metric), widths_table(widths, metric), *told]) + "\n"
+    found = {
+        arm: {"best": None if arm not in best else best[arm]["learning_rate"], "widths": widths[arm], "rows": rows}
         for arm, rows in arms.items()
     }
-    arms = {arm: [row for row in rows if not row["diverged"]] for arm, rows in arms.items()}
-    base = [row for row in summarize(results) if row["arm"] == BASE]
-    floor = {key: base[0]["scores"][key]["mean"] for key in ("dino", "clip_t")} if base else {}
-    write_figure(folder / "learning_rates.png", panels(arms, floor))
-    text = table(arms, widths)
-    found = {arm: {"width": asdict(widths[arm]), "rows": rows} for arm, rows in arms.items()}
-    write_text(folder / "robustness.json", json.dumps({"tolerance": TOLERANCE, "arms": found, "base": floor}, indent=1))
+    content = {"score": metric.key, "tolerances": TOLERANCES, "arms": found, "base": floor}
+    write_text(folder / "robustness.json", json.dumps(content, indent=1, default=asdict))
     write_text(folder / "robustness.md", text)
     return text
 
 
-def panels(arms: dict[str, list[dict[str, Any]]], base: dict[str, float]) -> list[Panel]:
-    """The four panels: subject fidelity, prompt fidelity, and the two distances, against the learning rate."""
+def widths_by_subject(results: list[Result], arm: str, metric: Metric) -> dict[str, list[Width]]:
+    """The widths of an arm at every tolerance, for each subject by itself, whose seeds are averaged.
 
-    def of_score(key: str) -> list[Line]:
-        return [
-            Line(
-                arm,
-                [row["learning_rate"] for row in rows],
-                [row["scores"][key]["mean"] for row in rows],
-                *([_bound(row["scores"][key], part) for row in rows] for part in ("low", "high")),
-            )
-            for arm, rows in arms.items()
-        ]
+    A subject without the base's score, or whose trainings all diverged, is left out.
+    """
+    base = unit_values([result for result in results if result["arm"] == BASE], metric)
+    mine = [result for result in results if result["arm"] == arm]
+    rates = sorted({result["learning_rate"] for result in mine})
+    found = {}
+    for subject in dict.fromkeys(result["subject"] for result in mine):
+        scores: list[float | None] = []
+        for rate in rates:
+            of_rate = [r for r in mine if (r["subject"], r["learning_rate"]) == (subject, rate)]
+            diverged = any(result.get("diverged") for result in of_rate)
+            scores.append(None if diverged else unit_values(of_rate, metric).get(subject))
+        if subject in base and any(score is not None for score in scores):
+            found[subject] = [good_width(rates, scores, base[subject], share) for share in TOLERANCES]
+    return found
+
+
+def panels(arms: dict[str, list[dict[str, Any]]], base: dict[str, float], metric: Metric) -> list[Panel]:
+    """The four panels: the score that decides, CLIP-T, and the two distances, against the learning rate."""
+
+    def of_score(shown: Metric) -> list[Line]:
+        return [score_line(arm, [r["learning_rate"] for r in rows], rows, shown) for arm, rows in arms.items()]
 
     def of_distance(name: str) -> list[Line]:
         lines = []
@@ -151,36 +178,41 @@ def panels(arms: dict[str, list[dict[str, Any]]], base: dict[str, float]) -> lis
 
     rate = "learning rate"
     return [
-        Panel("Subject fidelity (DINO)", rate, of_score("dino"), log_x=True, level=base.get("dino")),
-        Panel("Prompt fidelity (CLIP-T)", rate, of_score("clip_t"), log_x=True, level=base.get("clip_t")),
+        Panel(metric.title, rate, of_score(metric), log_x=True, level=base.get(metric.key)),
+        Panel("CLIP-T", rate, of_score(BY_KEY["clip_t"]), log_x=True, level=base.get("clip_t")),
         Panel("Transformation distance ‖T − I‖", rate, of_distance("transforms"), log_x=True, log_y=True),
         Panel("Weights distance ‖W′ − W‖", rate, of_distance("weights"), log_x=True, log_y=True),
     ]
 
 
-def _bound(score: dict[str, float], part: str) -> float:
-    """An end of the interval; the mean itself where there is none."""
-    return score["mean"] if score[part] is None else score[part]
+def rates_table(arms: dict[str, list[dict[str, Any]]], best: dict[str, dict[str, Any]], metric: Metric) -> str:
+    """One row per method and rate: the score that decides, CLIP-T, and which rate is the best."""
+    lines = []
+    for arm, rows in arms.items():
+        for row in rows:
+            chosen = "best" if arm in best and row["learning_rate"] == best[arm]["learning_rate"] else ""
+            cells = [format_score(row["scores"].get(each.key)) for each in (metric, BY_KEY["clip_t"])]
+            lines.append([arm, f"{row['learning_rate']:g}", *cells, chosen])
+    return markdown_table(["method", "learning rate", metric.heading, "CLIP-T ↑", ""], lines)
 
 
-def table(arms: dict[str, list[dict[str, Any]]], widths: dict[str, Width]) -> str:
-    """One row per method: its best rate and scores there, and the width; ≥ where the tested range ends before it."""
-    lines = [
-        f"| method | best rate | DINO there | CLIP-T there | decades within {TOLERANCE:.0%} of its best | from | to |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for arm, width in sorted(widths.items(), key=lambda item: -item[1].decades):
-        row = next(row for row in arms[arm] if row["learning_rate"] == width.best)
-        dino, clip = (row["scores"][key]["mean"] for key in ("dino", "clip_t"))
-        at_least = "≥ " if width.open_low or width.open_high else ""
-        low, high = (
-            f"{'≤ ' if width.open_low else ''}{width.low:.1e}",
-            f"{'≥ ' if width.open_high else ''}{width.high:.1e}",
-        )
-        lines.append(
-            f"| {arm} | {width.best:g} | {dino:.3f} | {clip:.3f} | {at_least}{width.decades:.2f} | {low} | {high} |"
-        )
-    return "\n".join(lines) + "\n"
+def widths_table(widths: dict[str, dict[str, list[Width]]], metric: Metric) -> str:
+    """One row per method: its width in decades at every tolerance, the mean over subjects with its interval.
+
+    ≥: for some subject the range goes on beyond the rates that were tried.
+    """
+    lines = []
+    for arm, of_subjects in widths.items():
+        cells = []
+        for number in range(len(TOLERANCES)):
+            found = [of_subject[number] for of_subject in of_subjects.values()]
+            decades = mean_interval(width.decades for width in found) if found else None
+            open_end = "≥ " if any(width.open_low or width.open_high for width in found) else ""
+            interval = "" if decades is None or decades.low is None else f" [{decades.low:.2f}, {decades.high:.2f}]"
+            cells.append("" if decades is None else f"{open_end}{decades.mean:.2f}{interval}")
+        lines.append([arm, *cells])
+    gain = f"of the gain in {metric.title}"
+    return markdown_table(["decades", *(f"within {share:.0%} {gain}" for share in TOLERANCES)], lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

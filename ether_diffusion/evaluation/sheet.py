@@ -17,7 +17,7 @@ from ether_diffusion.evaluation.figures import picture_grid, save_picture
 
 
 def draw_sheet(folder: Path, subjects: Sequence[str] = (), prompt: int = 0) -> Image.Image:
-    """The sheet of a benchmark's folder; every method at the learning rate with its best DINO.
+    """The sheet of a benchmark's folder; every method at its best learning rate.
 
     Args:
         folder: where ``eval/dreambench.py`` wrote.

@@ -6,6 +6,7 @@ All features are of unit length, so that their products are cosines.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -66,4 +67,21 @@ def without_token(prompt: str, token: str) -> str:
 
     Only whole words are taken out, with the space before them: ``qwe`` of ``"a qwe's dog"``, nothing of ``"qweens"``.
     """
-    return " ".join(re.sub(rf"(?<!\w){re.escape(token)}(?!\w)", "", prompt).split())
+    return " ".join(_word(token).sub("", prompt).split())
+
+
+def check_token(token: str, prompts: Sequence[str]) -> None:
+    """Raise if no prompt has the token as a word of its own.
+
+    Raises:
+        ValueError: none has it; CLIP-T would then be of prompts with the real token in them.
+    """
+    if not any(_word(token).search(prompt) for prompt in prompts):
+        raise ValueError(
+            f"no prompt has the word {token!r}, such as {prompts[0]!r}: give --token the rare word of the training, "
+            "or leave it out to score the prompts as they are written"
+        )
+
+
+def _word(token: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(token)}(?!\w)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from ether_diffusion.metrics.backbones import AnytorchClip, Clip, Dino, Picture
-from ether_diffusion.metrics.fidelity import drift, pair_similarity, prompt_similarity, similarity_among, without_token
+from ether_diffusion.metrics.fidelity import (
+    check_token,
+    drift,
+    pair_similarity,
+    prompt_similarity,
+    similarity_among,
+    without_token,
+)
 from ether_diffusion.metrics.perceptual import Lpips
 
 LIBRARIES = (
@@ -64,17 +71,26 @@ def library_versions() -> dict[str, str]:
 
 
 class References:
-    """The subject's own images, seen once by every judge.
+    """The subject's own images and, where they are known, the true answers to its prompts, seen once by every judge.
 
     Args:
         paths: the images, in the order in which pairs are listed.
         judges: who looks at them.
+        truths: for each prompt, as it was written, true pictures of what it asks for (K).
     """
 
-    def __init__(self, paths: Sequence[Path], judges: Judges) -> None:
+    def __init__(
+        self, paths: Sequence[Path], judges: Judges, truths: Mapping[str, Sequence[Path]] | None = None
+    ) -> None:
         self.paths = list(paths)
         self.dino: Tensor = judges.dino.image_features(self.paths)
         self.clip: Tensor = judges.clip.image_features(self.paths)
+        self.truths = {} if truths is None else dict(truths)
+        self.true_dino: dict[str, Tensor] = {}
+        if self.truths:
+            counts = [len(pictures) for pictures in self.truths.values()]
+            seen = judges.dino.image_features([path for pictures in self.truths.values() for path in pictures])
+            self.true_dino = dict(zip(self.truths, seen.split(counts), strict=True))
 
     def among(self, judges: Judges) -> dict[str, float]:
         """DINO, CLIP-I and LPIPS among themselves, the papers' row of real images; nothing for a single one."""
@@ -118,15 +134,19 @@ def score_images(
 
     Returns:
         N rows: ``dino``, ``clip_i`` and, with its judge, ``lpips``, each the mean over the references, with the M
-        values under ``pairs``; where the prompt is known, ``prompt``, ``clip_t_written`` of it as it stands and, with
-        a token, ``clip_t`` of it without the token, which CLIP was never taught. And a row per prompt: ``div``, the
-        mean LPIPS among its images.
+        values under ``pairs``; ``dino_nearest``, DINO to the nearest reference; where the prompt is known, ``prompt``,
+        ``clip_t_written`` of it as it stands and, with a token, ``clip_t`` of it without the token, which CLIP was
+        never taught; where the prompt's truths are known, ``truth``, the mean DINO to them and, with its judge,
+        ``truth_lpips``. And a row per prompt: ``div``, the mean LPIPS among its images.
+
+    Raises:
+        ValueError: a token is given that no prompt has, so that it cannot be the one of the training.
     """
+    if token and (written := [prompt for prompt in prompts if prompt is not None]):
+        check_token(token, written)
     seen = judges.clip.image_features(images, "CLIP" if show else None)
-    pairs = {
-        "dino": pair_similarity(judges.dino.image_features(images, "DINO" if show else None), references.dino),
-        "clip_i": pair_similarity(seen, references.clip),
-    }
+    looks = judges.dino.image_features(images, "DINO" if show else None)
+    pairs = {"dino": pair_similarity(looks, references.dino), "clip_i": pair_similarity(seen, references.clip)}
     diversities: list[Row] = []
     if judges.lpips is not None:
         groups = _groups(prompts)
@@ -141,9 +161,19 @@ def score_images(
         ]
     rows: list[Row] = [
         {name: values[row].mean().item() for name, values in pairs.items()}
+        | {"dino_nearest": pairs["dino"][row].max().item()}
         | {"pairs": {name: values[row].tolist() for name, values in pairs.items()}}
         for row in range(len(images))
     ]
+    for prompt, members in _groups(prompts).items():
+        if isinstance(prompt, str) and prompt in references.true_dino:
+            truth = {"truth": pair_similarity(looks[members], references.true_dino[prompt]).mean(1)}
+            if judges.lpips is not None:
+                drawn = [images[row] for row in members]
+                (distances,), _ = judges.lpips.compare([drawn], references.truths[prompt])
+                truth["truth_lpips"] = distances.mean(1)
+            for place, row in enumerate(members):
+                rows[row] |= {name: values[place].item() for name, values in truth.items()}
     known = [(row, prompt) for row, prompt in enumerate(prompts) if prompt is not None]
     if known:
         texts = {"clip_t_written": [prompt for _, prompt in known]}

@@ -21,11 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.evaluation import benchmark
+from ether_diffusion.evaluation.anchors import BASE, COPIES, NOISE
 from ether_diffusion.evaluation.benchmark import Bench, take_share
 from ether_diffusion.evaluation.images import Asked, draw, load_pipeline, load_run
 from ether_diffusion.evaluation.jobs import BenchmarkConfig, Job, all_jobs
 from ether_diffusion.evaluation.protocols import Subject
-from ether_diffusion.evaluation.summary import write_summary
+from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.metrics.backbones import Picture, as_rgb
 from ether_diffusion.metrics.scoring import Judges
 from ether_diffusion.training import dreambooth, loop
@@ -62,6 +63,11 @@ def judges() -> Any:
     return Judges(Colours(), Colours())  # type: ignore[arg-type]
 
 
+def jobs_of(config: BenchmarkConfig, subjects: list[Subject]) -> list[Job]:
+    """The jobs for which a model draws: the base and what is trained."""
+    return [job for job in all_jobs(config, subjects) if job.trains or job.arm == BASE]
+
+
 def run_jobs(jobs: list[Job], config: BenchmarkConfig, judges: Judges) -> dict[str, str]:
     return Bench(config, judges, CPU).run(jobs)
 
@@ -93,9 +99,9 @@ def rows_of(config: BenchmarkConfig, job: Job) -> dict[str, Any]:
 
 def test_every_rate_is_an_arm_beside_the_base(config: BenchmarkConfig, dog: Subject) -> None:
     config.seeds = [0, 5]
-    keys = [job.key for job in all_jobs(config, [dog])]
+    keys = [job.key for job in jobs_of(config, [dog])]
     assert keys == [f"{arm}/dog/seed-{seed}" for seed in (0, 5) for arm in ("base", "ether@0.1", "ether@0.2")]
-    training = all_jobs(config, [dog])[2].training_config(config, Path("run"))
+    training = jobs_of(config, [dog])[2].training_config(config, Path("run"))
     assert (training.method, training.learning_rate, training.seed) == ("ether", 0.2, 0)
     assert training.instance_prompt == "a photo of qwe dog"
     assert training.max_train_steps == 2
@@ -104,7 +110,7 @@ def test_every_rate_is_an_arm_beside_the_base(config: BenchmarkConfig, dog: Subj
 def test_arms_take_what_they_do_not_name_from_the_shared_settings(config: BenchmarkConfig, dog: Subject) -> None:
     config.training |= {"method": "naive", "learning_rate": "6e-2"}  # so YAML reads 6e-2
     config.arms = {"1": {"n_blocks": 1}, "2": {"method": "lora", "learning_rate": ["1e-3", 1e-2]}}
-    base, one, *two = all_jobs(config, [dog])
+    base, one, *two = jobs_of(config, [dog])
     assert (base.method, base.settings) == ("ether_plus", {})
     assert (one.key, one.method, one.training_config(config, Path("x")).learning_rate) == (
         *("1/dog/seed-0", "naive"),
@@ -114,7 +120,7 @@ def test_arms_take_what_they_do_not_name_from_the_shared_settings(config: Benchm
     assert [job.training_config(config, Path("x")).learning_rate for job in two] == [1e-3, 1e-2]
     config.arms = {"1": {"learning_rate": "fast"}}
     with pytest.raises(ValueError, match="arm 1: the learning rate 'fast' is no number"):
-        all_jobs(config, [dog])
+        jobs_of(config, [dog])
 
 
 def test_what_the_benchmark_sets_itself_is_refused() -> None:
@@ -127,10 +133,10 @@ def test_what_the_benchmark_sets_itself_is_refused() -> None:
 
 
 def test_class_images_are_shared_by_the_subjects_of_a_class(config: BenchmarkConfig, dog: Subject) -> None:
-    job = all_jobs(config, [dog])[1]
+    job = jobs_of(config, [dog])[1]
     assert job.training_config(config, Path("x")).class_data_dir is None
     config.training |= {"with_prior_preservation": True}
-    job = all_jobs(config, [replace(dog, class_word="stuffed animal")])[1]
+    job = jobs_of(config, [replace(dog, class_word="stuffed animal")])[1]
     training = job.training_config(config, Path("x"))
     assert training.class_data_dir == config.output_dir / "class_images" / "stuffed-animal"
     assert training.class_prompt == "a photo of a stuffed animal"
@@ -139,7 +145,7 @@ def test_class_images_are_shared_by_the_subjects_of_a_class(config: BenchmarkCon
 def test_a_setting_that_does_not_exist_is_refused_with_its_arm(config: BenchmarkConfig, dog: Subject) -> None:
     config.arms = {"mine": {"metod": "ether"}}
     with pytest.raises(ValueError, match=r"arm mine: .*metod"):
-        all_jobs(config, [dog])[1].training_config(config, Path("run"))
+        jobs_of(config, [dog])[1].training_config(config, Path("run"))
     with pytest.raises(ValueError, match="cannot be called base"):
         BenchmarkConfig(Path("x"), arms={"base": {}}, training={"pretrained_model_name_or_path": "x"})
     with pytest.raises(ValueError, match="needs pretrained_model"):
@@ -147,10 +153,10 @@ def test_a_setting_that_does_not_exist_is_refused_with_its_arm(config: Benchmark
 
 
 def test_images_are_scored_pair_by_pair_and_looked_at_once(config: BenchmarkConfig, dog: Subject) -> None:
-    jobs, eyes = all_jobs(config, [dog]), judges()
+    jobs, eyes = jobs_of(config, [dog]), judges()
     assert run_jobs(jobs, config, eyes) == {}
-    assert eyes.clip.looks == 3 * (4 + 2)
-    assert eyes.dino.looks == 3 * (4 + 2 + 4 + 2 * 1)  # and those of the class, and for unrelated prompts, twice
+    assert eyes.clip.looks == 3 * 4 + 2  # the references once, not for every job
+    assert eyes.dino.looks == 3 * (4 + 4 + 2 * 1) + 2  # and those of the class, and for unrelated prompts, twice
     record = rows_of(config, jobs[1])
     assert record["trained_parameters"] == {"unet": sum(record["trained_parameters"].values())}
     assert [row["prompt"] for row in record["images"]] == 2 * ["a qwe dog"] + 2 * ["a qwe dog in snow"]
@@ -159,6 +165,7 @@ def test_images_are_scored_pair_by_pair_and_looked_at_once(config: BenchmarkConf
         picture = Image.open(config.output_dir / "images" / jobs[1].key / "images" / row["file"])
         seen = Colours().image_features([picture])
         assert row["dino"] == pytest.approx(np.mean([float(seen[0] @ photo) for photo in photos]), abs=1e-6)
+        assert row["dino_nearest"] == pytest.approx(max(float(seen[0] @ photo) for photo in photos), abs=1e-6)
         text = Colours().text_features([row["prompt"].replace("qwe ", "")])
         assert row["clip_t"] == pytest.approx(float(seen[0] @ text[0]), abs=1e-6)
     images = [
@@ -171,7 +178,7 @@ def test_images_are_scored_pair_by_pair_and_looked_at_once(config: BenchmarkConf
 def test_a_killed_benchmark_goes_on_where_it_was(
     config: BenchmarkConfig, dog: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = all_jobs(config, [dog])
+    jobs = jobs_of(config, [dog])
     run_jobs(jobs, config, judges())
     whole = [rows_of(config, job)["images"] for job in jobs]
 
@@ -198,7 +205,7 @@ def test_five_kills_at_random_moments_do_not_change_the_summary(
     config: BenchmarkConfig, dog: Subject, tmp_path: Path
 ) -> None:
     """SIGKILL, as by a machine that goes down; each time the benchmark is started again."""
-    jobs, forked = all_jobs(config, [dog]), multiprocessing.get_context("fork")
+    jobs, forked = jobs_of(config, [dog]), multiprocessing.get_context("fork")
     config.training["max_train_steps"] = 5
 
     def benchmark_of(folder: Path) -> None:
@@ -232,11 +239,60 @@ def test_five_kills_at_random_moments_do_not_change_the_summary(
     assert json.loads(summaries[0])["missing"] == []
 
 
+def test_copies_and_noise_give_every_score_its_scale(config: BenchmarkConfig, dog: Subject) -> None:
+    jobs = [job for job in all_jobs(config, [dog]) if job.arm in (BASE, COPIES, NOISE)]
+    assert run_jobs(jobs, config, judges()) == {}
+    base, copies, noise = (rows_of(config, job) for job in jobs)
+    photos = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(dog.references.iterdir())]
+    for kind, count in (("images", 4), ("class_images", 4), ("unrelated", 1)):
+        folder = config.output_dir / "images" / "copies" / "dog" / "seed-0" / kind
+        drawn = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
+        assert len(drawn) == count
+        assert all(np.array_equal(picture, photos[number % 2]) for number, picture in enumerate(drawn))
+    assert all(row["dino_nearest"] == pytest.approx(1, abs=1e-6) for row in copies["images"])
+    assert copies["unrelated"][0]["drift"] > 0
+    assert base["unrelated"][0]["drift"] == pytest.approx(0, abs=1e-6)
+    pixels = np.stack([np.asarray(Image.open(p)) for p in (config.output_dir / "images/noise").rglob("*.png")])
+    assert pixels.shape[1:] == (32, 32, 3)
+    assert abs(pixels.mean() - 127.5) < 2
+    assert abs(pixels.std() - 73.9) < 1  # of a uniform byte
+    assert "truth" not in {job.arm for job in all_jobs(config, [dog])}  # nobody knows it for photos
+    assert "trained_parameters" not in noise
+
+
+def test_the_truth_of_a_prompt_is_what_pictures_are_compared_with(config: BenchmarkConfig, dog: Subject) -> None:
+    folder = dog.references.parent / "truths"
+    folder.mkdir()
+    paths = [folder / f"{index}.png" for index in range(8)]
+    for index, path in enumerate(paths):
+        Image.new("RGB", (32, 32), (30 * index, 255 - 30 * index, 99)).save(path)
+    known = replace(dog, truths=(tuple(paths[:2]), tuple(paths[2:4])), answers=(tuple(paths[4:6]), tuple(paths[6:])))
+    jobs = [job for job in all_jobs(config, [known]) if job.arm in (BASE, "truth")]
+    assert run_jobs(jobs, config, judges()) == {}
+    for job in jobs:
+        record = rows_of(config, job)
+        for number, row in enumerate(record["images"]):
+            picture = Image.open(config.output_dir / "images" / job.key / "images" / row["file"])
+            (seen,), truths = Colours().image_features([picture]), paths[:2] if number < 2 else paths[2:4]
+            expected = float((Colours().image_features(truths) @ seen).mean())
+            assert row["truth"] == pytest.approx(expected, abs=1e-6)
+    truth = rows_of(config, jobs[1])
+    assert truth["class_images"] == truth["unrelated"] == []
+    drawn = sorted((config.output_dir / "images" / jobs[1].key / "images").iterdir())
+    assert {np.asarray(Image.open(p)).tobytes() for p in drawn} <= {
+        np.asarray(Image.open(p)).tobytes() for p in paths[4:]
+    }
+    other = replace(known, truths=known.truths[::-1])
+    changed = [job for job in all_jobs(config, [other]) if job.arm == BASE]
+    assert run_jobs(changed, config, judges()) == {}  # scored again, since the truths are others
+    assert rows_of(config, changed[0])["judged_by"] != truth["judged_by"]
+
+
 def test_a_job_that_fails_is_told_and_the_rest_goes_on(config: BenchmarkConfig, dog: Subject, tmp_path: Path) -> None:
     empty = Subject("cat", "cat", tmp_path / "empty", ("a {token} cat",))
     empty.references.mkdir()
     config.arms = {"ether": {"method": "ether"}}
-    jobs = all_jobs(config, [empty, dog])
+    jobs = jobs_of(config, [empty, dog])
     failed = run_jobs(jobs, config, judges())
     assert set(failed) == {"base/cat/seed-0", "ether/cat/seed-0"}
     assert rows_of(config, jobs[3])["subject"] == "dog"
@@ -248,17 +304,17 @@ def test_a_job_that_fails_is_told_and_the_rest_goes_on(config: BenchmarkConfig, 
 
 
 def test_scores_of_other_settings_or_photos_are_not_mixed_in(config: BenchmarkConfig, dog: Subject) -> None:
-    jobs = all_jobs(config, [dog])[:1]
+    jobs = jobs_of(config, [dog])[:1]
     run_jobs(jobs, config, judges())
     Image.new("RGB", (32, 32), (1, 90, 60)).save(dog.references / "40.png")
-    changed = all_jobs(config, [replace(dog)])[:1]
+    changed = jobs_of(config, [replace(dog)])[:1]
     assert "other settings or photos" in run_jobs(changed, config, judges())[jobs[0].key]
     config.guidance_scale = 3
     assert "other settings or photos" in run_jobs(jobs, config, judges())[jobs[0].key]
 
 
 def test_other_judges_score_the_same_images_anew(config: BenchmarkConfig, dog: Subject) -> None:
-    jobs = all_jobs(config, [dog])[:2]
+    jobs = jobs_of(config, [dog])[:2]
     assert run_jobs(jobs, config, judges()) == {}
     before = [rows_of(config, job) for job in jobs]
     others = judges()
@@ -272,7 +328,7 @@ def test_other_judges_score_the_same_images_anew(config: BenchmarkConfig, dog: S
 
 
 def test_results_from_another_base_are_not_mixed_in(config: BenchmarkConfig, dog: Subject) -> None:
-    job = all_jobs(config, [dog])[0]
+    job = jobs_of(config, [dog])[0]
     assert run_jobs([job], config, judges()) == {}
     path = config.output_dir / "results" / f"{job.key}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_hash": "0123"}))
@@ -283,7 +339,7 @@ def test_a_signal_ends_the_benchmark_and_the_training_goes_on_from_its_checkpoin
     config: BenchmarkConfig, dog: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.training |= {"max_train_steps": 6}
-    jobs = all_jobs(config, [dog])[1:2]
+    jobs = jobs_of(config, [dog])[1:2]
     assert run_jobs(jobs, config, judges()) == {}
     whole = rows_of(config, jobs[0])["images"]
 
@@ -309,7 +365,7 @@ def test_a_signal_ends_the_benchmark_and_the_training_goes_on_from_its_checkpoin
 def test_a_finished_training_is_not_repeated_when_its_images_are_not_there(
     config: BenchmarkConfig, dog: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = all_jobs(config, [dog])[1]
+    job = jobs_of(config, [dog])[1]
     with monkeypatch.context() as patch:
         patch.setattr(Bench, "_draw", lambda *arguments: 1 / 0)
         assert "ZeroDivision" in run_jobs([job], config, judges())[job.key]
@@ -320,7 +376,7 @@ def test_a_finished_training_is_not_repeated_when_its_images_are_not_there(
 def test_a_training_that_diverges_is_a_result_without_images(config: BenchmarkConfig, dog: Subject) -> None:
     config.arms = {"full": {"method": "full", "learning_rate": 1e30}}
     config.training |= {"max_train_steps": 8, "max_grad_norm": 0}
-    job = all_jobs(config, [dog])[1]
+    job = jobs_of(config, [dog])[1]
     assert run_jobs([job], config, judges()) == {}
     assert "not finite" in rows_of(config, job)["diverged"]
     eyes = judges()
@@ -333,12 +389,12 @@ def test_an_arm_that_changed_is_not_taken_for_the_old_one(
     killed_before_scoring: bool, config: BenchmarkConfig, dog: Subject
 ) -> None:
     config.arms = {"mine": {"method": "ether", "n_blocks": 1}}
-    job = all_jobs(config, [dog])[1]
+    job = jobs_of(config, [dog])[1]
     run_jobs([job], config, judges())
     if killed_before_scoring:
         (config.output_dir / "results" / f"{job.key}.json").unlink()
     config.arms["mine"]["n_blocks"] = 2
-    changed = all_jobs(config, [dog])[1]
+    changed = jobs_of(config, [dog])[1]
     assert changed.key == job.key
     assert "other settings" in run_jobs([changed], config, judges())[job.key]
 

@@ -66,7 +66,9 @@ def test_the_table_is_sorted_by_the_number_of_blocks(tmp_path: Path) -> None:
     ]
     costs = {"one": Cost(1.2, 100, 1.5), "many": Cost(1.1, 90, 1.4)}
     text = analyse(tmp_path, results, {"many": 16, "one": 1}, costs)
-    assert [line.split("|")[1].strip() for line in text.splitlines()[2:]] == ["1", "16"]
+    assert [line.split("|")[1].strip() for line in text.splitlines()[2:4]] == ["1", "16"]
+    assert "One subject, so there is no interval" in text
+    assert "One seed of the training" in text
     assert "| 1 | 0.400 | 0.500 | 1.20 | 1.50 |" in text
     assert json.loads((tmp_path / "blocks.json").read_text())["costs"]["many"]["kept_bytes"] == 90
     assert (tmp_path / "blocks.png").is_file()

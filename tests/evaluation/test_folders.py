@@ -123,7 +123,7 @@ def test_the_program_counts_and_names_what_it_could_not_score(
         main([*arguments, "--dino", "playground", "--clip", "playground"])
     assert ended.value.code == 1
     out = capsys.readouterr().out
-    assert "Not in this table (1):" in out
+    assert "Not in these tables (1):" in out
     assert str(generated / "dog" / "00.png") in out
     assert (generated.parent / "lora-scores" / "scores.jsonl").is_file()
     with pytest.raises(SystemExit) as ended:

@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ether_diffusion import playground
+from ether_diffusion.attention import find_targets
 from ether_diffusion.evaluation.distances import effective_weights, transforms
 from ether_diffusion.evaluation.perturbation import main, perturbed, possible, rotation_limit, rotations
 from ether_diffusion.fingerprint import base_hash
@@ -31,7 +32,8 @@ def test_rotations_are_orthogonal_at_their_distance(distance: float) -> None:
     [("ether", 2.0), ("ether_plus", 0.3), ("ether_plus", 2**0.5), ("oft", 1.5), ("naive", 0.1), ("naive", 9.0)],
 )
 def test_every_projection_is_that_far_from_itself(pipe: DiffusionPipeline, method: str, distance: float) -> None:
-    before = dict(effective_weights(pipe.unet))
+    projections = [target.path for target in find_targets(pipe.unet)]
+    before = dict(effective_weights(pipe.unet, projections))
     with perturbed(pipe.unet, method, N, distance, seed=3):
         moved = dict(transforms(pipe.unet, {"oft": "naive"}.get(method, method)))
         after = dict(effective_weights(pipe.unet))
@@ -42,7 +44,8 @@ def test_every_projection_is_that_far_from_itself(pipe: DiffusionPipeline, metho
     for path, weight in after.items():
         expected = before[path] @ moved[path] if sides == 1 else moved[f"{path}, output"] @ before[path] @ moved[path]
         torch.testing.assert_close(weight, expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(dict(effective_weights(pipe.unet)), before, atol=0, rtol=0)
+    assert set(after) == set(projections)
+    torch.testing.assert_close(dict(effective_weights(pipe.unet, projections)), before, atol=0, rtol=0)
 
 
 def test_what_a_method_cannot_reach_is_left_out() -> None:

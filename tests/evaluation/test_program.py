@@ -12,8 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from ether_diffusion.evaluation.anchors import ANCHORS
 from ether_diffusion.evaluation.benchmark import main
-from ether_diffusion.evaluation.jobs import BASE, BenchmarkConfig, all_jobs
+from ether_diffusion.evaluation.jobs import BenchmarkConfig, all_jobs
 from ether_diffusion.evaluation.protocols import load_protocol
 from ether_diffusion.evaluation.summary import REAL
 
@@ -30,15 +31,21 @@ def test_a_benchmark_on_the_playground(tmp_path: Path, capsys: pytest.CaptureFix
     main(arguments)
     assert "| ether_plus |" in capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [row["arm"] for row in summary["rows"]] == [REAL, "base", "ether_plus"]
+    assert [row["arm"] for row in summary["rows"]] == [REAL, *ANCHORS, "ether_plus"]
     assert summary["missing"] == []
-    base, tuned = summary["rows"][1:]
+    assert summary["primary"] == "truth"
+    base, truth, copies, noise, tuned = summary["rows"][1:]
+    likeness = {row["arm"]: row["scores"]["truth"]["mean"] for row in summary["rows"][1:]}
+    assert likeness["truth"] > 0.8 > likeness["copies"] > likeness["base"]  # copies of the references are no answer
+    assert copies["scores"]["dino"]["mean"] > 0.85 > truth["scores"]["dino"]["mean"]
+    assert copies["scores"]["drift_scaled"]["mean"] == pytest.approx(1)
+    assert noise["scores"]["clip_t"]["mean"] < 0.2 < truth["scores"]["clip_t"]["mean"]
     assert base["scores"]["drift"]["mean"] == pytest.approx(0, abs=1e-6)
     assert tuned["scores"]["drift"]["mean"] > 1e-6
     assert 0 < tuned["distances"]["transforms"] < 2**0.5 * 2  # four blocks
     (box,) = load_protocol("playground", None, tmp_path / "out" / "subjects", ["gift-box"])
     images = len(box.prompts) + len(box.unrelated) + config["class_images"]
-    assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 2 * images
+    assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 4 * images + len(box.prompts)
     assert not (tmp_path / "out" / "runs").exists() or not list((tmp_path / "out" / "runs").rglob("*.safetensors"))
 
 
@@ -62,8 +69,11 @@ def test_processes_share_the_jobs_and_one_that_fails_does_not_take_the_others_wi
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert ended.returncode == 0, ended.stderr
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert {row["arm"]: row["images"] for row in summary["rows"]} == {REAL: 0, "base": 1, "ether": 1}
-    assert summary["missing"] == ["base/bad/seed-0", "ether/bad/seed-0"]
+    assert {row["arm"]: row["images"] for row in summary["rows"]} == {
+        **{REAL: 0, "base": 1, "copies": 1, "noise": 1},
+        "ether": 1,
+    }
+    assert summary["missing"] == [f"{arm}/bad/seed-0" for arm in ("base", "copies", "noise", "ether")]
     assert "ether/bad/seed-0: " in ended.stderr
 
 
@@ -84,7 +94,7 @@ def test_the_configs_name_settings_that_exist(tmp_path: Path) -> None:
     for path in sorted(of_subjects):
         config = BenchmarkConfig(output_dir=tmp_path, **yaml.safe_load(path.read_text()))
         for job in all_jobs(config, load_protocol("playground", None, tmp_path)):
-            if job.arm != BASE:
+            if job.trains:
                 job.training_config(config, tmp_path)
 
 

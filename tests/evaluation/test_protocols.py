@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ether_diffusion.evaluation.protocols import Subject, load_protocol
-from ether_diffusion.playground.world import SUBJECTS
+from ether_diffusion.playground.world import SUBJECTS, draw, subject, true_scene
 
 LISTING = """Classes
 
@@ -51,8 +52,29 @@ def test_the_playground_draws_all_its_subjects(tmp_path: Path) -> None:
     assert all(len(list(each.references.glob("*.png"))) == 5 for each in subjects)
 
 
+def test_the_playground_draws_the_truth_of_every_prompt(tmp_path: Path) -> None:
+    (box,) = load_protocol("playground", None, tmp_path / "subjects", ["gift-box"])
+    assert not (tmp_path / "subjects" / "beach-ball").exists()  # only what is asked for is drawn
+    assert len(box.truths) == len(box.answers) == len(box.prompts) == 10
+    individual = subject("gift-box")
+    for request, truths, answers in zip(individual.requests, box.truths, box.answers, strict=True):
+        assert (len(truths), len(answers)) == (8, 4)
+        for index, path in enumerate((*truths, *answers)):
+            drawn = draw(true_scene(individual, request, 0, index)).image
+            np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(drawn))
+    pictures = [path.read_bytes() for paths in (*box.truths, *box.answers) for path in paths]
+    assert len(set(pictures)) == 120  # an answer is never one of the pictures that it is compared with
+    again = load_protocol("playground", None, tmp_path / "subjects", ["gift-box"])[0]
+    assert again.truths_fingerprint == box.truths_fingerprint
+    Image.new("RGB", (64, 64)).save(box.truths[3][2])
+    changed = load_protocol("playground", None, tmp_path / "subjects", ["gift-box"])[0]
+    assert changed.truths_fingerprint != box.truths_fingerprint
+    assert changed.fingerprint == box.fingerprint
+
+
 def test_the_benchmarks_listing_is_read(data: Path, tmp_path: Path) -> None:
     dog, second, boot = load_protocol("dreambooth", data, tmp_path)
+    assert (dog.truths, dog.truths_fingerprint) == ((), None)  # nobody knows it for photos
     assert (dog.name, dog.class_word, dog.prompts) == ("dog", "dog", ("a {token} dog asleep",))
     assert second.references == data / "dog2"
     assert boot.prompts == ("a {token} rubber boot on a table", "a blue {token} rubber boot")

@@ -18,7 +18,7 @@ from ether_diffusion.evaluation.collection import distinct_names
 from ether_diffusion.evaluation.control_summary import write_outline
 from ether_diffusion.evaluation.figures import GAP, SIDE, TITLE
 from ether_diffusion.evaluation.report import MAX_PICTURES, main, write_report
-from ether_diffusion.evaluation.summary import write_tables
+from ether_diffusion.evaluation.tables import write_tables
 from ether_diffusion.playground.pairs import write_pairs
 
 ARMS = {("base", None): 0.1, ("lora", 1e-3): 0.3, ("lora", 1e-2): 0.2, ("ether", 6e-2): 0.4}

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ether_diffusion.metrics.fidelity import drift, pair_similarity, prompt_similarity, similarity_among, without_token
+from ether_diffusion.metrics.fidelity import (
+    check_token,
+    drift,
+    pair_similarity,
+    prompt_similarity,
+    similarity_among,
+    without_token,
+)
 
 
 def unit(rows: int, seed: int) -> Tensor:
@@ -62,3 +69,11 @@ def test_drift_is_half_of_one_minus_the_cosine() -> None:
 )
 def test_only_the_whole_token_is_taken_out(prompt: str, bare: str) -> None:
     assert without_token(prompt, "qwe") == bare
+
+
+def test_a_token_that_no_prompt_has_is_refused() -> None:
+    prompts = ["a qwe dog", "a qwe's dog in snow", "a dog"]
+    check_token("qwe", prompts)
+    for wrong in ("sks", "qw", "qweens"):
+        with pytest.raises(ValueError, match=f"no prompt has the word '{wrong}'"):
+            check_token(wrong, prompts)

@@ -13,9 +13,11 @@ from ether_diffusion.playground.world import (
     SUBJECTS,
     draw,
     subject,
+    true_scene,
     where_phrases,
     write_subject,
 )
+from ether_diffusion.playground.world.captions import object_phrases
 
 SIGNS = {"meadow": "meadow", "beach": "beach", "night": "night", "clouds": "cloud", "snow": "snow", "bricks": "brick"}
 
@@ -65,6 +67,41 @@ def test_prompts_ask_for_the_individual_in_scenes_that_no_reference_shows(name: 
     assert any("big" in prompt for prompt in filled)
     alone = [prompt for prompt, other in zip(filled, others, strict=True) if not other]
     assert sum(bool(set(prompt.split()) & set(COLOURS)) for prompt in alone) == 2
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_true_scene_is_what_the_prompt_says_in_the_words_of_the_world(name: str) -> None:
+    individual = subject(name)
+    for request in individual.requests:
+        before, after = request.prompt.split(f"{{token}} {individual.class_word}")
+        for index in range(6):
+            scene = true_scene(individual, request, 3, index)
+            me, *others = scene.objects
+            assert (me.kind, me.look) == (individual.class_word, individual.look)
+            places = where_phrases(scene.background, scene.tint)
+            assert any(after.endswith(place) for place in places)
+            size = before.split()[-1]  # "a", "small" or "big", as captions call such an object
+            assert size == "a" or any(phrase.startswith(f"a {size} ") for phrase in object_phrases(me))
+            company = after.removesuffix(next(place for place in places if after.endswith(place))).split()
+            assert bool(company) == bool(others)
+            if others:
+                (other,) = others
+                named = " ".join(company).removeprefix("and ").removeprefix("next to ")
+                assert named in object_phrases(other)
+                assert me.centre[0] < other.centre[0]  # captions name the left object first
+
+
+def test_true_scenes_vary_in_what_the_prompt_leaves_open_and_no_two_series_share_one() -> None:
+    individual = subject("gift-box")
+    request = individual.requests[0]
+    scenes = {true_scene(individual, request, seed, index) for seed in (0, 1) for index in range(20)}
+    assert len(scenes) == 40
+    assert true_scene(individual, request, 0, 5) in scenes  # a pure function of its arguments
+    sizes = [scene.objects[0].size for scene in scenes]
+    assert max(sizes) - min(sizes) > 8
+    small, big = (next(r for r in individual.requests if f" {word} " in r.prompt) for word in ("small", "big"))
+    assert max(true_scene(individual, small, 0, index).objects[0].size for index in range(20)) < 12.5
+    assert min(true_scene(individual, big, 0, index).objects[0].size for index in range(20)) > 19.5
 
 
 def test_a_written_subject_is_its_five_references(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ether_diffusion.playground.world.palette import COLOURS, PALETTE
 from ether_diffusion.playground.world.regions import Region
 from ether_diffusion.playground.world.sampling import random_scene
 from ether_diffusion.playground.world.scene import Drawing, Scene, SceneObject, draw
-from ether_diffusion.playground.world.subjects import Subject, subject, write_subject
+from ether_diffusion.playground.world.subjects import Request, Subject, subject, true_scene, write_subject
 
 SUBJECTS = tuple(INDIVIDUALS)
 """The names of the subjects."""
@@ -35,6 +35,7 @@ __all__ = [
     "Drawing",
     "Look",
     "Region",
+    "Request",
     "Scene",
     "SceneObject",
     "Subject",
@@ -45,6 +46,7 @@ __all__ = [
     "random_scene",
     "short_captions",
     "subject",
+    "true_scene",
     "where_phrases",
     "write_subject",
 ]

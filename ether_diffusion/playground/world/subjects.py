@@ -8,17 +8,37 @@ from pathlib import Path
 
 from ether_diffusion.files import atomic_path
 from ether_diffusion.playground.world.backgrounds import BACKGROUNDS, TINTS
-from ether_diffusion.playground.world.captions import where_phrases, with_article
+from ether_diffusion.playground.world.canvas import SIDE
+from ether_diffusion.playground.world.captions import BIG, SMALL, where_phrases, with_article
 from ether_diffusion.playground.world.individuals import INDIVIDUALS
 from ether_diffusion.playground.world.looks import Look
 from ether_diffusion.playground.world.objects import KINDS
 from ether_diffusion.playground.world.palette import COLOURS
-from ether_diffusion.playground.world.sampling import random_object
+from ether_diffusion.playground.world.sampling import PAIR_SIZES, SIZES, random_object
 from ether_diffusion.playground.world.scene import Scene, draw
 
 REFERENCES = 5
 REFERENCE_SIZES = (15.0, 22.0)
 """Least and greatest size (half height in pixels) of a subject in its reference pictures."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an evaluation prompt asks for, as the world knows it.
+
+    Attributes:
+        prompt: the text, with the placeholder ``{token}`` before the class word.
+        background: one of ``BACKGROUNDS``.
+        tint: palette colour of the sky or the wall, None for its own.
+        sizes: least and greatest size of the subject (half height in pixels) that the prompt allows.
+        friend: colour and class word of a second object to the right, None without one.
+    """
+
+    prompt: str
+    background: str
+    tint: str | None = None
+    sizes: tuple[float, float] = SIZES
+    friend: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -30,15 +50,20 @@ class Subject:
         class_word: one of ``KINDS``, for the class prompt.
         look: what all its pictures share.
         references: five scenes on three backgrounds, each at another place and size.
-        prompts: ten evaluation prompts with the placeholder ``{token}`` before the class word, none of them a
-            reference's scene: new backgrounds, sizes, coloured skies and walls, a second object.
+        requests: ten evaluation prompts with what they ask for, none of them a reference's scene: new backgrounds,
+            sizes, coloured skies and walls, a second object.
     """
 
     name: str
     class_word: str
     look: Look
     references: tuple[Scene, ...]
-    prompts: tuple[str, ...]
+    requests: tuple[Request, ...]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The texts of ``requests``."""
+        return tuple(request.prompt for request in self.requests)
 
 
 def subject(name: str) -> Subject:
@@ -54,7 +79,7 @@ def subject(name: str) -> Subject:
     backgrounds = dice.sample(BACKGROUNDS, len(BACKGROUNDS))
     seen, new = backgrounds[:3], backgrounds[3:]
     references = tuple(_reference(kind, look, seen[index % len(seen)], dice) for index in range(REFERENCES))
-    return Subject(name, kind, look, references, _prompts(kind, look, seen, new, dice))
+    return Subject(name, kind, look, references, _requests(kind, look, seen, new, dice))
 
 
 def write_subject(name: str, folder: str | Path) -> Path:
@@ -75,27 +100,48 @@ def write_subject(name: str, folder: str | Path) -> Path:
     return Path(folder)
 
 
+def true_scene(individual: Subject, request: Request, seed: int, index: int) -> Scene:
+    """A scene that is exactly what a prompt asks for: the subject in the asked place, size and company.
+
+    What the prompt leaves open is random: position, tilt, the exact shades. A pure function of its arguments.
+
+    Args:
+        individual: who is drawn.
+        request: what is asked; of this subject, or of any other.
+        seed: of a series of scenes.
+        index: number of the scene in the series.
+    """
+    rng = random.Random(f"truth {individual.name} {request.prompt} {seed} {index}")
+    kind, look, objects = individual.class_word, individual.look, []
+    if request.friend is None:
+        objects.append(random_object(rng, kind, look, request.sizes))
+    else:
+        colour, other = request.friend
+        objects.append(random_object(rng, kind, look, PAIR_SIZES, (0, SIDE / 2)))
+        objects.append(random_object(rng, other, Look(colour), PAIR_SIZES, (SIDE / 2, SIDE)))
+    return Scene(request.background, tuple(objects), request.tint, rng.getrandbits(32))
+
+
 def _reference(kind: str, look: Look, background: str, dice: random.Random) -> Scene:
     return Scene(background, (random_object(dice, kind, look, REFERENCE_SIZES),), variation=dice.getrandbits(32))
 
 
-def _prompts(kind: str, look: Look, seen: list[str], new: list[str], dice: random.Random) -> tuple[str, ...]:
-    """Ten prompts; the second objects are of other classes and of colours that the subject does not have."""
+def _requests(kind: str, look: Look, seen: list[str], new: list[str], dice: random.Random) -> tuple[Request, ...]:
+    """Ten requests; the second objects are of other classes and of colours that the subject does not have."""
     me = f"a {{token}} {kind}"
     where = {background: where_phrases(background)[0] for background in BACKGROUNDS}
     colours = [c for c in COLOURS if c not in (*look.coat, look.accent)]
-    friends = [
-        with_article(f"{colour} {other}")
-        for colour, other in zip(dice.sample(colours, 2), dice.sample([k for k in KINDS if k != kind], 2), strict=True)
-    ]
+    friends = list(zip(dice.sample(colours, 2), dice.sample([k for k in KINDS if k != kind], 2), strict=True))
+    named = [with_article(f"{colour} {other}") for colour, other in friends]
     skies = [b for b in (*new, *seen) if b not in ("night", "bricks")]
     tinted = [(b, dice.choice([t for t in TINTS[b] if t not in look.coat])) for b in (skies[0], skies[1])]
+    small, big = (SIZES[0], SMALL), (BIG, SIZES[1])
     return (
-        *(f"{me} {where[background]}" for background in new),
-        f"a photo of {me} {where[new[0]]}",
-        f"a small {{token}} {kind} {where[new[1]]}",
-        f"a big {{token}} {kind} {where[new[2]]}",
-        *(f"{me} {where_phrases(background, tint)[0]}" for background, tint in tinted),
-        f"{me} and {friends[0]} {where[new[1]]}",
-        f"{me} next to {friends[1]} {where[seen[0]]}",
+        *(Request(f"{me} {where[background]}", background) for background in new),
+        Request(f"a photo of {me} {where[new[0]]}", new[0]),
+        Request(f"a small {{token}} {kind} {where[new[1]]}", new[1], sizes=small),
+        Request(f"a big {{token}} {kind} {where[new[2]]}", new[2], sizes=big),
+        *(Request(f"{me} {where_phrases(background, tint)[0]}", background, tint) for background, tint in tinted),
+        Request(f"{me} and {named[0]} {where[new[1]]}", new[1], friend=friends[0]),
+        Request(f"{me} next to {named[1]} {where[seen[0]]}", seen[0], friend=friends[1]),
     )

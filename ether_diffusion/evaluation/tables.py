@@ -1,0 +1,160 @@
+"""The tables of a benchmark as Markdown, each with a caption that says what its intervals are of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ether_diffusion.evaluation.anchors import ANCHORS
+from ether_diffusion.evaluation.jobs import Job
+from ether_diffusion.evaluation.statistics import Comparison, Estimate
+from ether_diffusion.evaluation.summary import (
+    METRICS,
+    REAL,
+    Metric,
+    Result,
+    Row,
+    comparisons,
+    facts_of,
+    primary,
+    read_results,
+    summarize,
+)
+from ether_diffusion.files import write_text
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    """A Markdown table whose first columns are text and whose others stand to the right."""
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * text_columns + "---:|" * (len(heads) - text_columns)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def shown_metrics(rows: Iterable[Row]) -> list[Metric]:
+    """The scores that some row has, without those that another one stands for."""
+    known = {key for row in rows for key in row["scores"]}
+    return [metric for metric in METRICS if metric.key in known and metric.instead not in known]
+
+
+def scores_table(rows: list[Row]) -> str:
+    """The rows of :func:`~ether_diffusion.evaluation.summary.summarize`: mean ± spread over seeds [interval]."""
+    metrics = shown_metrics(rows)
+    lines = []
+    for row in rows:
+        rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
+        parameters = f"{row['parameters']:,}" if row["parameters"] else ""
+        note = f" ({row['diverged']} diverged)" if row["diverged"] else ""
+        cells = [format_score(row["scores"].get(metric.key)) for metric in metrics]
+        lines.append([f"{row['arm']}{note}", rate, parameters, *cells])
+    heads = ["method", "learning rate", "parameters", *(metric.heading for metric in metrics)]
+    return markdown_table(heads, lines)
+
+
+def comparisons_table(found: Sequence[Comparison], metric: Metric) -> str:
+    """The leader's lead over each other method; nothing where there are no two methods."""
+    if not found:
+        return ""
+    heads = [f"{metric.title} of {found[0].arm} minus that of", "difference, 95 % interval", "p (Holm)", "subjects", ""]
+    rows = [
+        [
+            each.rival,
+            format_difference(each.difference),
+            "" if each.p_holm is None else f"{each.p_holm:.2g}",
+            str(each.difference.units),
+            "" if each.p_holm is None else "separated" if each.separated else "not separated",
+        ]
+        for each in found
+    ]
+    return markdown_table(heads, rows)
+
+
+def format_score(found: Mapping[str, float | None] | None) -> str:
+    """A score with its spread and interval: ``0.412 ± 0.010 [0.380, 0.441]``; nothing where there is none."""
+    if found is None:
+        return ""
+    spread = "" if found["spread"] is None else f" ± {found['spread']:.3f}"
+    interval = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
+    return f"{found['mean']:.3f}{spread}{interval}"
+
+
+def format_difference(found: Estimate) -> str:
+    """A difference with its sign and interval: ``+0.051 [+0.012, +0.090]``."""
+    interval = "" if found.low is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.mean:+.3f}{interval}"
+
+
+def caption(rows: Sequence[Row], compared: Sequence[Comparison]) -> list[str]:
+    """What the tables' figures are of, sentence by sentence: units, intervals, seeds, anchors, comparisons."""
+    methods = [row for row in rows if row["arm"] not in (*ANCHORS, REAL)]
+    seeds = sorted({seed for row in methods for seed in row["seeds"]})
+    subjects = max((row["subjects"] for row in rows), default=0)
+    told = [f"Means over {subjects} subjects, of each the mean over its seeds and pictures."]
+    if subjects > 1:
+        told.append("[ ]: 95 % interval, Student's t over subjects.")
+    else:
+        told = ["One subject, so there is no interval: another subject may give another order."]
+    if len(seeds) > 1:
+        told.append(f"±: standard deviation over {len(seeds)} seeds of the training.")
+    elif methods:
+        told.append("One seed of the training: what another seed changes is not in the intervals.")
+    if anchors := [f"{name}: {ANCHORS[name]}" for name in ANCHORS if any(row["arm"] == name for row in rows)]:
+        told.append("; ".join(anchors).capitalize() + ".")
+    if any(metric.key.endswith("_scaled") for metric in shown_metrics(rows)):
+        told.append("Scaled: 0 is the base, 1 copies of the references whatever is asked.")
+    if not {"truth", "div"} & {key for row in rows for key in row["scores"]}:
+        told.append("DIV, which falls where pictures are copies, is not measured: it needs --lpips.")
+    if compared:
+        told.append(
+            f"{compared[0].arm} has the highest score of these results, so its lead is biased upwards; "
+            f"p is corrected for {len(compared)} comparisons."
+        )
+    return told
+
+
+def judges_line(judges: Mapping[str, Mapping[str, str]]) -> str:
+    """The judges with the hashes of their weights, in one sentence; nothing where they are not known."""
+    named = [f"{name} {each['model']} ({each['weights']})" for name, each in judges.items() if "weights" in each]
+    return f"Judges: {', '.join(named)}." if named else ""
+
+
+def write_summary(folder: Path, jobs: list[Job]) -> tuple[str, list[str]]:
+    """Write ``scores.jsonl``, ``summary.json`` and ``summary.md`` of the jobs that are done.
+
+    Other processes may finish jobs and write the same files meanwhile; whoever writes last has read all of them.
+
+    Returns:
+        The text of ``summary.md``, and the keys of the jobs that are not done, which it and ``summary.json`` name.
+    """
+    while True:
+        results, missing = read_results(folder, jobs)
+        text = write_tables(folder, results, missing)
+        if read_results(folder, jobs)[1] == missing:
+            return text, missing
+
+
+def write_tables(folder: Path, results: list[Result], missing: list[str]) -> str:
+    """Write ``scores.jsonl`` (a line per image), ``summary.json`` and ``summary.md``, whose text is returned."""
+    common = ("arm", "learning_rate", "subject", "seed", "judges", "references")
+    lines = [
+        json.dumps({name: result.get(name) for name in common} | {"kind": kind} | row)
+        for result in results
+        for kind in dict.fromkeys(metric.rows for metric in METRICS)
+        for row in result.get(kind, [])
+    ]
+    facts = facts_of(results, missing)
+    text = summary_text(results, missing, facts["judges"])
+    write_text(folder / "scores.jsonl", "".join(f"{line}\n" for line in lines))
+    write_text(folder / "summary.json", json.dumps(facts, indent=1))
+    write_text(folder / "summary.md", text)
+    return text
+
+
+def summary_text(results: list[Result], missing: Sequence[str], judges: Mapping[str, Any]) -> str:
+    """Scores, comparisons, captions and judges as one text."""
+    rows, compared = summarize(results), comparisons(results)
+    parts = [scores_table(rows), comparisons_table(compared, primary(rows))]
+    parts.append("\n".join([*caption(rows, compared), judges_line(judges)]).strip() + "\n" if rows else "")
+    if missing:
+        parts.append(f"Not in these tables ({len(missing)}): {', '.join(missing)}\n")
+    return "\n".join(part for part in parts if part)
