@@ -180,7 +180,9 @@ def main() -> None:
         shown = f"{mb['peak']:>8} {mb['saved']:>8} {mb['optimizer']:>6}" if mb else ""
         print(f"{name:18}{row['parameters']:>12,}{row['ratio']:>15.3f}{f'{low:.3f} … {high:.3f}':>16}  {shown}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+        facts = {name: getattr(arguments, name) for name in ("model", "resolution", "batch_size", "rounds", "compile")}
+        facts |= {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        arguments.json.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from ether_diffusion.playground.world import write_subject
 from ether_diffusion.training.scores import score_run
 
 SUBJECT = "striped-robot"
-TOKEN = "qwe"
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
@@ -41,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     write_subject(SUBJECT, arguments.folder / "subject")
     run = train(arguments.folder, arguments.config)
-    scores = score_run(run, load_judges(playground.NAME, playground.NAME), TOKEN)
+    scores = score_run(run, load_judges(playground.NAME, playground.NAME))
     for metric, row in scores.items():
         print(f"{metric:26} base {row['base']:.3f}, finetuned {row['finetuned']:.3f}")
     same = same_image(playground.BASE, run)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.evaluation.anchors import ANCHORS
+from ether_diffusion.evaluation.compact import write_compact
 from ether_diffusion.evaluation.jobs import Job
 from ether_diffusion.evaluation.statistics import Comparison, Estimate
 from ether_diffusion.evaluation.summary import (
@@ -119,7 +120,7 @@ def judges_line(judges: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def write_summary(folder: Path, jobs: list[Job]) -> tuple[str, list[str]]:
-    """Write ``scores.jsonl``, ``summary.json`` and ``summary.md`` of the jobs that are done.
+    """Write the files of :func:`write_tables` of the jobs that are done.
 
     Other processes may finish jobs and write the same files meanwhile; whoever writes last has read all of them.
 
@@ -134,7 +135,11 @@ def write_summary(folder: Path, jobs: list[Job]) -> tuple[str, list[str]]:
 
 
 def write_tables(folder: Path, results: list[Result], missing: list[str]) -> str:
-    """Write ``scores.jsonl`` (a line per image), ``summary.json`` and ``summary.md``, whose text is returned."""
+    """Write ``scores.jsonl`` (a line per image), ``results.json`` (one per job), ``summary.json`` and ``summary.md``.
+
+    Returns:
+        The text of ``summary.md``.
+    """
     common = ("arm", "learning_rate", "subject", "seed", "judges", "references")
     lines = [
         json.dumps({name: result.get(name) for name in common} | {"kind": kind} | row)
@@ -147,6 +152,7 @@ def write_tables(folder: Path, results: list[Result], missing: list[str]) -> str
     write_text(folder / "scores.jsonl", "".join(f"{line}\n" for line in lines))
     write_text(folder / "summary.json", json.dumps(facts, indent=1))
     write_text(folder / "summary.md", text)
+    write_compact(folder / "results.json", results)
     return text
 
 

@@ -24,7 +24,9 @@ LEARNING_RATES = {
     "lora": 6e-4,
     "full": 5e-6,
 }
-"""Learning rate of every method where none is given: the paper's (App. C), OFT's for its two relatives BOFT and HRA."""
+"""Learning rate of every method where none is given: the paper's (App. C); see :data:`GUESSED_RATES`."""
+GUESSED_RATES = ("boft", "hra")
+"""Methods whose default rate is OFT's, which is related to them: a guess that nobody has tried."""
 
 Method = Literal["ether", "ether_plus", "naive", "full", "lora", "oft", "boft", "hra", "none"]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
@@ -65,7 +67,8 @@ class TrainingConfig:
         train_batch_size: images per process and accumulation round.
         gradient_accumulation_steps: rounds per optimisation step.
         max_train_steps: optimisation steps.
-        learning_rate: the method's rate of the paper where it is not given.
+        learning_rate: the method's rate of the paper where it is not given; for boft and hra, which are not in it, an
+            untried guess.
         text_encoder_lr: learning rate of the text encoder(s); learning_rate where it is not given.
         lr_scheduler: any schedule of diffusers.
         lr_warmup_steps: optimisation steps of warm-up.
@@ -184,6 +187,11 @@ class TrainingConfig:
         if self.learning_rate is not None:
             return self.learning_rate
         return 1.0 if self.optimizer == "prodigy" else self._default_rates()[self.method]
+
+    @property
+    def guessed_rate(self) -> bool:
+        """Whether the learning rate is a default that nobody has tried."""
+        return self.learning_rate is None and self.optimizer != "prodigy" and self.method in GUESSED_RATES
 
     def _default_rates(self) -> dict[str, float]:
         return LEARNING_RATES

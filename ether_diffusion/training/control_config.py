@@ -18,7 +18,7 @@ CONTROL_LEARNING_RATES = {
     "full": 1e-5,
     "none": 1e-4,
 }
-"""The same for controls; LoRA's and full finetuning's, which the paper does not have, are diffusers' scripts'."""
+"""The same for controls; LoRA's and full finetuning's, which the paper does not have, are from diffusers' scripts."""
 
 ENCODER_LEARNING_RATE = 1e-4
 """The control encoder's highest learning rate (App. C)."""

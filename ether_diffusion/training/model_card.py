@@ -48,6 +48,8 @@ def write_model_card(run_dir: str | Path) -> Path:
             markdown(metric): {markdown(column): format_score(value) for column, value in row.items()}
             for metric, row in run.scores.items()
         },
+        caption=markdown(run.judging.caption) if run.judging else None,
+        judges=_judges(run),
         samples=_samples(run),
     )
     path = run.folder / "README.md"
@@ -168,6 +170,15 @@ def _base_link(base: str) -> str:
     if is_hub_id(base):
         return f"[{markdown(base)}](https://huggingface.co/{base})"
     return f"{markdown(Path(base).name)} (a local copy)"
+
+
+def _judges(run: Run) -> list[list[str]]:
+    """Each judge of the scores with its model, the hash of its weights and its preprocessing."""
+    if run.judging is None:
+        return []
+    keys = ("model", "weights", "preprocessing")
+    models = {name: facts for name, facts in run.judging.judges.items() if "model" in facts}
+    return [[name, *(markdown(facts[key]) for key in keys)] for name, facts in models.items()]
 
 
 def _samples(run: Run) -> list[tuple[str, int, list[str]]]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import NotRequired, TypedDict, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import yaml
 
@@ -98,6 +98,51 @@ class SamplePrompt(TypedDict):
 
 
 @dataclass(frozen=True)
+class Judging:
+    """What the scores of a run depend on: what ``scores.json`` has beside them.
+
+    Attributes:
+        judges: of each judge its ``model``, a hash of its ``weights`` and its ``preprocessing``; ``libraries`` has the
+            versions of what they run on.
+        token: the rare word that CLIP-T leaves out; None if the prompts were scored as they are written.
+        seed: of the training.
+        step: of the finetuned model's samples.
+        prompts: number of different prompts.
+        images: number of pictures behind each column: ``finetuned``, ``references`` and, if it was drawn, ``base``.
+    """
+
+    judges: dict[str, dict[str, str]]
+    token: str | None
+    seed: int | None
+    step: int
+    prompts: int
+    images: dict[str, int]
+
+    @property
+    def basis(self) -> str:
+        """What a value rests on: ``8 pictures of 4 prompts, one training, one seed (0)``."""
+        seed = "" if self.seed is None else f" ({self.seed})"
+        pictures, prompts = _count(self.images["finetuned"], "picture"), _count(self.prompts, "prompt")
+        return f"{pictures} of {prompts}, one training, one seed{seed}"
+
+    @property
+    def caption(self) -> str:
+        """What a reader must know to read the scores."""
+        sentences = [f"{self.basis}: another seed gives other values. Finetuned is step {self.step:,}."]
+        if (references := self.images["references"]) > 1:
+            sentences.append(
+                f"References: the subject's {references:,} pictures among themselves. A nearest reference above theirs "
+                "suggests copies."
+            )
+        sentences.append(
+            f'CLIP-T is of the prompts without the rare word "{self.token}".'
+            if self.token
+            else "CLIP-T is of the prompts as they are written, a rare word in them included."
+        )
+        return " ".join(sentences)
+
+
+@dataclass(frozen=True)
 class Run:
     """What a run folder says.
 
@@ -109,7 +154,8 @@ class Run:
         torn_lines: how many lines of it cannot be read; a killed run leaves one.
         prompts: what the sample grids show.
         sample_steps: steps with a sample grid, ascending; 0 is the base model without the adapter.
-        scores: ``scores.json``, from metric to what was scored to the score.
+        scores: the scores of ``scores.json``, from metric to what was scored to the score.
+        judging: what they depend on; None where there are none, or where an older version did not record it.
     """
 
     folder: Path
@@ -120,6 +166,7 @@ class Run:
     prompts: list[SamplePrompt]
     sample_steps: list[int]
     scores: dict[str, dict[str, float | None]]
+    judging: Judging | None
 
     @property
     def method(self) -> str:
@@ -140,6 +187,12 @@ class Run:
     def instance_prompt(self) -> str | None:
         """The prompt that names the subject; ``None`` where the run learned no single subject."""
         prompt = self.config.get("instance_prompt")
+        return None if prompt is None else str(prompt)
+
+    @property
+    def class_prompt(self) -> str | None:
+        """The prompt that names the subject's class, without the subject; ``None`` where none was given."""
+        prompt = self.config.get("class_prompt")
         return None if prompt is None else str(prompt)
 
     @property
@@ -219,6 +272,7 @@ def read_run(run_dir: str | Path) -> Run:
             )
     recorded = read_provenance(folder)
     metrics, torn_lines = _read_metrics(folder / "metrics.jsonl")
+    scores, judging = _read_scores(folder / "scores.json")
     return Run(
         folder=folder,
         config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
@@ -227,12 +281,21 @@ def read_run(run_dir: str | Path) -> Run:
         torn_lines=torn_lines,
         prompts=_read_json(folder / "samples" / "prompts.json", []),
         sample_steps=_sample_steps(folder / "samples"),
-        scores=_read_json(folder / "scores.json", {}),
+        scores=scores,
+        judging=judging,
     )
 
 
 def _read_json(path: Path, default: T) -> T:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+
+
+def _read_scores(path: Path) -> tuple[dict[str, dict[str, float | None]], Judging | None]:
+    """The scores and what they depend on; the first version of the file was the scores alone."""
+    recorded: dict[str, Any] = _read_json(path, {})
+    if "judges" not in recorded:
+        return recorded, None
+    return recorded["scores"], Judging(**{each.name: recorded[each.name] for each in fields(Judging)})
 
 
 def _read_metrics(path: Path) -> tuple[list[MetricsRow], int]:
@@ -270,6 +333,10 @@ def format_value(value: object) -> str:
 def format_score(value: float | None) -> str:
     """A score to the third decimal, ``–`` for none."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _megabytes(size: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from datetime import timedelta
 
 import torch
@@ -14,6 +15,8 @@ from ether_diffusion.data.cache import TensorCache
 from ether_diffusion.training.base_model import DTYPES, text_encoders
 from ether_diffusion.training.config import TrainingConfig
 
+logger = logging.getLogger(__name__)
+
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """Accelerate as the config asks for, or as ``accelerate launch`` was configured.
@@ -23,6 +26,12 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         ValueError: a precision that is not supported, or compilation on a CPU.
     """
     check_installed(config)
+    if config.guessed_rate:
+        logger.warning(
+            "learning_rate %g for %s is a guess that nobody has tried (OFT's rate): try several --learning_rate",
+            config.resolved_learning_rate,
+            config.method,
+        )
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True

@@ -15,6 +15,7 @@ from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.dreambooth import main
 from ether_diffusion.training.run_folder import write_config
+from ether_diffusion.training.setup import make_accelerator
 
 
 def config(**changes: Any) -> DreamBoothConfig:
@@ -45,6 +46,25 @@ def test_the_defaults_are_those_of_the_paper() -> None:
 )
 def test_every_method_has_its_learning_rate(changes: dict[str, Any], rate: float) -> None:
     assert config(**changes).resolved_learning_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("changes", "guessed"),
+    [
+        ({"method": "hra"}, True),
+        ({"method": "boft"}, True),
+        ({"method": "hra", "learning_rate": 1e-3}, False),
+        ({"method": "boft", "optimizer": "prodigy"}, False),
+        ({"method": "oft"}, False),
+    ],
+)
+def test_a_default_rate_that_nobody_has_tried_says_so_at_the_start(
+    changes: dict[str, Any], guessed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(output_dir=tmp_path, **changes)
+    assert settings.guessed_rate == guessed
+    make_accelerator(settings)
+    assert ("is a guess" in caplog.text) == guessed
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"learning_rate": 1e-3}, {"instance_prompt": "a cat"}])

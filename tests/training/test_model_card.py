@@ -189,7 +189,26 @@ def test_unfinished_run_and_scores_are_told(tmp_path: Path) -> None:
     assert "**This run is not finished** (status: interrupted)" in body
     assert "600 of 1,400 steps" in body
     assert "| DINO | finetuned | 0.660 |" in body
+    assert "Judges not recorded" in body
     assert "No score was measured" not in body
+
+
+def test_scores_name_their_judges_and_the_few_pictures_behind_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    judges = {
+        "dino": {"model": "facebook/dino-vits16", "weights": "0123456789ab", "preprocessing": "Vit: size | 224"},
+        "libraries": {"torch": "2.9.1"},
+    }
+    facts = {"judges": judges, "token": "q_we", "seed": 7, "step": 1400, "prompts": 4}
+    images = {"base": 8, "finetuned": 8, "references": 5}
+    scores = {"DINO": {"finetuned": 0.66}, "nearest reference": {"finetuned": 0.7, "references": 0.75}}
+    (run / "scores.json").write_text(json.dumps({"scores": scores, "images": images} | facts))
+    body = read_card(run)[1]
+    assert "| nearest reference | references | 0.750 |\n\n8 pictures of 4 prompts, one training, one seed (7)" in body
+    assert r'without the rare word "q\_we"' in body
+    header = "| Judge | Model | Weights | Preprocessing |\n|---|---|---|---|\n"
+    assert header + r"| dino | facebook/dino-vits16 | 0123456789ab | Vit: size \| 224 |" + "\n\n## Settings" in body
+    assert "not recorded" not in body
 
 
 def test_writing_a_card_opens_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -339,6 +339,57 @@ def test_scores_stand_in_a_table_when_there_are_any(tmp_path: Path) -> None:
     assert "Metric Base Finetuned DINO 0.310 0.660 LPIPS 0.700 –" in cells
 
 
+JUDGING = {
+    "judges": {
+        "dino": {"model": "facebook/dino-vits16", "weights": "0123456789ab", "preprocessing": "<i>Vit</i>: size 224"},
+        "libraries": {"torch": "2.9.1"},
+    },
+    "token": "<qwe>",
+    "seed": 7,
+    "step": 200,
+    "prompts": 2,
+    "images": {"base": 8, "finetuned": 8, "references": 5},
+}
+
+
+def test_scores_name_their_judges_and_the_few_pictures_behind_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    scores = {"DINO": {"base": 0.31, "finetuned": 0.66, "references": 0.7}, "nearest reference": {"finetuned": 0.8}}
+    (run / "scores.json").write_text(json.dumps({"scores": scores} | JUDGING))
+    page = report(run)
+    cells = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (run / "report.html").read_text()))
+    assert "Metric Base Finetuned References DINO 0.310 0.660 0.700 nearest reference – 0.800 –" in cells
+    text = re.sub(r"\s+", " ", page.text)
+    assert text.count("8 pictures of 2 prompts, one training, one seed (7)") == 2  # the first screen and the table
+    assert "Finetuned is step 200." in text
+    assert 'CLIP-T is of the prompts without the rare word "<qwe>".' in text
+    for fact in ("Judges: dino facebook/dino-vits16 ", "weights 0123456789ab", "<i>Vit</i>: size 224", "torch 2.9.1"):
+        assert fact in text
+    assert page.all("i") == []
+    assert "not recorded, nor" not in text
+
+
+def test_scores_of_the_first_format_are_shown_without_judges(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    old = {"DINO": {"base": 0.31, "finetuned": 0.66}}
+    (run / "scores.json").write_text(json.dumps(old))
+    assert read_run(run).scores == old
+    assert read_run(run).judging is None
+    text = report(run).text
+    assert "Judges not recorded" in text
+    assert "one seed" not in text
+
+
+def test_scores_without_a_token_say_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    few = {"token": None, "seed": None, "prompts": 1, "images": {"finetuned": 1, "references": 1}}
+    (run / "scores.json").write_text(json.dumps({"scores": {"DINO": {"finetuned": 0.66}}} | JUDGING | few))
+    assert read_run(run).judging.caption == (  # type: ignore[union-attr]
+        "1 picture of 1 prompt, one training, one seed: another seed gives other values. Finetuned is step 200. "
+        "CLIP-T is of the prompts as they are written, a rare word in them included."
+    )
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "provenance.json"])
 def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path)

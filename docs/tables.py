@@ -1,0 +1,241 @@
+"""Every table of figures in README and docs is made from a result file in ``docs/results``.
+
+``python docs/tables.py`` writes the tables between ``<!-- table: NAME -->`` and ``<!-- end -->``; ``--count`` first
+counts the parameters of the methods on Stable Diffusion 1.5. A test holds the pages against the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from ether_diffusion.evaluation.anchors import ANCHORS, BASE
+from ether_diffusion.evaluation.compact import read_compact
+from ether_diffusion.evaluation.coverage import table as coverage_table
+from ether_diffusion.evaluation.statistics import compare, mean_interval
+from ether_diffusion.evaluation.summary import BY_KEY, Result, Row, best_rates, comparisons, summarize, unit_values
+from ether_diffusion.evaluation.tables import comparisons_table, format_difference, markdown_table
+from ether_diffusion.files import write_text
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "results"
+PAGES = (DOCS.parent / "README.md", DOCS / "evaluation.md", DOCS / "performance.md")
+BLOCK = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
+TITLES = {
+    **{"ether": "ETHER", "ether_plus": "ETHER+", "naive": "Naive n = 4", "lora": "LoRA r = 4", "oft": "OFT n = 4"},
+    **{"full": "full finetuning", "hra": "HRA r = 8", "boft": "BOFT n = 4"},
+    **{"truth": "*truth*", "base": "*base*", "copies": "*copies of the references*", "noise": "*noise*"},
+}
+MINUS = "−"
+
+
+def load(name: str) -> Any:
+    """A result file that is no benchmark's."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def benchmark(name: str) -> list[Result]:
+    """The jobs of a benchmark's result file."""
+    return read_compact(RESULTS / f"{name}.json")
+
+
+def interval(row: Row, key: str, digits: int = 3) -> str:
+    """A score's mean with its interval."""
+    found = row["scores"].get(key)
+    if found is None:
+        return ""
+    ends = "" if found["low"] is None else f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+    return f"{found['mean']:.{digits}f}{ends}"
+
+
+def method_parameters() -> str:
+    """README: the methods, with the trained parameters on Stable Diffusion 1.5."""
+    counts = load("parameters")
+    plus = "y = H⁺ₒ W H⁺ x + b, H⁺ = I − ûûᵀ + v̂v̂ᵀ"
+    rows = [
+        ["`ether`", "y = W H x + b, H = I − 2ûûᵀ", "ether", "exactly 2", "a random reflection"],
+        ["`ether_plus` (default)", plus, "ether_plus", "at most √2 a side", "the identity"],
+        ["`ether_plus`, one-sided", "y = W H⁺ x + b", "ether_plus_one_sided", "at most √2", "the identity"],
+        ["`naive` (the paper's control)", "y = W N x + b, N any block-diagonal", "naive", "unbounded", "the identity"],
+    ]
+    lines = ["| method | forward | parameters on SD1.5 | ‖T − I‖ per block | start |", "|---|---|---:|---|---|"]
+    lines += [f"| {name} | {what} | {counts[key]:,} | {bound} | {start} |" for name, what, key, bound, start in rows]
+    return "\n".join(lines) + "\n"
+
+
+def step_costs() -> str:
+    """README: a training step beside the frozen model's, at every size that was measured."""
+    arms = {"ETHER n=4": "ETHER", "ETHER+ n=4": "ETHER+", "LoRA r=4": "LoRA r = 4"}
+    rows = []
+    for name, title in (
+        ("steps-512", "SD1.5, 512 px"),
+        ("steps-256", "SD1.5, 256 px"),
+        ("steps-playground", "playground"),
+    ):
+        found = load(name)["rows"]
+        rows.append([title, *(f"{found[arm]['ratio']:.2f}" for arm in arms)])
+    return markdown_table(["step / frozen step", *arms.values()], rows)
+
+
+def subjects() -> str:
+    """README: the benchmark of eight subjects."""
+    return _subjects(("truth", "dino", "clip_t"))
+
+
+def subjects_whole() -> str:
+    """docs: the same with all scores."""
+    return _subjects(("truth", "dino", "dino_nearest", "clip_i", "clip_t", "pres_scaled", "drift_scaled"))
+
+
+def _subjects(keys: tuple[str, ...]) -> str:
+    rows = summarize(benchmark("playground"))
+    methods = [row for row in rows if row["arm"] in TITLES and row["arm"] not in ANCHORS]
+    methods.sort(key=lambda row: -row["scores"]["truth"]["mean"])
+    by_arm = {row["arm"]: row for row in rows}
+    order = [by_arm["truth"], *methods, by_arm["base"], by_arm["copies"], by_arm["noise"]]
+    lines = [
+        [
+            TITLES[row["arm"]],
+            "" if row["learning_rate"] is None else f"{row['learning_rate']:g}",
+            f"{row['parameters']:,}" if row["parameters"] else "",
+            interval(row, keys[0]),
+            *("" if key not in row["scores"] else f"{row['scores'][key]['mean']:.3f}" for key in keys[1:]),
+        ]
+        for row in order
+    ]
+    heads = ["method", "learning rate", "parameters", *(BY_KEY[key].heading for key in keys)]
+    return markdown_table(heads, lines)
+
+
+def subjects_compared() -> str:
+    """The leader of the benchmark against every other method."""
+    found = comparisons(benchmark("playground"))
+    titled = [replace(each, arm=TITLES[each.arm], rival=TITLES[each.rival]) for each in found]
+    return comparisons_table(titled, BY_KEY["truth"])
+
+
+def anchors() -> str:
+    """Truth-likeness of the truth, copies, the base and noise on every subject."""
+    results = benchmark("playground")
+    values = {arm: unit_values([r for r in results if r["arm"] == arm], BY_KEY["truth"]) for arm in ANCHORS}
+    arms = ("truth", "copies", BASE, "noise")
+    rows = [[name, *(f"{values[arm][name]:.3f}" for arm in arms)] for name in values[BASE]]
+    rows.append(["**mean**", *(f"{mean_interval(values[arm].values()).mean:.3f}" for arm in arms)])
+    return markdown_table(["subject", *(TITLES[arm].strip("*") for arm in arms)], rows)
+
+
+def rates() -> str:
+    """The learning rates on the tuning subjects: truth-likeness at each, the chosen one in bold."""
+    rows = [row for row in summarize(benchmark("rates")) if row["learning_rate"] is not None]
+    best = {row["arm"]: row["learning_rate"] for row in best_rates(rows)}
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        of_arm = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["learning_rate"])
+        cells = []
+        for row in of_arm:
+            cell = f"{row['learning_rate']:g}: {row['scores']['truth']['mean']:.3f}"
+            cells.append(f"**{cell}**" if row["learning_rate"] == best[arm] else cell)
+        lines.append(f"| {TITLES[arm]} | {', '.join(cells)} |")
+    return "\n".join(["| method | learning rate: truth-likeness |", "|---|---|", *lines]) + "\n"
+
+
+def control() -> str:
+    """The study of controls over three seeds of the training."""
+    found: Mapping[str, Any] = load("control")
+    arms = {
+        arm: {str(seed): value for seed, value in zip(found["seeds"], entry["miou"], strict=True)}
+        for arm, entry in found["arms"].items()
+    }
+    alone = found["alone"]
+    compared = {each.arm: each for each in compare(arms, [(arm, alone) for arm in arms if arm != alone])}
+    lines = []
+    for arm, entry in found["arms"].items():
+        each = compared.get(arm)
+        lines.append(
+            [
+                arm,
+                f"{entry['parameters']:,}",
+                ", ".join(f"{value:.3f}" for value in entry["miou"]),
+                f"{mean_interval(entry['miou']).mean:.3f}",
+                "" if each is None else format_difference(each.difference),
+                "" if each is None or each.p_holm is None else f"{each.p_holm:.2f}",
+            ]
+        )
+    seeds = ", ".join(map(str, found["seeds"]))
+    heads = ["method", "adapter", f"mIoU, seeds {seeds}", "mean", f"{MINUS} {alone}, 95 % interval", "p (Holm)"]
+    return markdown_table(heads, lines)
+
+
+def coverage() -> str:
+    """How often intervals hold the true mean."""
+    found = load("coverage")
+    return coverage_table(found["rows"], found["rounds"])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "method-parameters": method_parameters,
+    "step-costs": step_costs,
+    "subjects": subjects,
+    "subjects-whole": subjects_whole,
+    "subjects-compared": subjects_compared,
+    "anchors": anchors,
+    "rates": rates,
+    "control": control,
+    "coverage": coverage,
+}
+
+
+def filled(page: str) -> str:
+    """The text of a page with its tables made anew.
+
+    Raises:
+        KeyError: it names a table that does not exist.
+    """
+    return BLOCK.sub(lambda found: f"<!-- table: {found['name']} -->\n{TABLES[found['name']]()}<!-- end -->", page)
+
+
+def count_parameters() -> dict[str, int]:
+    """Trained parameters of the methods on the attention of Stable Diffusion 1.5's UNet, n = 4."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    import ether_diffusion as ether
+    from ether_diffusion.playground.sd15 import UNET
+
+    kinds: dict[str, dict[str, Any]] = {
+        "ether": {"method": "ether"},
+        "ether_plus": {"method": "ether_plus"},
+        "ether_plus_one_sided": {"method": "ether_plus", "two_sided": False},
+        "naive": {"method": "naive"},
+    }
+    found = {}
+    for name, settings in kinds.items():
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**UNET)
+        found[name] = ether.attach(unet, ether.EtherConfig(n_blocks=4, **settings)).num_parameters()
+    return found
+
+
+def main() -> None:
+    """Write the tables of all pages anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", action="store_true", help="count the methods' parameters before")
+    if parser.parse_args().count:
+        write_text(RESULTS / "parameters.json", json.dumps(count_parameters(), indent=1) + "\n")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if (new := filled(text)) != text:
+            write_text(page, new)
+            print(f"written anew: {page.name}")
+
+
+if __name__ == "__main__":
+    main()
