@@ -18,6 +18,7 @@ from ether_diffusion.data.images import load_image
 from ether_diffusion.evaluation.control_data import Control, Sample, read_control, read_pairs, read_samples
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
 from ether_diffusion.evaluation.control_report import write_control_report
+from ether_diffusion.evaluation.folders import read_pictures
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import Picture, load_clip
@@ -42,6 +43,7 @@ def score_folders(
     title: str,
     clip: str | None = None,
     fid_features: str | None = None,
+    unrelated: Sequence[Path] | None = None,
     kid_subset_size: int | None = None,
     device: torch.device | str = "cpu",
     show: bool = False,
@@ -57,6 +59,7 @@ def score_folders(
         title: of the report.
         clip: judge of CLIP-T: a Hub id, a folder, playground, or anytorch: and a model; None for none.
         fid_features: see :func:`~ether_diffusion.metrics.distribution.load_feature_model`; None for no FID and KID.
+        unrelated: real images for FID and KID that are none of the originals; see :func:`score_control`.
         kid_subset_size: of KID.
         device: where to compute.
         show: whether to show progress.
@@ -77,6 +80,7 @@ def score_folders(
             [pair.prompt if sample.prompt is None else sample.prompt for sample in of_pair]
             for pair, of_pair in zip(control.pairs, control.samples, strict=True)
         ],
+        unrelated,
         kid_subset_size,
         show=show,
     )
@@ -199,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of FID and KID: inception, inception:FILE, dino:NAME, clip:NAME, playground or none "
         "(default: %(default)s, which needs torch-fidelity)",
     )
+    add("--fid_originals", type=Path, help="folder of other real images for FID and KID; default: a split")
     add("--kid_subset_size", type=int, help="default: 1000, or all of the smaller set")
     drawing = parser.add_argument_group("drawing with --run")
     for setting in fields(Drawing):
@@ -291,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{generated.name}: {given.task}",
             None if given.clip == NONE else given.clip,
             None if given.fid_features == NONE else given.fid_features,
+            None if given.fid_originals is None else read_pictures(given.fid_originals).paths,
             given.kid_subset_size,
             device,
             show=True,

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ether_diffusion.data.pairs import PairFiles, load_condition
-from ether_diffusion.evaluation.control_intervals import read_differences
+from ether_diffusion.evaluation.control_differences import ONE_SEED, difference_caption, read_differences
 from ether_diffusion.evaluation.control_summary import ControlResult, Findings, Setting, mean, read_findings, spread
 from ether_diffusion.evaluation.control_tables import (
     first_sample,
@@ -22,6 +22,7 @@ from ether_diffusion.evaluation.control_tables import (
     shown_pairs,
 )
 from ether_diffusion.evaluation.figures import Panel
+from ether_diffusion.evaluation.statistics import Comparison
 from ether_diffusion.metrics.control_tasks import Measure
 from ether_diffusion.page.pictures import Picture, data_uri, thumbnail
 from ether_diffusion.page.svg import COLOURS, TEXT, Curve, dress, figure_style, inline_svg
@@ -69,11 +70,15 @@ def read_section(folder: Path, name: str) -> ControlSection:
     findings = read_findings(folder.resolve())
     if not findings.best:
         raise FileNotFoundError(f"{folder}: nothing can be compared yet: {'; '.join(findings.left_out)}")
+    seeds = len(next(iter(findings.best.values())).seeds)
     return ControlSection(
         name,
         findings,
         known_measures(findings.finished),
-        [*_step_curves(name, panels(findings.scored)), *_difference_figures(name, read_differences(findings))],
+        [
+            *_step_curves(name, panels(findings.scored), seeds),
+            *_difference_figures(name, read_differences(findings)),
+        ],
         _pictures(findings),
         _classes(findings.best),
     )
@@ -110,13 +115,14 @@ def _classes(best: Mapping[str, Setting]) -> list[tuple[str, list[float | None]]
     ]
 
 
-def _step_curves(where: str, shown: Sequence[Panel]) -> list[Curve]:
+def _step_curves(where: str, shown: Sequence[Panel], seeds: int) -> list[Curve]:
     """A figure of every panel, all on one scale."""
     values = [value for panel in shown for line in panel.lines for value in line.y if not math.isnan(value)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     margin = 0.05 * (high - low) or 0.05
 
     caption = "A line for each learning rate. Before the last step fewer pairs were drawn, one sample of each."
+    caption += f" {ONE_SEED}" if seeds < 2 else f" Means over {seeds} seeds."
     curves = []
     for panel in shown:
         with figure_style(f"{where} {panel.title}"):
@@ -130,30 +136,28 @@ def _step_curves(where: str, shown: Sequence[Panel]) -> list[Curve]:
     return curves
 
 
-def _difference_figures(where: str, found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Curve]:
+def _difference_figures(where: str, found: Sequence[Comparison]) -> list[Curve]:
     """A figure for each arm that the others are held against."""
-    against = [other for other in found if any(other in others for others in found.values())]
-    return [
-        _difference_figure(where, other, {arm: others[other] for arm, others in found.items() if other in others})
-        for other in against
-    ]
+    against = list(dict.fromkeys(each.rival for each in found))
+    return [_difference_figure(where, other, [each for each in found if each.rival == other]) for other in against]
 
 
-def _difference_figure(where: str, other: str, differences: Mapping[str, Sequence[float]]) -> Curve:
+def _difference_figure(where: str, other: str, found: Sequence[Comparison]) -> Curve:
     title = f"mIoU less that of {other}"
     with figure_style(f"{where} {title}"):
         figure = _small_figure()
         axes = figure.subplots()
-        for place, (difference, low, high) in enumerate(differences.values()):
-            axes.plot([low, high], [place, place], color=COLOURS[0], linewidth=2)
-            axes.plot(difference, place, "o", color=COLOURS[0])
+        for place, each in enumerate(found):
+            if each.difference.low is not None and each.difference.high is not None:
+                axes.plot([each.difference.low, each.difference.high], [place] * 2, color=COLOURS[0], linewidth=2)
+            axes.plot(each.difference.mean, place, "o", color=COLOURS[0])
         axes.axvline(0, color=TEXT, linewidth=1, linestyle="--")
-        axes.set_yticks(range(len(differences)), list(differences), color=TEXT)
+        axes.set_yticks(range(len(found)), [each.arm for each in found], color=TEXT)
         dress(axes, "difference in mIoU", legend=False)
         axes.grid(visible=False, axis="y")
-        axes.set_ylim(-0.6, len(differences) - 0.4)
+        axes.set_ylim(-0.6, len(found) - 0.4)
         svg = inline_svg(figure, f"{where} {title}", title)
-    return Curve(title, svg, "With 95% intervals over the pairs; where one crosses the line, either may be better.")
+    return Curve(title, svg, difference_caption(found))
 
 
 def _small_figure() -> Figure:

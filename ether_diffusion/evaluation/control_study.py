@@ -25,8 +25,8 @@ from tqdm import tqdm
 from ether_diffusion.checkpoint import first_line
 from ether_diffusion.data.pairs import read_listing
 from ether_diffusion.evaluation.benchmark import take_share
+from ether_diffusion.evaluation.control_differences import write_differences
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
-from ether_diffusion.evaluation.control_intervals import write_differences
 from ether_diffusion.evaluation.control_jobs import ControlStudyConfig, Job, all_jobs
 from ether_diffusion.evaluation.control_summary import PAIRS, RESULTS, read_findings, write_outline
 from ether_diffusion.evaluation.control_tables import write_study
@@ -217,10 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             failed[job.key] = f"{type(error).__name__}: {error}"
     print(write_study(config.output_dir))
     if config.compare_with and len(read_findings(config.output_dir).best) > 1:
-        try:
-            print(write_differences(config.output_dir, study.pairs, study.task, config.compare_with))
-        except (OSError, ValueError) as error:
-            failed["differences"] = f"{error}; remove that job's results and images to draw them again"
+        print(write_differences(config.output_dir, config.compare_with))
     for key, reason in failed.items():
         print(f"{key}: {reason}", file=sys.stderr)
     if failed and count == 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from ether_diffusion.data.pairs import PairFiles, load_condition, read_listing
+from ether_diffusion.evaluation.control_differences import ONE_SEED
 from ether_diffusion.evaluation.control_summary import (
     MEASURES,
     MIOU,
@@ -20,6 +21,7 @@ from ether_diffusion.evaluation.control_summary import (
     spread,
 )
 from ether_diffusion.evaluation.figures import Line, Panel, picture_grid, save_picture, write_figure
+from ether_diffusion.evaluation.tables import markdown_table
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.control_tasks import Measure
 
@@ -46,12 +48,21 @@ def table(best: dict[str, Setting]) -> str:
         rows.append([arm, *facts, *(cell(setting, key) for key in keys)])
     if originals := first.last[0]["originals"]:
         rows.append(["*originals*", "", "", "", *(number(originals.get(key), key) for key in keys)])
-    seeds = f"the {len(first.seeds)} seeds" if len(first.seeds) > 1 else "the sample numbers"
-    return markdown(heads, rows) + f"\n± is the standard deviation over {seeds}.\n"
+    return markdown_table(heads, rows) + f"\n{_of_seeds(len(first.seeds))}\n"
+
+
+def _of_seeds(count: int) -> str:
+    """What the spread of a table is over."""
+    if count > 1:
+        return f"± is the standard deviation over the {count} seeds of the training."
+    return f"{ONE_SEED} ± is the standard deviation over the sample numbers."
 
 
 def rates_table(findings: Findings) -> str:
-    """mIoU at every rate, a row for each arm that has several, with the highest less the lowest where none diverged."""
+    """MIoU at every rate, a row for each arm that has several.
+
+    Of several seeds also the highest less the lowest, where none diverged; of one seed that would be noise.
+    """
     arms: dict[str, dict[float, float]] = {}
     for setting in findings.finished:
         if setting.rate is not None:
@@ -60,21 +71,20 @@ def rates_table(findings: Findings) -> str:
         if rate is not None:
             arms.setdefault(arm, {})[rate] = math.nan
     several = {arm: dict(sorted(values.items())) for arm, values in arms.items() if len(values) > 1}
-    widest = max(map(len, several.values()), default=0)
+    if not several:
+        return ""
+    widest, seeds = max(map(len, several.values())), len(findings.finished[0].seeds) if findings.finished else 1
     rows = []
     for arm, values in several.items():
         cells = [f"{number(value) or 'diverged'} ({rate:g})" for rate, value in values.items()]
-        whole = not any(map(math.isnan, values.values()))
-        width = max(values.values()) - min(values.values()) if whole else math.inf
-        rows.append((width, [arm, *cells, *[""] * (widest - len(cells)), number(width) if whole else ""]))
-    heads = ["method", *(f"rate {place + 1}" for place in range(widest)), "highest - lowest"]
-    return markdown(heads, [row for _, row in sorted(rows, key=lambda row: row[0])]) if rows else ""
-
-
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, its numbers to the right."""
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+        row = [arm, *cells, *[""] * (widest - len(cells))]
+        if seeds > 1:
+            whole = not any(map(math.isnan, values.values()))
+            row.append(number(max(values.values()) - min(values.values())) if whole else "")
+        rows.append(row)
+    heads = ["method", *(f"rate {place + 1}" for place in range(widest))]
+    told = f"Means over {seeds} seeds." if seeds > 1 else ONE_SEED
+    return f"{markdown_table([*heads, *(['highest - lowest'] if seeds > 1 else [])], rows)}\n{told}\n"
 
 
 def cell(setting: Setting, key: str = MIOU) -> str:
@@ -139,7 +149,9 @@ def write_study(folder: Path) -> str:
     done = {key: rows for key, rows in findings.results.items() if rows}
     write_text(folder / "results.json", json.dumps(done, indent=1))
     if drawn := panels(findings.scored):
-        write_figure(folder / "steps.png", drawn, columns=3, share_y=True)
+        seeds = max((len(setting.seeds) for setting in findings.scored), default=1)
+        told = [] if seeds > 1 else [ONE_SEED]
+        write_figure(folder / "steps.png", drawn, columns=3, share_y=True, caption=told)
     if (picture := sheet(findings)) is not None:
         save_picture(picture, folder / "samples.png")
     return text

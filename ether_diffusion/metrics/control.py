@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from ether_diffusion.metrics.backbones import BATCH, AnytorchClip, Backbone, Clip, Picture
 from ether_diffusion.metrics.control_tasks import ControlTask, Measure, Pair, Row
-from ether_diffusion.metrics.distribution import bias_warning, frechet_distance, kernel_distance
+from ether_diffusion.metrics.distribution import distances, too_few
 from ether_diffusion.metrics.fidelity import prompt_similarity
 from ether_diffusion.metrics.scoring import library_versions, text_features
 
 CLIP_T = Measure("clip_t", "CLIP-T")
 FID = Measure("fid", "FID", higher_is_better=False)
 KID = Measure("kid", "KID", higher_is_better=False)
+DISTRIBUTIONS = (FID, KID)
 
 Score = dict[str, Any]
 
@@ -78,6 +79,7 @@ def score_control(
     clip: Clip | AnytorchClip | None = None,
     features: Backbone | None = None,
     prompts: Sequence[Sequence[str | None]] | None = None,
+    unrelated: Sequence[Picture] | None = None,
     kid_subset_size: int | None = None,
     originals: bool = True,
     show: bool = False,
@@ -90,7 +92,10 @@ def score_control(
             second another; if pairs have not equally many, so many datasets as all have a picture for.
         task: how a picture is held against its condition.
         clip: for CLIP-T; None for none.
-        features: whose features FID and KID compare; None for neither.
+        features: whose features FID and KID compare; None for neither. They are left out, with a warning, where there
+            are too few pictures: see :func:`~ether_diffusion.metrics.distribution.too_few`.
+        unrelated: real images for FID and KID that are none of the originals; without them the pictures of every second
+            pair are held against the originals of the others.
         prompts: of every picture; None for those of the pairs. Pictures without one have no CLIP-T.
         kid_subset_size: see :func:`~ether_diffusion.metrics.distribution.kernel_distance`.
         originals: whether to hold the originals against given conditions, too.
@@ -134,7 +139,7 @@ def score_control(
     if clip is not None:
         _score_prompts(found, pairs, samples, clip, prompts, show)
     if features is not None:
-        _score_distributions(found, pairs, samples, features, kid_subset_size, show)
+        _score_distributions(found, pairs, samples, features, unrelated, kid_subset_size, show)
     return found
 
 
@@ -239,31 +244,40 @@ def _score_distributions(
     pairs: Sequence[Pair],
     samples: Sequence[Sequence[Picture]],
     features: Backbone,
+    others: Sequence[Picture] | None,
     subset_size: int | None,
     show: bool,
 ) -> None:
-    """Add FID and KID of the pictures against the originals."""
-    real = features.raw_features([pair.original for pair in pairs], "originals" if show else None)
-    pictures = [picture for of_pair in samples for picture in of_pair]
-    seen = features.raw_features(pictures, "FID, KID" if show else None)
-    by_number = [
-        seen[[row for row, found_row in enumerate(found.rows) if found_row["number"] == number]]
-        for number in range(found.samples_per_pair)
-    ]
+    """Add FID and KID of the pictures against real images that they were not drawn for, where there are enough.
+
+    Against ``others``; without them the pictures of every second pair, from the first on, are held against the
+    originals of the pairs between.
+    """
+    drawn, real_images = list(zip(pairs, samples, strict=True)), list(others or ())
+    if not real_images:
+        drawn, real_images = drawn[::2], [pair.original for pair in pairs[1::2]]
+    names = {pair.name for pair, _ in drawn}
+    rows = [row for row in found.rows if row["pair"] in names]
+    missing = too_few(len(real_images), len(rows))
     found.judges["features"] = features.identity
-    if min(len(real), len(seen)) < 2:
-        found.warnings.append("FID and KID need two originals.")
-        return
-    scores = [_distances(real, of_number, subset_size) for of_number in by_number]
-    found.scores |= _spread(
-        [{key: each[key] for key in ("fid", "kid")} for each in scores],
-        {key: _distances(real, seen, subset_size)[key] for key in ("fid", "kid")},
-    )
-    found.measures += [FID, KID]
-    found.choices["KID subsets"] = [scores[0]["subsets"], scores[0]["subset_size"]]
-    if (warning := bias_warning(len(real), len(by_number[0]), real.shape[1])) is not None:
-        found.warnings.append(warning)
-
-
-def _distances(real: Tensor, generated: Tensor, subset_size: int | None) -> dict[str, float]:
-    return {"fid": frechet_distance(real, generated), **kernel_distance(real, generated, subset_size)}
+    if len(missing) < len(DISTRIBUTIONS):
+        real = features.raw_features(real_images, "real images" if show else None)
+        seen = features.raw_features([picture for _, each in drawn for picture in each], "FID, KID" if show else None)
+        missing = too_few(len(real), len(seen), real.shape[1])
+        by_number = [
+            distances(real, seen[[place for place, row in enumerate(rows) if row["number"] == number]], subset_size)
+            for number in range(found.samples_per_pair)
+        ]
+        overall = distances(real, seen, subset_size)
+        floor = distances(real, features.raw_features([pair.original for pair, _ in drawn]), subset_size)
+        for measure in DISTRIBUTIONS:
+            if measure.key not in missing:
+                found.measures.append(measure)
+                values = [{measure.key: each[measure.key]} for each in by_number]
+                found.scores |= _spread(values, {measure.key: overall[measure.key]})
+                if found.originals and not math.isnan(floor[measure.key]):
+                    found.originals[measure.key] = floor[measure.key]
+        found.choices["FID and KID against"] = (
+            f"{len(real):,} {'other real images' if others else 'originals, those of the pairs between'}"
+        )
+    found.warnings += [f"{reason}." for reason in missing.values()]

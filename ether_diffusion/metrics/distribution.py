@@ -5,6 +5,7 @@ Both compare features, each image passing its model once; whose features, with w
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,9 +22,10 @@ from ether_diffusion.playground import NAME
 
 INCEPTION = "inception"
 """The features of published FIDs; ``inception:FILE`` takes its weights from a file."""
-ENOUGH = 2048
-"""Images below which FID is warned of: Inception's features are as many, and fewer images leave their covariance
-singular."""
+FID_ENOUGH, KID_ENOUGH = 2048, 256
+"""The fewest images of each set for FID and for KID. FID also needs more images than features have dimensions, since
+its covariance is singular otherwise; its bias is small only above some thousands. KID has no bias, but its standard
+error falls with 1/n and exceeds what methods differ by in small sets; where to draw that line is a convention."""
 SUBSET_SIZE, SUBSETS = 1000, 100
 """Of KID, where there are so many images."""
 
@@ -160,16 +162,37 @@ def kernel_distance(
     return {"kid": float(mean), "kid_deviation": float(deviation), "subset_size": size, "subsets": subsets}
 
 
-def bias_warning(real: int, generated: int, dimensions: int) -> str | None:
-    """What is to be said of FID on so many images, None if they are enough."""
-    fewest, enough = min(real, generated), max(ENOUGH, dimensions)
-    if fewest >= enough:
-        return None
-    singular = f", and below {dimensions + 1} the covariance of {dimensions} features is singular"
-    return (
-        f"FID of {real} real and {generated} generated images is biased upwards: compare it only with FIDs of as many, "
-        f"and look at KID. Below {enough} its bias is not small{singular if fewest <= dimensions else ''}."
-    )
+def distances(real: Tensor, generated: Tensor, subset_size: int | None = None) -> dict[str, float]:
+    """``fid`` and ``kid`` of two sets of features (N, d) and (M, d), each NaN where :func:`too_few` says so.
+
+    The sets must be unrelated. Pictures that were drawn for the conditions of the very images that they are compared
+    with are nearer to these than two samples of one distribution are: KID then falls below zero.
+
+    Args:
+        real: features of real images.
+        generated: of generated ones.
+        subset_size: of :func:`kernel_distance`.
+
+    Raises:
+        ImportError: torchmetrics is not installed.
+    """
+    missing = too_few(len(real), len(generated), real.shape[1])
+    return {
+        "fid": math.nan if "fid" in missing else frechet_distance(real, generated),
+        "kid": math.nan if "kid" in missing else float(kernel_distance(real, generated, subset_size)["kid"]),
+    }
+
+
+def too_few(real: int, generated: int, dimensions: int = 0) -> dict[str, str]:
+    """Which of ``fid`` and ``kid`` so few images cannot give with features of so many dimensions, and why."""
+    fewest, of_fid = min(real, generated), max(FID_ENOUGH, dimensions + 1)
+    sets = f"there are {real:,} real and {generated:,} generated images"
+    found = {}
+    if fewest < of_fid:
+        found["fid"] = f"FID is left out: it needs {of_fid:,} images of each kind with these features, {sets}"
+    if fewest < KID_ENOUGH:
+        found["kid"] = f"KID is left out: it needs {KID_ENOUGH:,} images of each kind, {sets}"
+    return found
 
 
 def _check_sets(real: Tensor, generated: Tensor) -> None:

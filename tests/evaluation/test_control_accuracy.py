@@ -65,12 +65,24 @@ def test_what_is_written_is_read_again(folders: tuple[Path, Path]) -> None:
     assert control.pairs[0].prompt is not None
 
 
+def draw_folder(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for number in range(count):
+        draw(random_scene(9, number)).image.save(folder / f"{number:04d}.png")
+
+
 def test_scores_report_and_table(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     main([*arguments(folders), *PLAYGROUND])
     out = capsys.readouterr().out
     assert "| mIoU ↑ |" in out
-    assert "| KID ↓ |" in out
-    assert "Note: FID of 5 real and 5 generated images is biased upwards" in out
+    assert "| KID ↓ |" not in out
+    assert "Note: KID is left out: it needs 256 images of each kind, there are 2 real and 6 generated images." in out
+    real = folders[0].with_name("real")
+    draw_folder(real, 256)
+    main([*arguments(folders), *PLAYGROUND, "--fid_originals", str(real)])
+    assert "Note: KID is left out: it needs 256 images of each kind, there are 256 real and 10 generated" in (
+        capsys.readouterr().out
+    )
     folder = folders[1].with_name("plain-control")
     results = json.loads((folder / "results.json").read_text())
     perfect, noisy = results["scores"]["miou"]["by_number"]

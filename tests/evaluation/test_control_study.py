@@ -14,17 +14,18 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
+from scipy import stats
 
 from ether_diffusion.evaluation import control_study
 from ether_diffusion.evaluation.control_accuracy import main as accuracy
+from ether_diffusion.evaluation.control_differences import ONE_SEED, read_differences, write_differences
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
-from ether_diffusion.evaluation.control_intervals import pair_statistics, read_differences, resampled, write_differences
 from ether_diffusion.evaluation.control_jobs import ControlStudyConfig, all_jobs
 from ether_diffusion.evaluation.control_study import Study
 from ether_diffusion.evaluation.control_summary import read_findings, write_outline
 from ether_diffusion.evaluation.control_tables import rates_table, table, write_study
 from ether_diffusion.evaluation.images import load_run
-from ether_diffusion.metrics.control_tasks import Canny
+from ether_diffusion.evaluation.statistics import holm
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config
@@ -135,7 +136,7 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
 
     last = json.loads((tmp_path / "study" / "results" / "ETHER@0.01" / "seed-0" / "000002.json").read_text())
     assert (last["pairs"], last["samples_per_pair"], last["steps"]) == (2, 2, 2)
-    assert {"miou", "macc", "aacc", "fid", "kid", "clip_t"} == set(last["scores"])
+    assert {"miou", "macc", "aacc", "clip_t"} == set(last["scores"])
     assert set(last["trained_parameters"]) == {"unet", "control_encoder"}
     first = json.loads((tmp_path / "study" / "results" / "ETHER@0.01" / "seed-0" / "000001.json").read_text())
     assert (first["pairs"], first["samples_per_pair"], set(first["scores"])) == (1, 1, {"miou", "macc", "aacc"})
@@ -157,57 +158,24 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
 
     best = read_findings(tmp_path / "study").best
     row = best["ETHER"].last[0]
-    folder = tmp_path / "study" / row["folder"]
-    found = pair_statistics(folder, study.pairs, 2, study.task)
-    assert resampled(found, study.task, "miou")[0] == pytest.approx(row["scores"]["miou"]["mean"])
     difference = row["scores"]["miou"]["mean"] - best["encoder alone"].last[0]["scores"]["miou"]["mean"]
-    text = write_differences(tmp_path / "study", study.pairs, study.task, ["encoder alone", "not done"])
-    assert text.splitlines()[0] == "| method | mIoU − that of encoder alone |"
-    assert f"| ETHER | {difference:+.3f} [" in text
-    assert "| encoder alone |  |" in text
-    for picture in folder.glob("*.png"):
-        picture.unlink()  # judged already
-    assert torch.equal(pair_statistics(folder, study.pairs, 2, study.task), found)
-    with pytest.raises(FileNotFoundError):
-        pair_statistics(folder, study.pairs, 1, study.task)
+    text = write_differences(tmp_path / "study", ["encoder alone", "not done"])
+    assert f"| ETHER | encoder alone | {difference:+.3f} |  | 1 |" in text
+    assert ONE_SEED in text
 
 
-def test_the_program_tells_differences_and_what_keeps_it_from_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_program_tells_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arms = {"ETHER": {"method": "ether"}, "encoder alone": {"method": "none"}}
     settings = {"training": TRAINING, "arms": arms, "eval_steps": [1], "pairs": 2, "samples": 1}
     recipe = tmp_path / "study.yaml"
     recipe.write_text(json.dumps(settings | {"num_inference_steps": 2, "compare_with": ["encoder alone"]}))
     flags = ["--config", str(recipe), "--output_dir", str(tmp_path / "study")]
     control_study.main(flags)
-    assert "| method | mIoU − that of encoder alone |" in capsys.readouterr().out
+    assert "| method | minus | difference in mIoU, 95 % interval | p (Holm) | seeds |" in capsys.readouterr().out
     outline = (tmp_path / "study" / "study.json").read_text()
     with pytest.raises(SystemExit, match="made with other settings"):
         control_study.main([*flags, "--eval_steps=[1, 2]"])
     assert (tmp_path / "study" / "study.json").read_text() == outline
-    pictures = tmp_path / "study" / "images" / "ETHER" / "seed-0" / "000001"
-    (pictures / "statistics.npz").unlink()
-    (pictures / "00001-0.png").unlink()
-    with pytest.raises(SystemExit):
-        control_study.main(flags)
-    captured = capsys.readouterr()
-    assert "| ETHER |" in captured.out
-    assert "differences: " in captured.err
-    assert "00001-0.png" in captured.err
-    assert "remove that job's results and images to draw them again" in captured.err
-
-
-def test_the_resampled_means_spread_as_the_standard_error() -> None:
-    values = torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    statistics = torch.stack([torch.ones_like(values), values, values], -1)  # of a task of means: 1, F1, IoU
-    found = resampled(statistics, Canny(), "f1")
-    of_pairs = values.mean(1).numpy()
-    assert found[0] == pytest.approx(of_pairs.mean())
-    assert found[1:].mean() == pytest.approx(of_pairs.mean(), abs=0.01)
-    assert found[1:].std() == pytest.approx(of_pairs.std() / 50**0.5, rel=0.1)
-    shifted = statistics + torch.tensor([0, 0.25, 0]).double()
-    assert np.allclose(resampled(shifted, Canny(), "f1") - found, 0.25)  # the same draws for all
 
 
 def test_a_diverged_arm_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +230,7 @@ def test_the_table_has_every_arm_at_its_best_rate_by_ascending_miou(tmp_path: Pa
         "| a | 2 | 1,000 | 10 | 0.600 | 12.35 ± 1.00 |",
     ]
     assert "± is the standard deviation over the sample numbers" in table(findings.best)
-    assert rates_table(findings).splitlines()[2:] == ["| a | 0.500 (1) | 0.600 (2) | 0.100 |"]
+    assert rates_table(findings).splitlines()[2:3] == ["| a | 0.500 (1) | 0.600 (2) |"]
     assert findings.left_out == ["c@1/seed-0 (at step 1 of 2)", "d/seed-0 (not done yet)"]
 
 
@@ -282,7 +250,7 @@ def test_seeds_are_averaged_and_a_rate_at_which_one_diverged_is_left_out(tmp_pat
         "|---|---:|---:|---:|---:|---:|",
         "| a | 1 | 1,000 | 10 | 0.550 ± 0.071 | 12.35 ± 0.00 |",
         "",
-        "± is the standard deviation over the 2 seeds.",
+        "± is the standard deviation over the 2 seeds of the training.",
     ]
     assert rates_table(findings).splitlines()[2] == "| a | 0.550 (1) | 0.525 (2) | diverged (3) |  |"
     assert findings.left_out == [
@@ -330,25 +298,42 @@ def test_pairs_elsewhere_are_shown_as_far_as_they_were_drawn(tmp_path: Path) -> 
     write_study(tmp_path / "study")
 
 
-def test_a_difference_of_several_seeds_is_that_of_their_means(tmp_path: Path) -> None:
-    arms = {"a": {"method": "none"}, "b": {"method": "ether"}}
-    settings = {"eval_steps": [1], "samples": 1, "seeds": [0, 1], "keep_runs": False}
-    study = run(study_of(tmp_path, arms=arms, **settings))
-    best = read_findings(tmp_path).best
-    assert [row["seed"] for row in best["a"].last] == [0, 1]
-    means = {arm: np.mean([row["scores"]["miou"]["mean"] for row in best[arm].last]) for arm in best}
-    write_differences(tmp_path, study.pairs, study.task, ["a"])
-    difference, low, high = read_differences(read_findings(tmp_path))["b"]["a"]
-    assert difference == pytest.approx(means["b"] - means["a"])
-    assert low <= difference <= high
-    facts = json.loads((tmp_path / "differences.json").read_text())["compared"]
-    assert {arm: (rate, [seed for seed, _ in seeds]) for arm, (rate, *seeds) in facts.items()} == {
-        "a": (None, [0, 1]),
-        "b": (None, [0, 1]),
-    }
-    (tmp_path / "results" / "b" / "seed-1" / "000001.json").unlink()
-    assert read_differences(read_findings(tmp_path)) == {}  # it is of other findings
-    assert not (tmp_path / "runs" / "a").exists()
+def test_differences_are_taken_within_seeds_and_their_interval_is_over_the_seeds(tmp_path: Path) -> None:
+    scores = {"a": (0.50, 0.61, 0.40), "b": (0.55, 0.68, 0.43), "c": (0.70, 0.62, 0.75)}
+    results = [result(arm, 1, of_arm[seed], seed=seed) for arm, of_arm in scores.items() for seed in (0, 1, 2)]
+    write_results(tmp_path, results)
+    text = write_differences(tmp_path, ["a"])
+    found = {each.arm: each for each in read_differences(read_findings(tmp_path))}
+    assert set(found) == {"b", "c"}
+    raw = {}
+    for arm in "bc":
+        expected = stats.ttest_rel(scores[arm], scores["a"])
+        interval = expected.confidence_interval()
+        difference = found[arm].difference
+        assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
+        raw[arm] = expected.pvalue
+    assert [found[arm].p_holm for arm in "bc"] == pytest.approx(holm([raw["b"], raw["c"]]))
+    assert "| b | a | +0.050 [" in text
+    assert "over the seeds of the training" in text
+    known = json.loads((tmp_path / "differences.json").read_text())
+    assert known["compared"]["b"] == [1, [0, 0.55], [1, 0.68], [2, 0.43]]
+    write_results(tmp_path, results[::-1])
+    assert write_differences(tmp_path, ["a"]) == text  # whatever the order
+    (tmp_path / "results" / "b@1" / "seed-1").rename(tmp_path / "elsewhere")
+    assert {each.difference.units for each in read_differences(read_findings(tmp_path))} == {2}  # of what is there now
+
+
+def test_rates_of_one_seed_say_so_and_have_no_range(tmp_path: Path) -> None:
+    results = [result("a", rate, miou, seed=seed) for rate, miou in ((1, 0.5), (2, 0.6)) for seed in (0, 1)]
+    write_results(tmp_path / "one", results[::2])
+    text = rates_table(read_findings(tmp_path / "one"))
+    assert "highest - lowest" not in text
+    assert ONE_SEED in text
+    assert ONE_SEED in table(read_findings(tmp_path / "one").best)
+    write_results(tmp_path / "two", results)
+    text = rates_table(read_findings(tmp_path / "two"))
+    assert "| a | 0.500 (1) | 0.600 (2) | 0.100 |" in text
+    assert ONE_SEED not in text
 
 
 def test_samples_do_not_depend_on_the_batch_and_are_not_drawn_twice(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from scipy.linalg import sqrtm
 
 from ether_diffusion.metrics.backbones import Clip, Dino
 from ether_diffusion.metrics.distribution import (
-    bias_warning,
+    distances,
     frechet_distance,
     kernel_distance,
     load_feature_model,
+    too_few,
 )
 
 
@@ -72,16 +74,18 @@ def test_kid_of_subsets_has_the_same_expectation_and_leaves_the_dice_alone() -> 
             score(real[:1], generated)
 
 
-def test_small_sets_are_warned_of() -> None:
-    assert bias_warning(5000, 5000, 2048) is None
-    assert bias_warning(2048, 2048, 512) is None
-    few = bias_warning(5000, 500, 384)
-    assert few is not None
-    assert "biased upwards" in few
-    assert "singular" not in few
-    fewer = bias_warning(100, 500, 384)
-    assert fewer is not None
-    assert "below 385 the covariance of 384 features is singular" in fewer
+def test_sets_that_are_too_small_give_no_number() -> None:
+    assert too_few(5000, 5000, 2047) == {}
+    assert set(too_few(5000, 5000, 5000)) == {"fid"}  # the covariance would be singular
+    assert set(too_few(5000, 2047, 384)) == {"fid"}
+    few = too_few(255, 5000, 384)
+    assert set(few) == {"fid", "kid"}
+    assert (
+        few["kid"] == "KID is left out: it needs 256 images of each kind, there are 255 real and 5,000 generated images"
+    )
+    found = distances(features(0, 300), features(1, 300))
+    assert math.isnan(found["fid"])
+    assert found["kid"] == pytest.approx(float(kernel_distance(features(0, 300), features(1, 300))["kid"]))
 
 
 def test_features_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
