@@ -30,7 +30,7 @@ from ether_diffusion.evaluation.images import load_pipeline
 from ether_diffusion.evaluation.jobs import BenchmarkConfig
 from ether_diffusion.evaluation.kept import kept_bytes
 from ether_diffusion.evaluation.summary import BY_KEY, Result, all_results, primary, summarize
-from ether_diffusion.evaluation.tables import caption, format_score, markdown_table
+from ether_diffusion.evaluation.tables import caption, format_score, judges_line, markdown_table
 from ether_diffusion.files import write_text
 from ether_diffusion.training.base_model import is_xl
 from ether_diffusion.training.cli import parse_config
@@ -144,7 +144,7 @@ def analyse(folder: Path, results: list[Result], blocks: dict[str, int], costs: 
         [str(number), *(format_score(row["scores"][m.key]) for m in metrics), f"{cost.time:.2f}", f"{cost.kept:.2f}"]
         for number, row, cost in zip(n, rows, mine, strict=True)
     ]
-    text = markdown_table(heads, lines, 0) + "\n" + "\n".join(told) + "\n"
+    text = markdown_table(heads, lines, 0) + "\n" + "\n".join([*told, judges_line(results[0]["judges"])]) + "\n"
     write_text(
         folder / "blocks.json", json.dumps({"rows": rows, "costs": {k: asdict(c) for k, c in costs.items()}}, indent=1)
     )

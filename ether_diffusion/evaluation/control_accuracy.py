@@ -20,6 +20,7 @@ from ether_diffusion.evaluation.control_images import Drawing, draw_samples
 from ether_diffusion.evaluation.control_report import write_control_report
 from ether_diffusion.evaluation.folders import read_pictures
 from ether_diffusion.evaluation.images import load_run
+from ether_diffusion.evaluation.tables import judges_line
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import Picture, load_clip
 from ether_diffusion.metrics.control import ControlScores, score_control
@@ -304,7 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
-    print(f"{table(scores)}\n{scores.pictures} pictures of {scores.pairs} pairs; report: {output_dir / 'report.html'}")
+    print(
+        f"{table(scores)}\n{judges_line(scores.judges)}\n{scores.pictures} pictures of {scores.pairs} pairs; report: {output_dir / 'report.html'}"
+    )
     for warning in scores.warnings:
         print(f"Note: {warning}")
     if control.refused:

@@ -21,7 +21,7 @@ from ether_diffusion.evaluation.control_summary import (
     spread,
 )
 from ether_diffusion.evaluation.figures import Line, Panel, picture_grid, save_picture, write_figure
-from ether_diffusion.evaluation.tables import markdown_table
+from ether_diffusion.evaluation.tables import judges_line, markdown_table
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.control_tasks import Measure
 
@@ -145,6 +145,8 @@ def write_study(folder: Path) -> str:
         text += f"\n{by_rate}"
     if left_out := findings.left_out:
         text += f"\nNot in the tables: {'; '.join(left_out)}\n"
+    if findings.best:
+        text += f"\n{judges_line(next(iter(findings.best.values())).last[0].get('judges', {}))}\n"
     write_text(folder / "table.md", text)
     done = {key: rows for key, rows in findings.results.items() if rows}
     write_text(folder / "results.json", json.dumps(done, indent=1))

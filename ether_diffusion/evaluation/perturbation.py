@@ -28,6 +28,7 @@ from ether_diffusion.config import EtherConfig
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.evaluation.figures import Line, Panel, picture_grid, save_picture, write_figure
 from ether_diffusion.evaluation.images import Asked, draw, load_pipeline
+from ether_diffusion.evaluation.tables import judges_line, markdown_table
 from ether_diffusion.files import write_text
 from ether_diffusion.fingerprint import base_hash
 from ether_diffusion.metrics.fidelity import prompt_similarity
@@ -173,18 +174,22 @@ def write_study(
             x = [row["distance"] for row in mine]
             lines.append(Line(method, x, *([row[key][part] for row in mine] for part in ("mean", "low", "high"))))
         panels.append(Panel(title, "‖T − I‖ per block", lines, log_x=True, level=rows[0][key]["mean"]))
-    write_figure(folder / "perturbation.png", panels)
+    pictures = len(images["base", 0.0])
+    told = (
+        f"One random transform of each kind and distance; {pictures} pictures, whose 5th to 95th percentile is shaded."
+    )
+    write_figure(folder / "perturbation.png", panels, caption=[told])
     distances = sorted({row["distance"] for row in rows[1:]})
     blank = Image.new("RGB", next(iter(images.values()))[0].size, "white")
     grid = [("base", [images["base", 0.0][0]])]
     grid += [(m, [images[m, d][0] if (m, d) in images else blank for d in distances]) for m in methods]
     save_picture(picture_grid(grid, [f"{distance:.2g}" for distance in distances]), folder / "perturbed.png")
-    table = ["| method | ‖T − I‖ per block | DINO to the base | CLIP-T |", "|---|---:|---:|---:|"]
-    table += [
-        f"| {row['method']} | {row['distance']:.2f} | {row['dino']['mean']:.3f} | {row['clip_t']['mean']:.3f} |"
+    lines = [
+        [row["method"], f"{row['distance']:.2f}", f"{row['dino']['mean']:.3f}", f"{row['clip_t']['mean']:.3f}"]
         for row in rows
     ]
-    text = "\n".join(table) + "\n"
+    table = markdown_table(["method", "‖T − I‖ per block", "DINO to the base", "CLIP-T"], lines)
+    text = f"{table}\n{told}\n{judges_line(facts['judges'])}\n"
     write_text(folder / "perturbation.json", json.dumps({**facts, "rows": rows}, indent=1))
     write_text(folder / "perturbation.md", text)
     return text

@@ -30,7 +30,7 @@ from ether_diffusion.evaluation.summary import (
     summarize,
     unit_values,
 )
-from ether_diffusion.evaluation.tables import caption, format_score, markdown_table
+from ether_diffusion.evaluation.tables import caption, format_score, judges_line, markdown_table
 from ether_diffusion.files import write_text
 from ether_diffusion.training.cli import parse_config
 
@@ -129,7 +129,12 @@ def analyse(folder: Path, results: list[Result]) -> str:
     floor = {key: base[0]["scores"][key]["mean"] for key in (metric.key, "clip_t")} if base else {}
     told = caption(summary, [])
     write_figure(folder / "learning_rates.png", panels(arms, floor, metric), caption=told)
-    text = "\n".join([rates_table(arms, best, metric), widths_table(widths, metric), *told]) + "\n"
+    text = (
+        "\n".join(
+            [rates_table(arms, best, metric), widths_table(widths, metric), *told, judges_line(results[0]["judges"])]
+        )
+        + "\n"
+    )
     found = {
         arm: {"best": None if arm not in best else best[arm]["learning_rate"], "widths": widths[arm], "rows": rows}
         for arm, rows in arms.items()
