@@ -305,9 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
-    print(
-        f"{table(scores)}\n{judges_line(scores.judges)}\n{scores.pictures} pictures of {scores.pairs} pairs; report: {output_dir / 'report.html'}"
-    )
+    print(f"{table(scores)}\n{judges_line(scores.judges)}")
+    print(f"{scores.pictures} pictures of {scores.pairs} pairs; report: {output_dir / 'report.html'}")
     for warning in scores.warnings:
         print(f"Note: {warning}")
     if control.refused:

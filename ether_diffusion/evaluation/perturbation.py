@@ -184,11 +184,11 @@ def write_study(
     grid = [("base", [images["base", 0.0][0]])]
     grid += [(m, [images[m, d][0] if (m, d) in images else blank for d in distances]) for m in methods]
     save_picture(picture_grid(grid, [f"{distance:.2g}" for distance in distances]), folder / "perturbed.png")
-    lines = [
+    cells = [
         [row["method"], f"{row['distance']:.2f}", f"{row['dino']['mean']:.3f}", f"{row['clip_t']['mean']:.3f}"]
         for row in rows
     ]
-    table = markdown_table(["method", "‖T − I‖ per block", "DINO to the base", "CLIP-T"], lines)
+    table = markdown_table(["method", "‖T − I‖ per block", "DINO to the base", "CLIP-T"], cells)
     text = f"{table}\n{told}\n{judges_line(facts['judges'])}\n"
     write_text(folder / "perturbation.json", json.dumps({**facts, "rows": rows}, indent=1))
     write_text(folder / "perturbation.md", text)
