@@ -60,7 +60,7 @@ def score_folders(
         title: of the report.
         clip: judge of CLIP-T: a Hub id, a folder, playground, or anytorch: and a model; None for none.
         fid_features: see :func:`~ether_diffusion.metrics.distribution.load_feature_model`; None for no FID and KID.
-        unrelated: real images for FID and KID that are none of the originals; see :func:`score_control`.
+        unrelated: real images for FID and KID; see :func:`~ether_diffusion.metrics.control.score_control`.
         kid_subset_size: of KID.
         device: where to compute.
         show: whether to show progress.
@@ -204,7 +204,12 @@ def _parser() -> argparse.ArgumentParser:
         help="of FID and KID: inception, inception:FILE, dino:NAME, clip:NAME, playground or none "
         "(default: %(default)s, which needs torch-fidelity)",
     )
-    add("--fid_originals", type=Path, help="folder of other real images for FID and KID; default: a split")
+    add(
+        "--fid_originals",
+        type=Path,
+        help="folder of other real images for FID and KID; default: the originals of every second pair, held against "
+        "the pictures of the other pairs",
+    )
     add("--kid_subset_size", type=int, help="default: 1000, or all of the smaller set")
     drawing = parser.add_argument_group("drawing with --run")
     for setting in fields(Drawing):
@@ -268,6 +273,22 @@ def _draw(given: argparse.Namespace, device: str) -> dict[str, Any]:
     return facts
 
 
+def _real_images(folder: Path, control: Control) -> list[Path]:
+    """The pictures of the folder; what of it cannot be read is added to ``control.refused``.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such folder.
+        ValueError: it has no readable picture.
+    """
+    found = read_pictures(folder)
+    if not found.paths:
+        raise ValueError(
+            f"--fid_originals {folder} has no readable picture directly in it: name a folder of real images"
+        )
+    control.refused |= found.refused
+    return found.paths
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program: score a folder, print the table, and name what was not scored.
 
@@ -287,6 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         drawn = None if given.run is None else _draw(given, device)
         read_samples(given.generated)  # a wrong path shows before the judges are loaded
         control = read_control(given.data, given.generated, given.task == "segmentation")
+        unrelated = None if given.fid_originals is None else _real_images(given.fid_originals, control)
         if given.from_originals:
             control.pairs = [replace(pair, condition=None) for pair in control.pairs]
         scores = score_folders(
@@ -297,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{generated.name}: {given.task}",
             None if given.clip == NONE else given.clip,
             None if given.fid_features == NONE else given.fid_features,
-            None if given.fid_originals is None else read_pictures(given.fid_originals).paths,
+            unrelated,
             given.kid_subset_size,
             device,
             show=True,

@@ -7,8 +7,8 @@ Pairs of one training are no units, since another seed changes what a method rea
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,34 @@ ONE_SEED = "One seed of the training: there is no interval, since another seed m
 def differences(findings: Findings, against: Sequence[str]) -> list[Comparison]:
     """The mIoU of every arm minus that of each arm of ``against``, at the best rates, corrected for their number.
 
+    Two arms of ``against`` are compared once, not in both directions, so that the correction counts them once.
+
     Args:
         findings: of the study.
         against: arms; those that are not finished are left out.
     """
+    values = _by_seed(findings)
+    pairs: list[tuple[str, str]] = []
+    for other in against:
+        pairs += [(arm, other) for arm in values if other in values and arm != other and (other, arm) not in pairs]
+    return compare(values, list(dict.fromkeys(pairs)))
+
+
+def _by_seed(findings: Findings) -> dict[str, dict[str, float]]:
+    """MIoU of every arm at its best rate, by the seed; seeds without a score are left out."""
     values: dict[str, dict[str, float]] = {}
     for arm, setting in findings.best.items():
-        means = {str(row["seed"]): row["scores"][MIOU]["mean"] for row in setting.last}
+        means = {str(row["seed"]): row["scores"][MIOU]["mean"] for row in sorted(setting.last, key=itemgetter("seed"))}
         values[arm] = {seed: mean for seed, mean in means.items() if mean is not None}
-    others = [other for other in against if other in values]
-    return compare(values, [(arm, other) for other in others for arm in values if arm != other])
+    return values
 
 
 def write_differences(study: Path, against: Sequence[str]) -> str:
     """Write ``differences.md`` and ``differences.json`` of a study's folder; return the table.
 
-    What another process finishes meanwhile is taken in. The JSON has the rate and the seeds with their scores of every
-    arm (``compared``), and the comparisons.
+    What another process finishes meanwhile is taken in. The JSON has for every arm its rate and its score by seed
+    (``arms``), and the ``comparisons``: ``arm``, ``rival``, the ``seeds`` that both have, the mean ``difference`` over
+    them, the ends ``low`` and ``high`` of its 95 % interval, ``p``, and ``p_holm``. Of one seed the last four are null.
 
     Args:
         study: its folder.
@@ -52,16 +63,36 @@ def write_differences(study: Path, against: Sequence[str]) -> str:
         if read_findings(study).compared == findings.compared:
             break
     text = differences_table(found)
-    content: dict[str, Any] = {"compared": findings.compared, "comparisons": [asdict(each) for each in found]}
+    values = _by_seed(findings)
+    content: dict[str, Any] = {
+        "measure": MIOU,
+        "arms": {arm: {"rate": findings.best[arm].rate, "by_seed": of_arm} for arm, of_arm in values.items()},
+        "comparisons": [_line(each, values) for each in found],
+    }
     write_text(study / DIFFERENCES, json.dumps(content, indent=1))
     write_text(study / "differences.md", text)
     return text
 
 
+def _line(found: Comparison, values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """A comparison in :data:`DIFFERENCES`."""
+    estimate = found.difference
+    return {
+        "arm": found.arm,
+        "rival": found.rival,
+        "seeds": [int(seed) for seed in values[found.arm] if seed in values[found.rival]],
+        "difference": estimate.mean,
+        "low": estimate.low,
+        "high": estimate.high,
+        "p": estimate.p,
+        "p_holm": found.p_holm,
+    }
+
+
 def read_differences(findings: Findings) -> list[Comparison]:
     """The comparisons that the study's :data:`DIFFERENCES` names, of the findings as they are now; none without it."""
     path = findings.folder / DIFFERENCES
-    known = json.loads(path.read_text(encoding="utf-8"))["comparisons"] if path.is_file() else []
+    known = json.loads(path.read_text(encoding="utf-8")).get("comparisons", []) if path.is_file() else []
     return differences(findings, list(dict.fromkeys(each["rival"] for each in known)))
 
 

@@ -41,7 +41,9 @@ class ControlStudyConfig:
         ignore_index: id that is left out of the scores.
         clip: judge of CLIP-T; without it there is none.
         fid_features: of FID and KID: inception, dino:NAME, clip:NAME or playground; without them there is neither.
-        compare_with: arms that every other is held against, with 95% intervals of the difference in mIoU.
+            Both need many pairs: see :func:`~ether_diffusion.metrics.distribution.too_few`.
+        compare_with: arms that every other is held against; with several seeds the difference in mIoU has a 95 %
+            interval over the seeds.
         keep_runs: keep what was trained.
     """
 

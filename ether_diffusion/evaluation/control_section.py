@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ether_diffusion.data.pairs import PairFiles, load_condition
-from ether_diffusion.evaluation.control_differences import ONE_SEED, difference_caption, read_differences
+from ether_diffusion.evaluation.control_differences import difference_caption, read_differences
 from ether_diffusion.evaluation.control_summary import ControlResult, Findings, Setting, mean, read_findings, spread
 from ether_diffusion.evaluation.control_tables import (
     first_sample,
@@ -20,6 +20,8 @@ from ether_diffusion.evaluation.control_tables import (
     number,
     panels,
     shown_pairs,
+    spread_caption,
+    steps_caption,
 )
 from ether_diffusion.evaluation.figures import Panel
 from ether_diffusion.evaluation.statistics import Comparison
@@ -55,6 +57,11 @@ class ControlSection:
         """A result of the last step, for what all of them have: judges, choices, warnings, pairs, originals."""
         return next(iter(self.findings.best.values())).last[0]
 
+    @property
+    def caption(self) -> str:
+        """What the means and ± of the scores are over."""
+        return spread_caption(len(next(iter(self.findings.best.values())).seeds))
+
     def score(self, setting: Setting, key: str) -> tuple[float, str, str]:
         """A score of a setting's last step, the same as text, and its spread as text."""
         value = mean(setting.last, key)
@@ -70,13 +77,12 @@ def read_section(folder: Path, name: str) -> ControlSection:
     findings = read_findings(folder.resolve())
     if not findings.best:
         raise FileNotFoundError(f"{folder}: nothing can be compared yet: {'; '.join(findings.left_out)}")
-    seeds = len(next(iter(findings.best.values())).seeds)
     return ControlSection(
         name,
         findings,
         known_measures(findings.finished),
         [
-            *_step_curves(name, panels(findings.scored), seeds),
+            *_step_curves(name, panels(findings.scored), steps_caption(findings.scored)),
             *_difference_figures(name, read_differences(findings)),
         ],
         _pictures(findings),
@@ -115,14 +121,14 @@ def _classes(best: Mapping[str, Setting]) -> list[tuple[str, list[float | None]]
     ]
 
 
-def _step_curves(where: str, shown: Sequence[Panel], seeds: int) -> list[Curve]:
+def _step_curves(where: str, shown: Sequence[Panel], of_seeds: str) -> list[Curve]:
     """A figure of every panel, all on one scale."""
     values = [value for panel in shown for line in panel.lines for value in line.y if not math.isnan(value)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     margin = 0.05 * (high - low) or 0.05
-
-    caption = "A line for each learning rate. Before the last step fewer pairs were drawn, one sample of each."
-    caption += f" {ONE_SEED}" if seeds < 2 else f" Means over {seeds} seeds."
+    caption = (
+        f"A line for each learning rate. Before the last step fewer pairs were drawn, one sample of each. {of_seeds}"
+    )
     curves = []
     for panel in shown:
         with figure_style(f"{where} {panel.title}"):

@@ -48,13 +48,13 @@ def table(best: dict[str, Setting]) -> str:
         rows.append([arm, *facts, *(cell(setting, key) for key in keys)])
     if originals := first.last[0]["originals"]:
         rows.append(["*originals*", "", "", "", *(number(originals.get(key), key) for key in keys)])
-    return markdown_table(heads, rows) + f"\n{_of_seeds(len(first.seeds))}\n"
+    return markdown_table(heads, rows) + f"\n{spread_caption(len(first.seeds))}\n"
 
 
-def _of_seeds(count: int) -> str:
-    """What the spread of a table is over."""
-    if count > 1:
-        return f"± is the standard deviation over the {count} seeds of the training."
+def spread_caption(seeds: int) -> str:
+    """What the means and ± of a table of so many seeds are over."""
+    if seeds > 1:
+        return f"Means over {seeds} seeds of the training; ± is their standard deviation."
     return f"{ONE_SEED} ± is the standard deviation over the sample numbers."
 
 
@@ -83,7 +83,7 @@ def rates_table(findings: Findings) -> str:
             row.append(number(max(values.values()) - min(values.values())) if whole else "")
         rows.append(row)
     heads = ["method", *(f"rate {place + 1}" for place in range(widest))]
-    told = f"Means over {seeds} seeds." if seeds > 1 else ONE_SEED
+    told = f"Means over {seeds} seeds of the training." if seeds > 1 else ONE_SEED
     return f"{markdown_table([*heads, *(['highest - lowest'] if seeds > 1 else [])], rows)}\n{told}\n"
 
 
@@ -105,6 +105,16 @@ def panels(settings: Sequence[Setting]) -> list[Panel]:
         line = Line(setting.label or "default", list(setting.steps), [mean(rows) for rows in setting.steps.values()])
         arms.setdefault(setting.arm, []).append(line)
     return [Panel(f"{arm}: mIoU", "step", lines) for arm, lines in arms.items()]
+
+
+def steps_caption(settings: Iterable[Setting]) -> str:
+    """Of how many seeds the points of :func:`panels` are; those of an unfinished study may differ."""
+    counts = {len(rows) for setting in settings for rows in setting.steps.values()}
+    fewest, most = min(counts, default=1), max(counts, default=1)
+    if most < 2:
+        return ONE_SEED
+    span = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return f"Means over {span} seeds of the training."
 
 
 def shown_pairs(findings: Findings) -> list[PairFiles]:
@@ -146,14 +156,15 @@ def write_study(folder: Path) -> str:
     if left_out := findings.left_out:
         text += f"\nNot in the tables: {'; '.join(left_out)}\n"
     if findings.best:
-        text += f"\n{judges_line(next(iter(findings.best.values())).last[0].get('judges', {}))}\n"
+        first = next(iter(findings.best.values())).last[0]
+        text += "".join(f"\n{warning}\n" for warning in first.get("warnings", []))
+        text += f"\n{judges_line(first.get('judges', {}))}\n"
     write_text(folder / "table.md", text)
     done = {key: rows for key, rows in findings.results.items() if rows}
     write_text(folder / "results.json", json.dumps(done, indent=1))
     if drawn := panels(findings.scored):
-        seeds = max((len(setting.seeds) for setting in findings.scored), default=1)
-        told = [] if seeds > 1 else [ONE_SEED]
-        write_figure(folder / "steps.png", drawn, columns=3, share_y=True, caption=told)
+        told = steps_caption(findings.scored)
+        write_figure(folder / "steps.png", drawn, columns=3, share_y=True, caption=[told])
     if (picture := sheet(findings)) is not None:
         save_picture(picture, folder / "samples.png")
     return text

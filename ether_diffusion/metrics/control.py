@@ -23,6 +23,7 @@ CLIP_T = Measure("clip_t", "CLIP-T")
 FID = Measure("fid", "FID", higher_is_better=False)
 KID = Measure("kid", "KID", higher_is_better=False)
 DISTRIBUTIONS = (FID, KID)
+BETWEEN = "originals of the pairs between"
 
 Score = dict[str, Any]
 
@@ -38,7 +39,8 @@ class ControlScores:
             ``spread`` (None for one number), the scores ``by_number``, and ``overall``: of all pictures as one set;
             None where there was nothing to take a score of.
         originals: the same measures of the originals held against the same conditions: the most that a generator can
-            be expected to reach with this judge. Empty where the conditions were computed from them.
+            be expected to reach with this judge. Not there where the conditions were computed from them. FID and KID
+            are those of the originals of the scored pairs against the same real images: the least to be expected.
         rows: one per picture.
         classes: of maps, over all pictures.
         pairs: how many.
@@ -94,11 +96,12 @@ def score_control(
         clip: for CLIP-T; None for none.
         features: whose features FID and KID compare; None for neither. They are left out, with a warning, where there
             are too few pictures: see :func:`~ether_diffusion.metrics.distribution.too_few`.
-        unrelated: real images for FID and KID that are none of the originals; without them the pictures of every second
-            pair are held against the originals of the others.
+        unrelated: real images for FID and KID. Those that are the original of a pair, by path or as the same object,
+            are passed over with a warning, since the pictures were drawn for them. Without ``unrelated`` the pictures
+            of every second pair, from the first on, are held against the originals of the pairs between.
         prompts: of every picture; None for those of the pairs. Pictures without one have no CLIP-T.
         kid_subset_size: see :func:`~ether_diffusion.metrics.distribution.kernel_distance`.
-        originals: whether to hold the originals against given conditions, too.
+        originals: whether to score the originals, too.
         show: whether to show progress.
 
     Raises:
@@ -139,7 +142,7 @@ def score_control(
     if clip is not None:
         _score_prompts(found, pairs, samples, clip, prompts, show)
     if features is not None:
-        _score_distributions(found, pairs, samples, features, unrelated, kid_subset_size, show)
+        _score_distributions(found, pairs, samples, features, unrelated, kid_subset_size, originals, show)
     return found
 
 
@@ -246,38 +249,64 @@ def _score_distributions(
     features: Backbone,
     others: Sequence[Picture] | None,
     subset_size: int | None,
+    originals: bool,
     show: bool,
 ) -> None:
-    """Add FID and KID of the pictures against real images that they were not drawn for, where there are enough.
-
-    Against ``others``; without them the pictures of every second pair, from the first on, are held against the
-    originals of the pairs between.
-    """
-    drawn, real_images = list(zip(pairs, samples, strict=True)), list(others or ())
-    if not real_images:
-        drawn, real_images = drawn[::2], [pair.original for pair in pairs[1::2]]
-    names = {pair.name for pair, _ in drawn}
-    rows = [row for row in found.rows if row["pair"] in names]
-    missing = too_few(len(real_images), len(rows))
-    found.judges["features"] = features.identity
+    """Add FID and KID of the pictures against real images that they were not drawn for, where there are enough."""
+    drawn, real_images = _unrelated(pairs, samples, others)
+    if own := (len(pairs) // 2 if others is None else len(others)) - len(real_images):
+        found.warnings.append(
+            f"FID and KID leave out {own:,} of the real images: the scored pictures were drawn for them."
+        )
+    numbers = [number for _, of_pair in drawn for number in range(len(of_pair))]
+    missing = too_few(len(real_images), len(numbers))
     if len(missing) < len(DISTRIBUTIONS):
         real = features.raw_features(real_images, "real images" if show else None)
         seen = features.raw_features([picture for _, each in drawn for picture in each], "FID, KID" if show else None)
         missing = too_few(len(real), len(seen), real.shape[1])
         by_number = [
-            distances(real, seen[[place for place, row in enumerate(rows) if row["number"] == number]], subset_size)
+            distances(real, seen[[place for place, each in enumerate(numbers) if each == number]], subset_size)
             for number in range(found.samples_per_pair)
         ]
-        overall = distances(real, seen, subset_size)
-        floor = distances(real, features.raw_features([pair.original for pair, _ in drawn]), subset_size)
+        overall, floor = distances(real, seen, subset_size), {}
+        if originals:
+            floor = distances(real, features.raw_features([pair.original for pair, _ in drawn]), subset_size)
         for measure in DISTRIBUTIONS:
             if measure.key not in missing:
                 found.measures.append(measure)
                 values = [{measure.key: each[measure.key]} for each in by_number]
                 found.scores |= _spread(values, {measure.key: overall[measure.key]})
-                if found.originals and not math.isnan(floor[measure.key]):
+                if not math.isnan(floor.get(measure.key, math.nan)):
                     found.originals[measure.key] = floor[measure.key]
-        found.choices["FID and KID against"] = (
-            f"{len(real):,} {'other real images' if others else 'originals, those of the pairs between'}"
+                if any(math.isnan(each[measure.key]) for each in by_number):
+                    found.warnings.append(
+                        f"{measure.title} is of all samples as one set only: {len(drawn):,} pictures, one of each "
+                        "pair, are too few."
+                    )
+        found.judges["features"] = features.identity
+        of_pictures, of_real = ("", "other real images") if others is not None else (" of every second pair", BETWEEN)
+        found.choices["FID and KID"] = (
+            f"{len(seen):,} pictures{of_pictures} against {len(real):,} {of_real}; "
+            "originals: those of the same pairs against the same images"
         )
     found.warnings += [f"{reason}." for reason in missing.values()]
+
+
+def _unrelated(
+    pairs: Sequence[Pair], samples: Sequence[Sequence[Picture]], others: Sequence[Picture] | None
+) -> tuple[list[tuple[Pair, Sequence[Picture]]], list[Picture]]:
+    """The pairs whose pictures FID and KID are of, and the real images, none of which is the original of such a pair.
+
+    Without ``others`` the pairs are every second one, from the first on, and the images the originals of the pairs
+    between.
+    """
+    drawn = list(zip(pairs, samples, strict=True))
+    if others is None:
+        drawn, others = drawn[::2], [pair.original for pair in pairs[1::2]]
+    own = {_file_or_image(pair.original) for pair, _ in drawn}
+    return drawn, [picture for picture in others if _file_or_image(picture) not in own]
+
+
+def _file_or_image(picture: Picture) -> Path | int:
+    """Equal for two paths of one file, and for one image in memory."""
+    return picture.resolve() if isinstance(picture, Path) else id(picture)

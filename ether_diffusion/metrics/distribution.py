@@ -25,7 +25,8 @@ INCEPTION = "inception"
 FID_ENOUGH, KID_ENOUGH = 2048, 256
 """The fewest images of each set for FID and for KID. FID also needs more images than features have dimensions, since
 its covariance is singular otherwise; its bias is small only above some thousands. KID has no bias, but its standard
-error falls with 1/n and exceeds what methods differ by in small sets; where to draw that line is a convention."""
+error, which falls with 1/n for sets that are alike, exceeds what methods differ by in small sets. Where to draw that
+line is a convention."""
 SUBSET_SIZE, SUBSETS = 1000, 100
 """Of KID, where there are so many images."""
 

@@ -20,7 +20,9 @@ from ether_diffusion.evaluation.control_data import (
     write_generated_metadata,
 )
 from ether_diffusion.evaluation.control_report import ranked
+from ether_diffusion.metrics import distribution
 from ether_diffusion.metrics.control_tasks import Measure
+from ether_diffusion.metrics.distribution import kernel_distance, load_feature_model
 from ether_diffusion.playground.world import draw, full_captions, random_scene
 
 PLAYGROUND = ["--segmenter", "playground", "--clip", "playground", "--fid_features", "playground"]
@@ -77,18 +79,13 @@ def test_scores_report_and_table(folders: tuple[Path, Path], capsys: pytest.Capt
     assert "| mIoU ↑ |" in out
     assert "| KID ↓ |" not in out
     assert "Note: KID is left out: it needs 256 images of each kind, there are 2 real and 6 generated images." in out
-    real = folders[0].with_name("real")
-    draw_folder(real, 256)
-    main([*arguments(folders), *PLAYGROUND, "--fid_originals", str(real)])
-    assert "Note: KID is left out: it needs 256 images of each kind, there are 256 real and 10 generated" in (
-        capsys.readouterr().out
-    )
     folder = folders[1].with_name("plain-control")
     results = json.loads((folder / "results.json").read_text())
     perfect, noisy = results["scores"]["miou"]["by_number"]
     assert perfect == results["originals"]["miou"] > 0.9 > noisy
     assert results["choices"]["other sizes"] == "refused"
-    assert {"segmenter", "clip", "features"} == set(results["judges"])
+    assert {"segmenter", "clip"} == set(results["judges"])  # nothing was compared by features
+    assert sum("is left out: it needs" in warning for warning in results["warnings"]) == 2
     assert all(re.fullmatch(r"[0-9a-f]{12}", judge["weights"]) for judge in results["judges"].values())
     assert "torch" in results["libraries"]
     assert results["refused"] == {}
@@ -102,6 +99,41 @@ def test_scores_report_and_table(folders: tuple[Path, Path], capsys: pytest.Capt
     assert page.count("data:image/webp") == PAIRS * (2 + EACH) + PAIRS * EACH  # conditions, originals, samples, looks
     assert not re.search(r'(src|href)="(?!data:|https://arxiv)', page)
     assert "night_sky" in page or "sky" in page
+    assert "FID is left out: it needs 2,048 images of each kind" in page
+
+
+def test_fid_and_kid_against_another_folder(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distribution, "KID_ENOUGH", 10)
+    (data, generated), real = folders, folders[0].with_name("real")
+    draw_folder(real, 12)
+    flags = [*arguments(folders), *PLAYGROUND, "--fid_originals"]
+    main([*flags, str(real)])
+    out = capsys.readouterr().out
+    assert "Note: FID is left out: it needs 2,048 images of each kind with these features, there are 12 real" in out
+    assert "Note: KID is of all samples as one set only: 5 pictures, one of each pair, are too few." in out
+    judge = load_feature_model("playground")
+    real_features = judge.raw_features(sorted(real.iterdir()))
+    expected = kernel_distance(real_features, judge.raw_features(sorted(generated.glob("*.png"))))["kid"]
+    results = json.loads((generated.with_name("plain-control") / "results.json").read_text())
+    assert results["scores"]["kid"]["mean"] is None
+    assert results["scores"]["kid"]["overall"] == pytest.approx(expected, rel=1e-5)
+    assert "features" in results["judges"]
+
+    (real / "0012.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, str(real)])
+    assert ended.value.code == 1
+    assert f"  {real / '0012.png'}: " in capsys.readouterr().out
+
+    main([*flags, str(data / "images")])  # coupled sets
+    out = capsys.readouterr().out
+    assert "Note: FID and KID leave out 5 of the real images: the scored pictures were drawn for them." in out
+    assert "KID is left out: it needs 10 images of each kind, there are 0 real and 10 generated" in out
+
+    (tmp := data.with_name("empty")).mkdir()
+    assert f"--fid_originals {tmp} has no readable picture" in failing(folders, capsys, "--fid_originals", str(tmp))
 
 
 def test_files_that_do_not_belong_together_are_named_and_end_with_1(

@@ -16,16 +16,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy import stats
 
-from ether_diffusion.evaluation import control_study
+from ether_diffusion.evaluation import control_study, control_tables
 from ether_diffusion.evaluation.control_accuracy import main as accuracy
-from ether_diffusion.evaluation.control_differences import ONE_SEED, read_differences, write_differences
+from ether_diffusion.evaluation.control_differences import ONE_SEED, differences, read_differences, write_differences
 from ether_diffusion.evaluation.control_images import Drawing, draw_samples
 from ether_diffusion.evaluation.control_jobs import ControlStudyConfig, all_jobs
+from ether_diffusion.evaluation.control_section import read_section
 from ether_diffusion.evaluation.control_study import Study
 from ether_diffusion.evaluation.control_summary import read_findings, write_outline
-from ether_diffusion.evaluation.control_tables import rates_table, table, write_study
+from ether_diffusion.evaluation.control_tables import rates_table, steps_caption, table, write_study
 from ether_diffusion.evaluation.images import load_run
-from ether_diffusion.evaluation.statistics import holm
+from ether_diffusion.evaluation.report import write_report
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config
@@ -137,6 +138,8 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
     last = json.loads((tmp_path / "study" / "results" / "ETHER@0.01" / "seed-0" / "000002.json").read_text())
     assert (last["pairs"], last["samples_per_pair"], last["steps"]) == (2, 2, 2)
     assert {"miou", "macc", "aacc", "clip_t"} == set(last["scores"])
+    too_few = "KID is left out: it needs 256 images of each kind, there are 1 real and 2 generated images."
+    assert too_few in last["warnings"]
     assert set(last["trained_parameters"]) == {"unet", "control_encoder"}
     first = json.loads((tmp_path / "study" / "results" / "ETHER@0.01" / "seed-0" / "000001.json").read_text())
     assert (first["pairs"], first["samples_per_pair"], set(first["scores"])) == (1, 1, {"miou", "macc", "aacc"})
@@ -152,6 +155,9 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
     text = write_study(tmp_path / "study")
     assert text.count("\n| ETHER | 0.01 |") + text.count("\n| ETHER | 0.001 |") == 1
     assert "| encoder alone |  | 0 | 99,760 |" in text
+    assert too_few in text.splitlines()
+    assert too_few in (tmp_path / "study" / "table.md").read_text()
+    assert f'<p class="note">{too_few}</p>' in write_report([tmp_path / "study"], tmp_path / "page.html").read_text()
     with Image.open(tmp_path / "study" / "samples.png") as sheet:
         assert sheet.height > 4 * 96
     assert (tmp_path / "study" / "steps.png").is_file()
@@ -208,7 +214,8 @@ def result(arm: str, rate: float | None, miou: float, steps: int = 2, seed: int 
     scores = {"miou": {"mean": miou, "spread": None}, "fid": {"mean": 12.345, "spread": 1.0}}
     counts = {"unet": 1000, "control_encoder": 10}
     facts = {"arm": arm, "rate": rate, "seed": seed, "steps": steps, "trained_parameters": counts, "originals": {}}
-    facts |= {"pairs": 2, "folder": "images"}
+    facts |= {"pairs": 2, "samples_per_pair": 1, "folder": "images", "classes": [], "judges": {}, "choices": {}}
+    facts |= {"warnings": []}
     return facts | {"scores": scores}
 
 
@@ -250,7 +257,7 @@ def test_seeds_are_averaged_and_a_rate_at_which_one_diverged_is_left_out(tmp_pat
         "|---|---:|---:|---:|---:|---:|",
         "| a | 1 | 1,000 | 10 | 0.550 ± 0.071 | 12.35 ± 0.00 |",
         "",
-        "± is the standard deviation over the 2 seeds of the training.",
+        "Means over 2 seeds of the training; ± is their standard deviation.",
     ]
     assert rates_table(findings).splitlines()[2] == "| a | 0.550 (1) | 0.525 (2) | diverged (3) |  |"
     assert findings.left_out == [
@@ -298,29 +305,97 @@ def test_pairs_elsewhere_are_shown_as_far_as_they_were_drawn(tmp_path: Path) -> 
     write_study(tmp_path / "study")
 
 
+def results_of(scores: dict[str, tuple[float, ...]]) -> list[dict[str, Any]]:
+    """A result for every arm and seed."""
+    return [result(arm, 1, miou, seed=seed) for arm, of_arm in scores.items() for seed, miou in enumerate(of_arm)]
+
+
+THREE_SEEDS = {"a": (0.50, 0.61, 0.40), "b": (0.55, 0.68, 0.43), "c": (0.70, 0.62, 0.75)}
+
+
 def test_differences_are_taken_within_seeds_and_their_interval_is_over_the_seeds(tmp_path: Path) -> None:
-    scores = {"a": (0.50, 0.61, 0.40), "b": (0.55, 0.68, 0.43), "c": (0.70, 0.62, 0.75)}
-    results = [result(arm, 1, of_arm[seed], seed=seed) for arm, of_arm in scores.items() for seed in (0, 1, 2)]
-    write_results(tmp_path, results)
+    write_results(tmp_path, results_of(THREE_SEEDS))
     text = write_differences(tmp_path, ["a"])
-    found = {each.arm: each for each in read_differences(read_findings(tmp_path))}
-    assert set(found) == {"b", "c"}
-    raw = {}
+    content = json.loads((tmp_path / "differences.json").read_text())
+    assert content["measure"] == "miou"
+    assert content["arms"]["b"] == {"rate": 1, "by_seed": {"0": 0.55, "1": 0.68, "2": 0.43}}
+    lines = {line["arm"]: line for line in content["comparisons"]}
+    assert set(lines) == {"b", "c"}
+    raw = []
     for arm in "bc":
-        expected = stats.ttest_rel(scores[arm], scores["a"])
-        interval = expected.confidence_interval()
-        difference = found[arm].difference
-        assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
-        raw[arm] = expected.pvalue
-    assert [found[arm].p_holm for arm in "bc"] == pytest.approx(holm([raw["b"], raw["c"]]))
-    assert "| b | a | +0.050 [" in text
+        values = np.subtract(THREE_SEEDS[arm], THREE_SEEDS["a"])
+        expected = stats.ttest_1samp(values, 0)
+        interval = expected.confidence_interval(0.95)
+        line = lines[arm]
+        assert (line["rival"], line["seeds"]) == ("a", [0, 1, 2])
+        assert [line[key] for key in ("difference", "low", "high", "p")] == pytest.approx(
+            [values.mean(), interval.low, interval.high, expected.pvalue]
+        )
+        raw.append(expected.pvalue)
+    smaller, larger = sorted(raw)
+    holm = {smaller: 2 * smaller, larger: max(2 * smaller, larger)}
+    assert [lines[arm]["p_holm"] for arm in "bc"] == pytest.approx([holm[p] for p in raw])
+    low, high = lines["b"]["low"], lines["b"]["high"]
+    assert f"| b | a | +0.050 [{low:+.3f}, {high:+.3f}] | {lines['b']['p_holm']:.2g} | 3 |" in text
     assert "over the seeds of the training" in text
-    known = json.loads((tmp_path / "differences.json").read_text())
-    assert known["compared"]["b"] == [1, [0, 0.55], [1, 0.68], [2, 0.43]]
-    write_results(tmp_path, results[::-1])
-    assert write_differences(tmp_path, ["a"]) == text  # whatever the order
+    assert "corrected for 2 comparisons" in text
+
+
+def test_differences_do_not_depend_on_the_order_of_the_results(tmp_path: Path) -> None:
+    for name, rows in {"one": results_of(THREE_SEEDS), "two": results_of(THREE_SEEDS)[::-1]}.items():
+        write_results(tmp_path / name, rows)
+        write_differences(tmp_path / name, ["a", "b"])
+    for file in ("differences.json", "differences.md"):
+        assert (tmp_path / "one" / file).read_text() == (tmp_path / "two" / file).read_text()
+
+
+def test_differences_are_of_what_is_there_now(tmp_path: Path) -> None:
+    write_results(tmp_path, results_of(THREE_SEEDS))
+    write_differences(tmp_path, ["a"])
     (tmp_path / "results" / "b@1" / "seed-1").rename(tmp_path / "elsewhere")
-    assert {each.difference.units for each in read_differences(read_findings(tmp_path))} == {2}  # of what is there now
+    found = {each.arm: each.difference for each in read_differences(read_findings(tmp_path))}
+    assert found["c"].mean == pytest.approx((0.70 - 0.50 + 0.75 - 0.40) / 2)
+    assert {each.units for each in found.values()} == {2}
+
+
+def test_two_arms_are_compared_once(tmp_path: Path) -> None:
+    """Or Holm's correction would count one question twice."""
+    write_results(tmp_path, results_of(THREE_SEEDS))
+    write_differences(tmp_path, ["a", "b", "a"])
+    findings = read_findings(tmp_path)
+    found = read_differences(findings)
+    assert {(each.arm, each.rival) for each in found} == {("b", "a"), ("c", "a"), ("c", "b")}
+    assert found == differences(findings, ["a", "b"])
+
+
+def test_one_seed_has_no_interval_and_table_and_page_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captions = []
+    monkeypatch.setattr(control_tables, "write_figure", lambda *_, caption, **__: captions.append(caption))
+    write_results(tmp_path, results_of({"a": (0.5,), "b": (0.6,)}))
+    text = write_study(tmp_path)
+    assert ONE_SEED in text
+    assert captions == [[ONE_SEED]]
+    text = write_differences(tmp_path, ["a"])
+    assert "| b | a | +0.100 |  | 1 |" in text
+    assert ONE_SEED in text
+    (line,) = json.loads((tmp_path / "differences.json").read_text())["comparisons"]
+    assert line.pop("difference") == pytest.approx(0.1)
+    expected = {"arm": "b", "rival": "a", "seeds": [0], "low": None, "high": None, "p": None, "p_holm": None}
+    assert line == expected
+    section = read_section(tmp_path, "study")
+    assert len(section.curves) == 3  # of two arms, and the difference
+    assert all(ONE_SEED in curve.caption for curve in section.curves)
+    assert f"{ONE_SEED} ±" in write_report([tmp_path], tmp_path / "page.html").read_text()
+
+
+def test_curves_name_their_seeds_also_where_a_study_is_not_finished(tmp_path: Path) -> None:
+    rows = [result("a", 1, 0.5), result("a", 1, 0.6, seed=1), result("b", 1, 0.5)]
+    write_results(tmp_path, rows[:2])
+    assert steps_caption(read_findings(tmp_path).scored) == "Means over 2 seeds of the training."
+    write_results(tmp_path, rows)
+    findings = read_findings(tmp_path)
+    assert steps_caption(findings.scored) == "Means over 1 to 2 seeds of the training."
+    assert ONE_SEED in table(findings.best)  # it has only the seed that both have
 
 
 def test_rates_of_one_seed_say_so_and_have_no_range(tmp_path: Path) -> None:

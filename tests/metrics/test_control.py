@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,17 +16,20 @@ from torch import Tensor
 from ether_diffusion.data.conditions import canny, colour_map
 from ether_diffusion.metrics import distribution
 from ether_diffusion.metrics.backbones import Clip, Picture, as_rgb
-from ether_diffusion.metrics.control import score_control
+from ether_diffusion.metrics.control import ControlScores, score_control
 from ether_diffusion.metrics.control_tasks import (
     Canny,
     ControlTask,
     Depth,
     Landmarks,
+    MeanTask,
+    Measure,
     Pair,
     Segmentation,
     SoftEdges,
     read_grey,
 )
+from ether_diffusion.metrics.control_tasks.base import Compared
 from ether_diffusion.metrics.depth import DepthEstimator
 from ether_diffusion.metrics.distribution import frechet_distance, kernel_distance
 from ether_diffusion.metrics.segmentation import MapIds, Segmenter, map_confusion, segmentation_scores
@@ -160,7 +163,7 @@ class MeanColours:
 
     identity: ClassVar = {"model": "mean colours"}
 
-    def raw_features(self, images: list[Picture], show: str | None = None) -> Tensor:
+    def raw_features(self, images: Sequence[Picture], show: str | None = None) -> Tensor:
         return torch.stack([torch.from_numpy(np.asarray(as_rgb(image), np.float64).mean((0, 1))) for image in images])
 
 
@@ -174,7 +177,7 @@ def test_clip_t_is_its_own_function(segmenter: Segmenter) -> None:
     assert found.scores["clip_t"]["by_number"] == pytest.approx(cosines, abs=1e-5)
     assert found.originals["clip_t"] > found.mean("clip_t")
     assert [measure.key for measure in found.measures] == ["miou", "macc", "aacc", "clip_t"]
-    assert set(found.judges) == {"segmenter", "clip", "features"}
+    assert set(found.judges) == {"segmenter", "clip"}  # nothing was compared by features
     sizes = "there are 3 real and 6 generated images."
     assert f"KID is left out: it needs 256 images of each kind, {sizes}" in found.warnings
     assert any("FID is left out" in warning and sizes in warning for warning in found.warnings)
@@ -184,26 +187,150 @@ def test_clip_t_is_its_own_function(segmenter: Segmenter) -> None:
     assert "6 of 12 pictures have no prompt, and no CLIP-T." in without.warnings
 
 
-def test_fid_and_kid_are_of_pictures_and_originals_of_other_pairs(
-    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Anything(MeanTask):
+    """A task that costs nothing, for sets of thousands of pictures."""
+
+    name: ClassVar = "anything"
+    measures: ClassVar = (Measure("one", "One"),)
+    filter: ClassVar = Image.Resampling.NEAREST
+
+    def _see(self, pictures: Sequence[Picture]) -> Sequence[int]:
+        return [0] * len(pictures)
+
+    def _compare(self, seen: int, reference: int) -> Compared:
+        return self._row({"one": 1.0})
+
+
+def dots(count: int, seed: int) -> list[Image.Image]:
+    """Pictures of a single pixel each, whose colours are their features."""
+    colours = np.random.default_rng(seed).integers(0, 256, (count, 1, 1, 3), dtype=np.uint8)
+    return [Image.fromarray(colour) for colour in colours]
+
+
+def score_dots(
+    pictures: Sequence[Picture], samples: Sequence[Sequence[Picture]], **more: Any
+) -> tuple[ControlScores, Callable[[Sequence[Picture]], Tensor]]:
+    """Score pairs by the mean colours of their pictures; return the scores and what gives the features."""
+    judge = MeanColours()
+    pairs = [Pair(str(number), picture) for number, picture in enumerate(pictures)]
+    return score_control(pairs, samples, Anything(), None, judge, **more), judge.raw_features  # type: ignore[arg-type]
+
+
+def kid(real: Tensor, generated: Tensor, size: int | None = None) -> float:
+    return float(kernel_distance(real, generated, size)["kid"])
+
+
+@pytest.fixture
+def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "FID_ENOUGH", 6)
     monkeypatch.setattr(distribution, "KID_ENOUGH", 6)
-    pairs, judge = scenes(12), MeanColours()
-    samples = [[noised(original(pair), 20, i), noised(original(pair), 60, i)] for i, pair in enumerate(pairs)]
-    found = score_control(pairs, samples, Segmentation(segmenter), None, judge)  # type: ignore[arg-type]
-    between = judge.raw_features([original(pair) for pair in pairs[1::2]])
-    for key, distance in (("fid", frechet_distance), ("kid", lambda a, b: kernel_distance(a, b)["kid"])):
-        drawn = [judge.raw_features([s[k] for s in samples[::2]]) for k in range(2)]
-        assert found.scores[key]["by_number"] == pytest.approx([distance(between, each) for each in drawn], rel=1e-6)
-        floor = distance(between, judge.raw_features([original(pair) for pair in pairs[::2]]))
-        assert found.originals[key] == pytest.approx(floor, rel=1e-6)  # what copies of the originals would have
-        assert floor != pytest.approx(0, abs=1e-9)
-    others = [original(pair) for pair in scenes(20)[12:]]
-    given = score_control(pairs, samples, Segmentation(segmenter), None, judge, unrelated=others)  # type: ignore[arg-type]
-    everything = judge.raw_features([picture for of_pair in samples for picture in of_pair])
-    assert given.scores["fid"]["overall"] == pytest.approx(frechet_distance(judge.raw_features(others), everything))
-    assert given.choices["FID and KID against"] == "8 other real images"
+
+
+def test_fid_and_kid_of_many_pictures_are_those_of_the_halves() -> None:
+    originals, drawn = dots(4096, 0), dots(4096, 1)
+    found, features = score_dots(originals, [[picture] for picture in drawn], kid_subset_size=50)
+    real, generated = features(originals[1::2]), features(drawn[::2])
+    assert len(real) == 2048
+    assert found.mean("fid") == pytest.approx(frechet_distance(real, generated))
+    assert found.mean("kid") == pytest.approx(kid(real, generated, 50))
+    other_half = features(originals[::2])
+    assert found.originals["fid"] == pytest.approx(frechet_distance(real, other_half))
+    assert found.originals["kid"] == pytest.approx(kid(real, other_half, 50))
+    assert found.warnings == []
+    assert found.choices["FID and KID"].startswith(
+        "2,048 pictures of every second pair against 2,048 originals of the pairs between;"
+    )
+    assert found.judges["features"] == MeanColours.identity
+
+
+@pytest.mark.parametrize(("pairs", "left"), [(4095, ["one", "kid"]), (512, ["one", "kid"]), (511, ["one"])])
+def test_too_few_pairs_have_no_fid_and_no_kid_but_a_reason(pairs: int, left: list[str]) -> None:
+    originals = dots(pairs, 0)
+    found, _ = score_dots(originals, [[picture] for picture in originals], kid_subset_size=50)
+    assert [measure.key for measure in found.measures] == list(found.scores) == left
+    sets = f"there are {pairs // 2:,} real and {pairs - pairs // 2:,} generated images."
+    reasons = [f"FID is left out: it needs 2,048 images of each kind with these features, {sets}"]
+    reasons += [] if "kid" in left else [f"KID is left out: it needs 256 images of each kind, {sets}"]
+    assert found.warnings == reasons
+
+
+@pytest.mark.usefixtures("few_are_enough")
+def test_fid_needs_more_pictures_than_features_have_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    three = MeanColours.raw_features
+    monkeypatch.setattr(MeanColours, "raw_features", lambda *given: three(*given).repeat(1, 4))
+    for pairs, left in ((24, ["one", "kid"]), (26, ["one", "fid", "kid"])):
+        found, _ = score_dots(dots(pairs, 0), [[picture] for picture in dots(pairs, 1)])
+        assert list(found.scores) == left
+    (reason,) = score_dots(dots(24, 0), [[picture] for picture in dots(24, 1)])[0].warnings
+    assert reason.startswith("FID is left out: it needs 13 images of each kind with these features, there are 12 real")
+
+
+@pytest.mark.usefixtures("few_are_enough")
+def test_copies_of_the_originals_are_no_nearer_than_the_other_half() -> None:
+    """Sets of the same pictures have FID 0, and always a KID below 0."""
+    coupled, found_kids = [], []
+    for seed in range(40):
+        originals = dots(24, seed)
+        found, features = score_dots(originals, [[picture] for picture in originals])
+        coupled.append(kid(features(originals), features(originals)))
+        found_kids.append(found.mean("kid"))
+        assert found.mean("fid") == found.originals["fid"] > 1
+        assert frechet_distance(features(originals), features(originals)) == pytest.approx(0, abs=1e-6)
+    assert max(coupled) < 0
+    error = np.std(found_kids, ddof=1) / len(found_kids) ** 0.5
+    assert abs(np.mean(found_kids)) < 4 * error < abs(np.mean(coupled))  # without bias
+
+
+@pytest.mark.usefixtures("few_are_enough")
+def test_several_samples_give_a_score_each() -> None:
+    originals, drawn = dots(13, 0), [dots(13, 1), dots(13, 2)]
+    samples: list[list[Picture]] = [list(of_pair) for of_pair in zip(*drawn, strict=True)]
+    samples[0].append(originals[0])  # not all pairs have it: it counts only in all as one set
+    found, features = score_dots(originals, samples)
+    real = features(originals[1::2])
+    everything = features([picture for of_pair in samples[::2] for picture in of_pair])
+    assert len(everything) == 15
+    for key, distance in (("fid", frechet_distance), ("kid", kid)):
+        expected = [distance(real, features(each[::2])) for each in drawn]
+        assert found.scores[key]["by_number"] == pytest.approx(expected)
+        assert found.scores[key]["spread"] == pytest.approx(np.std(expected, ddof=1))
+        assert found.scores[key]["overall"] == pytest.approx(distance(real, everything))
+    assert "fid" not in score_dots(originals, samples, originals=False)[0].originals
+
+
+@pytest.mark.usefixtures("few_are_enough")
+def test_other_real_images_are_held_against_all_pictures() -> None:
+    originals, drawn, others = dots(8, 0), dots(8, 1), dots(20, 2)
+    found, features = score_dots(originals, [[picture] for picture in drawn], unrelated=others)
+    assert found.mean("fid") == pytest.approx(frechet_distance(features(others), features(drawn)))
+    assert found.originals["fid"] == pytest.approx(frechet_distance(features(others), features(originals)))
+    assert found.choices["FID and KID"].startswith("8 pictures against 20 other real images;")
+    nothing, _ = score_dots(originals, [[picture] for picture in drawn], unrelated=[])
+    assert "there are 0 real and 8 generated images" in nothing.warnings[0]  # and no split instead
+    few, features = score_dots(originals[:4], [drawn[:2], drawn[2:4], drawn[4:6], drawn[6:]], unrelated=others)
+    assert few.scores["fid"]["mean"] is None
+    assert few.scores["fid"]["overall"] == pytest.approx(frechet_distance(features(others), features(drawn)))
+    assert few.warnings[0] == "FID is of all samples as one set only: 4 pictures, one of each pair, are too few."
+
+
+@pytest.mark.usefixtures("few_are_enough")
+def test_an_original_is_never_compared_with_the_pictures_that_were_drawn_for_it(tmp_path: Path) -> None:
+    originals, drawn = dots(12, 0), [[picture] for picture in dots(12, 1)]
+    others = [originals[3], *dots(9, 2), originals[4]]
+    found, features = score_dots(originals, drawn, unrelated=others)
+    generated = features([picture for (picture,) in drawn])
+    assert found.mean("fid") == pytest.approx(frechet_distance(features(others[1:-1]), generated))
+    assert found.warnings == ["FID and KID leave out 2 of the real images: the scored pictures were drawn for them."]
+    assert found.choices["FID and KID"].startswith("12 pictures against 9 other real images;")
+
+    paths = [tmp_path / f"{number}.png" for number in range(16)]
+    for picture, path in zip(dots(16, 3), paths, strict=True):
+        picture.save(path)
+    (tmp_path / "link.png").symlink_to(paths[0])
+    pairs = [paths[0], tmp_path / "link.png", *paths[2:]]  # one original, two pairs, one in each half
+    found, _ = score_dots(pairs, [[picture] for picture in dots(16, 4)])
+    assert found.warnings == ["FID and KID leave out 1 of the real images: the scored pictures were drawn for them."]
+    assert "against 7 originals of the pairs between" in found.choices["FID and KID"]
 
 
 def test_unequal_numbers_of_samples_are_told(segmenter: Segmenter) -> None:

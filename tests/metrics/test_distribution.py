@@ -57,7 +57,7 @@ def test_kid_of_all_images_is_the_unbiased_mmd() -> None:
     assert found == {"kid": found["kid"], "kid_deviation": 0.0, "subset_size": 20, "subsets": 1}
 
 
-def test_kid_of_subsets_has_the_same_expectation_and_leaves_the_dice_alone() -> None:
+def test_kid_of_subsets_has_the_same_expectation_and_leaves_the_rng_alone() -> None:
     real, generated = features(4, 60), features(5, 60, 0.3)
     whole = kernel_distance(real, generated)["kid"]
     torch.manual_seed(7)
