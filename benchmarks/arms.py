@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ether_diffusion as ether
 from ether_diffusion import playground
-from ether_diffusion.attention import find_targets
+from ether_diffusion.core.targets import find_targets
 from ether_diffusion.playground.sd15 import UNET
 
 Arm = Callable[[UNet2DConditionModel], list[nn.Parameter]]

@@ -28,9 +28,9 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 
 from ether_diffusion.playground.world import SUBJECTS, subject, write_subject
+from ether_diffusion.runs.folder import read_provenance
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.training.run_folder import read_provenance
 
 
 def train(**settings: Any) -> tuple[float, Path]:

@@ -2,12 +2,12 @@
 
 from importlib.metadata import version
 
-from ether_diffusion.adapter import Adapter, attach
-from ether_diffusion.checkpoint import AdapterFileError
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.control_pipeline import StableDiffusionControlPipeline, controlled
-from ether_diffusion.loaded import AdapterInfo, adapters
-from ether_diffusion.pipelines import (
+from ether_diffusion.control.pipeline import StableDiffusionControlPipeline, controlled
+from ether_diffusion.core.host import Adapter, attach
+from ether_diffusion.pipelines.file import AdapterFileError
+from ether_diffusion.pipelines.loaded import AdapterInfo, adapters
+from ether_diffusion.pipelines.verbs import (
     disable,
     disabled,
     enable,

@@ -21,7 +21,7 @@ class EtherConfig:
             ETHER and ETHER+ does not depend on it. The paper does not state its value for images.
         two_sided: ETHER+ only: transform the output features as well as the input features (the paper's default).
         targets: a preset ("attention", "self_attention", "cross_attention", "attention+geglu") or name patterns
-            such as ("attn2.to_k", "mid_block.*"); see :func:`ether_diffusion.attention.find_targets`.
+            such as ("attn2.to_k", "mid_block.*"); see :func:`ether_diffusion.core.targets.find_targets`.
         seed: seed of the vectors' initial directions.
 
     Raises:

@@ -15,7 +15,7 @@ from ether_diffusion import playground
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.playground.same_image import same_image
 from ether_diffusion.playground.world import write_subject
-from ether_diffusion.training.scores import score_run
+from ether_diffusion.runs.scores import score_run
 
 SUBJECT = "striped-robot"
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"

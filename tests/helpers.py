@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ether_diffusion import Adapter
-from ether_diffusion.attention import find_targets, root_of
+from ether_diffusion.core.targets import find_targets, root_of
 
 DIRECT = {torch.float64: 2e-6, torch.float32: 2e-6, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 """Largest error of one projection over its largest output: a few roundings of its dtype, and of the fp32 vectors."""

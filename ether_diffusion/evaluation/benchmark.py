@@ -20,7 +20,6 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from ether_diffusion import pipelines
-from ether_diffusion.checkpoint import first_line
 from ether_diffusion.data.images import list_images
 from ether_diffusion.evaluation.anchors import ANSWERS
 from ether_diffusion.evaluation.distances import components, mean_distances
@@ -29,15 +28,16 @@ from ether_diffusion.evaluation.jobs import BenchmarkConfig, Job, all_jobs
 from ether_diffusion.evaluation.protocols import load_protocol
 from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.files import atomic_path, write_text
-from ether_diffusion.fingerprint import base_hash
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
+from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.runs.folder import git_revision, read_provenance
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.checkpoints import list_checkpoints
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.config import ETHER_METHODS
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
-from ether_diffusion.training.run_folder import git_revision, read_provenance
 
 logger = logging.getLogger(__name__)
 

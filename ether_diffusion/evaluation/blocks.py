@@ -22,8 +22,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ether_diffusion.adapter import attach
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.core.host import attach
 from ether_diffusion.evaluation.benchmark import run_benchmark
 from ether_diffusion.evaluation.figures import Line, Panel, score_line, write_figure
 from ether_diffusion.evaluation.images import load_pipeline

@@ -12,7 +12,7 @@ from ether_diffusion.evaluation.benchmark import JOBS
 from ether_diffusion.evaluation.control_section import ControlSection, read_section
 from ether_diffusion.evaluation.control_summary import OUTLINE
 from ether_diffusion.evaluation.summary import Metric, Result, all_results, arm_order, best_rates, primary, summarize
-from ether_diffusion.training.run_record import Run, read_run
+from ether_diffusion.runs.record import Run, read_run
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from ether_diffusion.metrics.edges import DETECTORS, SCALES, EdgeDetector, load_
 from ether_diffusion.metrics.judges import CLIP
 from ether_diffusion.metrics.landmarks import load_face_alignment
 from ether_diffusion.metrics.segmentation import IGNORE_INDEX, SEGMENTER, Segmenter
-from ether_diffusion.training.run_record import read_run
+from ether_diffusion.runs.record import read_run
 
 NONE = "none"
 

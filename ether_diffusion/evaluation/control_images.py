@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
-from ether_diffusion.control_pipeline import control_tensor, controlled
+from ether_diffusion.control.pipeline import control_tensor, controlled
 from ether_diffusion.data.conditions import canny, colour_map
 from ether_diffusion.data.pairs import load_condition
 from ether_diffusion.data.randomness import generator
@@ -22,8 +22,8 @@ from ether_diffusion.evaluation.control_data import Sample, write_generated_meta
 from ether_diffusion.metrics.backbones import as_rgb
 from ether_diffusion.metrics.control_tasks import Pair
 from ether_diffusion.metrics.segmentation import Segmenter
+from ether_diffusion.runs.record import Run
 from ether_diffusion.training.base_model import vae_factor
-from ether_diffusion.training.run_record import Run
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ether_diffusion.metrics.control import ControlScores
 from ether_diffusion.metrics.control_tasks import ControlTask, Measure
 from ether_diffusion.page.pictures import Picture, data_uri, thumbnail
 from ether_diffusion.page.render import render
-from ether_diffusion.training.report import short_path
+from ether_diffusion.runs.report import short_path
 
 EACH = 3
 """So many of the best, the median and the worst pairs are shown."""

@@ -22,7 +22,6 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from tqdm import tqdm
 
-from ether_diffusion.checkpoint import first_line
 from ether_diffusion.data.pairs import read_listing
 from ether_diffusion.evaluation.benchmark import take_share
 from ether_diffusion.evaluation.control_differences import write_differences
@@ -37,13 +36,14 @@ from ether_diffusion.metrics.control import ControlScores, score_control
 from ether_diffusion.metrics.control_tasks import ControlTask, Pair, Segmentation
 from ether_diffusion.metrics.distribution import load_feature_model
 from ether_diffusion.metrics.segmentation import Segmenter
+from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.playground.pairs import write_pairs
+from ether_diffusion.runs.folder import git_revision, read_provenance
+from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import control
 from ether_diffusion.training.checkpoints import list_checkpoints
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
-from ether_diffusion.training.run_folder import git_revision, read_provenance
-from ether_diffusion.training.run_record import read_run
 
 logger = logging.getLogger(__name__)
 

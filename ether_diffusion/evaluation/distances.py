@@ -10,9 +10,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ether_diffusion.adapter import host_of
-from ether_diffusion.attention import root_of
-from ether_diffusion.functional import dense_reflection, dense_relaxed_reflection
+from ether_diffusion.core.functional import dense_reflection, dense_relaxed_reflection
+from ether_diffusion.core.host import host_of
+from ether_diffusion.core.targets import root_of
 from ether_diffusion.training.trainables import ADAPTER_NAME
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")

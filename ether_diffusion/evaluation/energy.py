@@ -18,7 +18,7 @@ from ether_diffusion.evaluation.images import load_pipeline, load_run
 from ether_diffusion.evaluation.tables import markdown_table
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.energy import hyperspherical_energy
-from ether_diffusion.training.run_record import read_run
+from ether_diffusion.runs.record import read_run
 
 Energies = dict[str, float]
 

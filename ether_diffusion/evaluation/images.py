@@ -18,9 +18,9 @@ from PIL import Image
 
 from ether_diffusion import pipelines
 from ether_diffusion.playground import base_folder
+from ether_diffusion.runs.record import read_run
 from ether_diffusion.training.base_model import is_xl
 from ether_diffusion.training.config import ETHER_METHODS
-from ether_diffusion.training.run_record import read_run
 
 
 def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipeline:

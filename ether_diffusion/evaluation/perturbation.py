@@ -22,18 +22,18 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ether_diffusion.adapter import attach
-from ether_diffusion.attention import find_targets
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.core.host import attach
+from ether_diffusion.core.targets import find_targets
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.evaluation.figures import Line, Panel, picture_grid, save_picture, write_figure
 from ether_diffusion.evaluation.images import Asked, draw, load_pipeline
 from ether_diffusion.evaluation.tables import judges_line, markdown_table
 from ether_diffusion.files import write_text
-from ether_diffusion.fingerprint import base_hash
 from ether_diffusion.metrics.fidelity import prompt_similarity
 from ether_diffusion.metrics.judges import add_judges, judges_of
 from ether_diffusion.metrics.scoring import Judges
+from ether_diffusion.pipelines.fingerprint import base_hash
 
 DISTANCES = (0.1, 0.2, 0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
 """‖T - I‖_F of a block; each method takes those that it can have."""

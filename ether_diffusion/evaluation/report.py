@@ -21,9 +21,9 @@ from ether_diffusion.files import write_text
 from ether_diffusion.page.pictures import Picture, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
-from ether_diffusion.training.curves import moving_average
-from ether_diffusion.training.report import evenly_spaced, short_path
-from ether_diffusion.training.run_record import Run
+from ether_diffusion.runs.curves import moving_average
+from ether_diffusion.runs.record import Run
+from ether_diffusion.runs.report import evenly_spaced, short_path
 
 MAX_PICTURES = 1500
 """In the page; of a greater benchmark fewer prompts of each subject are shown, and the page says so."""

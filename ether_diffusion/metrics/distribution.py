@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ether_diffusion.checkpoint import first_line
 from ether_diffusion.metrics.backbones import Backbone, Dino, load_clip
+from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.playground import NAME
 
 INCEPTION = "inception"

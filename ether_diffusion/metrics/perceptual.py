@@ -17,8 +17,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ether_diffusion.checkpoint import first_line
 from ether_diffusion.metrics.backbones import Backbone, Picture, weights_hash
+from ether_diffusion.pipelines.file import first_line
 
 PACKAGE = "lpips"
 """In place of a path: the trunk that the package ``lpips`` fetches."""

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
-from ether_diffusion.checkpoint import first_line, is_local_name
+from ether_diffusion.pipelines.file import first_line, is_local_name
 from ether_diffusion.playground import base_folder
 from ether_diffusion.training.config import TrainingConfig
 

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from ether_diffusion.adapter import Adapter
+from ether_diffusion.core.host import Adapter
+from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import commit
-from ether_diffusion.state import state_problems
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, save_adapter
 

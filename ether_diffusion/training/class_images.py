@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ether_diffusion.files import atomic_path, write_text
-from ether_diffusion.fingerprint import base_hash
+from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.training.samples import Sampler
 
 RECORD = "generated.txt"

@@ -204,7 +204,7 @@ class TrainingConfig:
 
     @property
     def target_patterns(self) -> str | tuple[str, ...]:
-        """The targets as :func:`ether_diffusion.attention.find_targets` takes them."""
+        """The targets as :func:`ether_diffusion.core.targets.find_targets` takes them."""
         return self.targets if isinstance(self.targets, str) else tuple(self.targets)
 
     def ether_config(self) -> EtherConfig:

@@ -16,6 +16,7 @@ from ether_diffusion.data.images import check_folder
 from ether_diffusion.data.plan import BatchPlan
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
+from ether_diffusion.runs.folder import changed_settings, open_run_folder
 from ether_diffusion.training.base_model import vae_factor
 from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once, join, micro_batches, to_batch
 from ether_diffusion.training.class_images import generate_class_images
@@ -26,7 +27,6 @@ from ether_diffusion.training.finish import finish
 from ether_diffusion.training.loop import Lane, Task, train
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.program import record_start, run_program, start_run
-from ether_diffusion.training.run_folder import changed_settings, open_run_folder
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.setup import make_cache, prepare_modules
 from ether_diffusion.training.subjects import subjects_of

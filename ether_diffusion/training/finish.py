@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from huggingface_hub import create_repo, upload_folder
 
-from ether_diffusion.checkpoint import first_line
+from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.playground import NAME as PLAYGROUND
+from ether_diffusion.runs.model_card import write_model_card
+from ether_diffusion.runs.report import write_report
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import Lane
-from ether_diffusion.training.model_card import write_model_card
-from ether_diffusion.training.report import write_report
 from ether_diffusion.training.trainables import save_trained
 
 logger = logging.getLogger(__name__)

@@ -18,14 +18,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ether_diffusion.adapter import Adapter
+from ether_diffusion.core.host import Adapter
+from ether_diffusion.runs.folder import MetricsFile, Provenance, forget_after
+from ether_diffusion.runs.report import write_report
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.checkpoints import Checkpoints, list_checkpoints
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.interrupts import Interrupts
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer, make_schedule
-from ether_diffusion.training.report import write_report
-from ether_diffusion.training.run_folder import MetricsFile, Provenance, forget_after
 from ether_diffusion.training.samples import Sampler, Shown, write_samples
 from ether_diffusion.training.trainables import Trainable
 

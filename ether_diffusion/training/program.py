@@ -14,19 +14,19 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
-from ether_diffusion.checkpoint import first_line
-from ether_diffusion.fingerprint import base_hash
-from ether_diffusion.training.base_model import BaseModelError, load_base, native_resolution, text_encoders
-from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.config import TrainingConfig
-from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
-from ether_diffusion.training.run_folder import (
+from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.runs.folder import (
     Provenance,
     changed_settings,
     clear_run_folder,
     open_run_folder,
     write_config,
 )
+from ether_diffusion.training.base_model import BaseModelError, load_base, native_resolution, text_encoders
+from ether_diffusion.training.cli import parse_config
+from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
 from ether_diffusion.training.samples import scheduler_class
 from ether_diffusion.training.setup import make_accelerator
 from ether_diffusion.training.trainables import Trainable

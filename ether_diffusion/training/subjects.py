@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ether_diffusion.data.images import check_folder
+from ether_diffusion.runs.folder import MODEL_FILES, RUN_FILES
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.training.run_folder import MODEL_FILES, RUN_FILES
 
 PROMPT_FILE = "prompt.txt"
 """In a subject's folder: its instance prompt."""

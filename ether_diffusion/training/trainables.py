@@ -12,11 +12,11 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from ether_diffusion.adapter import attach, check_blocks
-from ether_diffusion.attention import find_targets
-from ether_diffusion.checkpoint import CONTROL
+from ether_diffusion.core.host import attach, check_blocks
+from ether_diffusion.core.targets import find_targets
 from ether_diffusion.files import atomic_path, commit
-from ether_diffusion.pipelines import adapter_file
+from ether_diffusion.pipelines.file import CONTROL
+from ether_diffusion.pipelines.verbs import adapter_file
 from ether_diffusion.training.base_model import text_encoders
 from ether_diffusion.training.config import ETHER_METHODS, TrainingConfig
 

@@ -28,10 +28,10 @@ from ether_diffusion.evaluation.control_tables import rates_table, steps_caption
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.evaluation.report import write_report
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
+from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.control_config import ControlConfig
-from ether_diffusion.training.run_record import read_run
 
 TRAINING: dict[str, Any] = {
     "pretrained_model_name_or_path": "playground",

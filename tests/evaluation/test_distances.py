@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ether_diffusion.attention import find_targets
+from ether_diffusion.core.targets import find_targets
 from ether_diffusion.evaluation.distances import (
     components,
     effective_weights,

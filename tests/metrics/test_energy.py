@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial.distance import pdist
 
-from ether_diffusion.functional import dense_reflection, dense_relaxed_reflection
+from ether_diffusion.core.functional import dense_reflection, dense_relaxed_reflection
 from ether_diffusion.metrics.energy import hyperspherical_energy
 
 

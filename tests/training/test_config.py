@@ -11,10 +11,10 @@ import yaml
 from training.helpers import same_tensors, trained
 
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.runs.folder import write_config
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.dreambooth import main
-from ether_diffusion.training.run_folder import write_config
 from ether_diffusion.training.setup import make_accelerator
 
 

@@ -29,7 +29,7 @@ from training.helpers import (
 )
 
 import ether_diffusion.training.loop as loop
-from ether_diffusion.control_pipeline import controlled
+from ether_diffusion.control.pipeline import controlled
 from ether_diffusion.data.conditions import colour_map, load_map
 from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.metrics.segmentation import Segmenter

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ether_diffusion.attention import find_targets
+from ether_diffusion.core.targets import find_targets
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer

@@ -1,0 +1,1 @@
+"""The adapter on any model: functional, methods, targets, rows, linear, host."""

@@ -1,0 +1,182 @@
+"""The adapter file: safetensors with metadata, strict when it is read, atomic when it is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from ether_diffusion.config import EtherConfig
+from ether_diffusion.control.encoder import ControlEncoder, ControlEncoderConfig
+from ether_diffusion.core.state import state_problems
+from ether_diffusion.files import atomic_path
+
+FILE_NAME = "ether_weights.safetensors"
+FORMAT_VERSION = "1"
+COMPONENTS = ("unet", "transformer", "controlnet", "text_encoder", "text_encoder_2")
+CONTROL = "control_encoder"
+"""First part of the keys of a control encoder."""
+
+
+class AdapterFileError(ValueError):
+    """An adapter file that cannot be read, or does not fit the model that it is loaded into."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """The content of ``ether_weights.safetensors``.
+
+    Attributes:
+        states: vectors of every component, as :meth:`Adapter.state_dict` gives them.
+        configs: the adapter's settings for every component.
+        base_model: name of the base that the adapter was trained on, "" if unknown.
+        base_hash: :func:`ether_diffusion.pipelines.fingerprint.base_hash` of every component, where it could be read.
+        control: the control encoder, where the adapter was trained with one.
+    """
+
+    states: dict[str, dict[str, Tensor]]
+    configs: dict[str, EtherConfig]
+    base_model: str = ""
+    base_hash: Mapping[str, str] | None = None
+    control: ControlEncoder | None = None
+
+    def write(self, path: str | Path) -> Path:
+        """Write the file atomically; ``path`` is a folder (then it gets the standard name) or ends in .safetensors.
+
+        Raises:
+            ValueError: a vector is not finite or of length zero; an existing file stays as it is.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            path = path / FILE_NAME
+        states = self.states | ({} if self.control is None else {CONTROL: self.control.state_dict()})
+        tensors = {
+            f"{component}.{key}": value.detach().to("cpu", torch.float32).contiguous()
+            for component, state in states.items()
+            for key, value in state.items()
+        }
+        if problems := state_problems(tensors, tensors):
+            raise ValueError(f"not saved: {len(problems)} vectors are broken, the first:\n{problems[0]}")
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "ether_config": json.dumps({component: config.to_dict() for component, config in self.configs.items()}),
+            "base_model": self.base_model,
+            "base_hash": json.dumps(dict(self.base_hash or {})),
+            "library_version": version("ether-diffusion"),
+        }
+        if self.control is not None:
+            metadata[CONTROL] = json.dumps(self.control.config.to_dict())
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(serialize(tensors, metadata=metadata))
+        return path
+
+    @classmethod
+    def read(cls, source: str | Path) -> AdapterFile:
+        """Read a folder, a file, or a repository of the Hugging Face Hub.
+
+        Raises:
+            FileNotFoundError: there is nothing under that name.
+            AdapterFileError: the file is damaged, or is no adapter file of this format.
+        """
+        path = find_file(source)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise AdapterFileError(
+                f"{path} cannot be read as safetensors; it is damaged or cut off ({error})"
+            ) from error
+        if metadata.get("format_version") != FORMAT_VERSION:
+            found = metadata.get("format_version")
+            raise AdapterFileError(
+                f"{path} is no ETHER adapter of format {FORMAT_VERSION} "
+                + (f"but of format {found}: update ether-diffusion" if found else "(it has no format_version)")
+            )
+        try:
+            configs = {c: EtherConfig.from_dict(v) for c, v in dict(json.loads(metadata["ether_config"])).items()}
+            base_hash = dict(json.loads(metadata.get("base_hash") or "{}"))
+            control = _new_encoder(metadata.get(CONTROL))
+        except (KeyError, TypeError, ValueError) as error:
+            raise AdapterFileError(f"{path} has broken metadata: {error!r}") from error
+        if not (configs or control) or not set(configs) <= set(COMPONENTS):
+            raise AdapterFileError(
+                f"{path} has vectors for {', '.join(sorted(configs)) or 'nothing'}; "
+                f"the components that an adapter can have are {', '.join(COMPONENTS)}"
+            )
+        states: dict[str, dict[str, Tensor]] = {component: {} for component in configs}
+        states |= {CONTROL: {}} if control is not None else {}
+        for key, tensor in tensors.items():
+            component, _, rest = key.partition(".")
+            if component not in states:
+                raise AdapterFileError(f"{path} holds the key {key}, but its config names only {', '.join(states)}")
+            states[component][rest] = tensor
+        if control is not None:
+            encoder_state = states.pop(CONTROL)
+            if problems := state_problems(encoder_state, control.state_dict()):
+                raise AdapterFileError(f"the control encoder in {path} is broken:\n" + "\n".join(problems))
+            control.load_state_dict(encoder_state)
+        return cls(states, configs, metadata.get("base_model", ""), base_hash, control)
+
+
+def _new_encoder(settings: str | None) -> ControlEncoder | None:
+    """The control encoder that the metadata describe, without its weights."""
+    if settings is None:
+        return None
+    values = json.loads(settings)
+    channels = tuple(map(int, values["channels"]))
+    return ControlEncoder(ControlEncoderConfig(int(values["out_channels"]), channels, str(values["condition"])))
+
+
+def find_file(source: str | Path) -> Path:
+    """The adapter file that ``source`` (folder, file or Hub id) names, downloaded if need be.
+
+    Raises:
+        FileNotFoundError: it is none of the three, or the Hub cannot be reached.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / FILE_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.parent} holds no {FILE_NAME}: {_instead_of_adapter(path.parent)}")
+    if path.is_file():
+        return path
+    if is_local_name(source):
+        raise FileNotFoundError(f"{source}: there is no such file or folder")
+    try:
+        return Path(hf_hub_download(str(source), FILE_NAME))
+    except HFValidationError:
+        reason = "there is no such file or folder"
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = f"there is no such file or folder, and as a Hub id it could not be fetched ({first_line(error)})"
+    raise FileNotFoundError(f"{source}: {reason}")
+
+
+def is_local_name(source: str | Path) -> bool:
+    """Whether a name under which nothing is found is a path and no Hub id: ./dog, a/b/c, runs/dog beside runs/."""
+    text, parent = str(source), Path(source).parent
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or (parent != Path() and parent.is_dir())
+
+
+def _instead_of_adapter(folder: Path) -> str:
+    """What a folder without adapter file is good for."""
+    if (folder / "pytorch_lora_weights.safetensors").is_file():
+        return f'it holds a LoRA, which pipe.load_lora_weights("{folder}") loads'
+    if (folder / "model_index.json").is_file():
+        return f'it holds a whole pipeline, which DiffusionPipeline.from_pretrained("{folder}") loads'
+    return "has its training finished?"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for one-line reports."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

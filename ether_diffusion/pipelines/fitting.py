@@ -1,0 +1,96 @@
+"""The adapters of a file for a pipeline: everything is checked before anything is attached."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from ether_diffusion.core.host import Adapter, check_blocks
+from ether_diffusion.core.state import StateMismatchError
+from ether_diffusion.core.targets import Target, find_targets
+from ether_diffusion.pipelines.file import CONTROL, AdapterFile, AdapterFileError
+from ether_diffusion.pipelines.fingerprint import base_hash
+
+logger = logging.getLogger(__name__)
+
+SHOWN_PROBLEMS = 8
+
+
+class Fitted(NamedTuple):
+    """An adapter with a file's vectors, and the projections that it is for."""
+
+    adapter: Adapter
+    targets: list[Target]
+
+
+def fit(pipe: DiffusionPipeline, file: AdapterFile, source: str | Path, name: str) -> dict[str, Fitted]:
+    """The file's adapters, not attached yet, by component of the pipeline.
+
+    Raises:
+        AdapterFileError: with all that keeps the file from fitting the pipeline.
+    """
+    fitted: dict[str, Fitted] = {}
+    problems: list[str] = []
+    for component in file.configs:
+        try:
+            fitted[component] = _fit_component(getattr(pipe, component, None), component, file, name)
+        except StateMismatchError as error:
+            problems += [problem.replace(": ", f": {component}.", 1) for problem in error.problems]
+        except ValueError as error:
+            problems.append(f"  {error}")
+    problems += _control_misfits(pipe, file)
+    if problems:
+        shown = "\n".join(problems[:SHOWN_PROBLEMS])
+        rest = f"\n  … and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        made_for = f" (it was trained on {file.base_model})" if file.base_model else ""
+        raise AdapterFileError(f"{source} does not fit this {type(pipe).__name__}{made_for}:\n{shown}{rest}")
+    return fitted
+
+
+def warn_if_other_base(pipe: DiffusionPipeline, file: AdapterFile, source: str | Path) -> None:
+    """Log a warning for every component that the file was trained on another base of."""
+    for component, trained_on in (file.base_hash or {}).items():
+        present = base_hash(getattr(pipe, component))
+        if present is not None and present != trained_on:
+            logger.warning(
+                "%s was trained on another base: its %s is %s (hash %s), this pipeline's is %s (hash %s); "
+                "the result will differ from what was trained",
+                source,
+                component,
+                file.base_model or "unknown",
+                trained_on,
+                pipe.config.get("_name_or_path") or "unknown",
+                present,
+            )
+
+
+def _fit_component(module: nn.Module | None, component: str, file: AdapterFile, name: str) -> Fitted:
+    if module is None:
+        raise ValueError(f"the pipeline has no {component}, which the file has vectors for")
+    config = file.configs[component]
+    try:
+        targets = find_targets(module, config.targets)
+        check_blocks(targets, config)
+    except ValueError as error:
+        raise ValueError(f"{component}: {error}") from None
+    adapter = Adapter(config, targets, name)
+    adapter.load_state_dict(file.states[component])
+    return Fitted(adapter.requires_grad_(False), targets)
+
+
+def _control_misfits(pipe: DiffusionPipeline, file: AdapterFile) -> list[str]:
+    """What keeps the file's control encoder from fitting, one line per problem."""
+    if file.control is None:
+        return []
+    unet = getattr(pipe, "unet", None)
+    if unet is None:
+        return ["  the pipeline has no unet, which the file has a control encoder for"]
+    width, made = unet.conv_in.out_channels, file.control.config.out_channels
+    problems = [] if width == made else [f"  {CONTROL}: it makes {made} channels, the unet's first layer has {width}"]
+    if (factor := pipe.vae_scale_factor) != file.control.vae_factor:
+        problems.append(f"  {CONTROL}: made for {file.control.vae_factor} pixels per latent, the pipeline has {factor}")
+    return problems

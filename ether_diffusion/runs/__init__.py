@@ -1,0 +1,1 @@
+"""A run: its folder, record, curves, scores, report and model card."""

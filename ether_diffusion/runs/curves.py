@@ -1,0 +1,79 @@
+"""The curves of a run as SVG for an HTML page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
+from ether_diffusion.runs.record import MetricsRow
+
+MAX_DOTS = 600  # single steps drawn per curve
+
+_DASHES = ("-", "--", ":")
+
+Points = list[tuple[int, float]]
+
+
+def draw_curves(metrics: list[MetricsRow]) -> list[Curve]:
+    """Loss, learning rate and gradient norm over the steps; none of them before the first step."""
+    if not metrics:
+        return []
+    losses = {"loss": _series(metrics, "loss")}
+    if any("prior_loss" in row for row in metrics):
+        losses |= {"instance loss": _series(metrics, "instance_loss"), "prior loss": _series(metrics, "prior_loss")}
+    rates = {name: [(row["step"], row["lr"][name]) for row in metrics] for name in metrics[0]["lr"]}
+    norms = {"gradient norm": _series(metrics, "grad_norm")}
+    window = max(1, len(metrics) // 40)
+    smoothing = "Every step, not smoothed."
+    if window > 1:
+        smoothing = f"Dots: single steps. Line: their exponential moving average over {window} steps."
+    return [
+        _draw("Loss", losses, smoothing, window),
+        _draw("Learning rate", rates, "As the scheduler set it.", 1),
+        _draw("Gradient norm", norms, smoothing, window),
+    ]
+
+
+def moving_average(values: Iterable[float], window: int) -> list[float]:
+    """The exponential moving average with decay 1 - 1/window, free of the bias towards its start."""
+    total = weight = 0.0
+    averages = []
+    for value in values:
+        total += (value - total) / window
+        weight += (1 - weight) / window
+        averages.append(total / weight)
+    return averages
+
+
+def _series(metrics: list[MetricsRow], key: Literal["loss", "instance_loss", "prior_loss", "grad_norm"]) -> Points:
+    return [(row["step"], row[key]) for row in metrics if key in row]
+
+
+def _draw(title: str, series: dict[str, Points], caption: str, window: int) -> Curve:
+    with figure_style(title):
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, points) in enumerate(series.items()):
+            _plot(axes, name, points, i, window)
+        dress(axes, "step", legend=len(series) > 1)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+        axes.ticklabel_format(axis="y", scilimits=(-2, 4), useMathText=False)
+        return Curve(title, inline_svg(figure, title, f"{title} over the training steps"), caption)
+
+
+def _plot(axes: Axes, name: str, points: Points, i: int, window: int) -> None:
+    """The ``i``-th series: a line, and single steps as dots where the line is smoothed or has no length."""
+    colour, dashes = COLOURS[i % len(COLOURS)], _DASHES[i % len(_DASHES)]
+    steps = [step for step, _ in points]
+    values = [value for _, value in points]
+    if window > 1 or len(points) == 1:
+        stride = math.ceil(len(points) / MAX_DOTS)
+        axes.plot(steps[::stride], values[::stride], ".", color=colour, alpha=0.3, markersize=5, markeredgewidth=0)
+    axes.plot(steps, moving_average(values, window), color=colour, linewidth=1.8, linestyle=dashes, label=name)

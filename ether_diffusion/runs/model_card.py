@@ -1,0 +1,199 @@
+"""The model card of a run: ``README.md`` as the Hugging Face Hub reads it, written without asking the Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ether_diffusion import playground
+from ether_diffusion.files import write_text
+from ether_diffusion.runs.record import Run, SamplePrompt, format_score, read_run
+from ether_diffusion.training.config import ETHER_METHODS
+
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+TAGS = ("text-to-image", "diffusers", "diffusers-training", "stable-diffusion")
+MORE_SETTINGS = ("class_prompt", "prior_loss_weight", "guidance_scale", "num_inference_steps")  # no paths
+
+
+def write_model_card(run_dir: str | Path) -> Path:
+    """Write ``README.md`` into the run folder, atomically, and return its path.
+
+    The card never names a folder of this machine but the run's own, so it can be published as it is.
+
+    Raises:
+        FileNotFoundError: ``run_dir`` is not a run folder.
+    """
+    run = read_run(run_dir)
+    subject = markdown(run.instance_prompt) if run.instance_prompt else None
+    data = ModelCardData(
+        base_model=run.base if is_hub_id(run.base) else None,
+        library_name="diffusers",
+        tags=["ether" if run.method in ETHER_METHODS else run.method, *TAGS, *(["dreambooth"] if subject else [])],
+        instance_prompt=run.instance_prompt,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        run=run,
+        title=markdown(run.folder.name),
+        base=_base_link(run.base),
+        subject=subject,
+        loading=loading_code(run),
+        settings={key: markdown(value) for key, value in run.settings(MORE_SETTINGS).items()},
+        scores={
+            markdown(metric): {markdown(column): format_score(value) for column, value in row.items()}
+            for metric, row in run.scores.items()
+        },
+        caption=markdown(run.judging.caption) if run.judging else None,
+        judges=_judges(run),
+        samples=_samples(run),
+    )
+    path = run.folder / "README.md"
+    write_text(path, str(card))
+    return path
+
+
+def is_hub_id(base: str) -> bool:
+    """Whether ``base`` reads as ``owner/name`` on the Hub and is no folder here."""
+    name = r"[A-Za-z0-9_][\w.-]*"
+    return re.fullmatch(f"{name}/{name}", base, re.ASCII) is not None and not Path(base).exists()
+
+
+def loading_code(run: Run) -> str:
+    """The Python lines that load this run and draw one picture, whatever quotes its prompt holds."""
+    return _control_loading_code(run) if run.control else _subject_loading_code(run)
+
+
+def _control_loading_code(run: Run) -> str:
+    """The same for a run that learned a control: whatever is loaded, the control encoder comes last."""
+    folder, base = _literal(_public_name(run)), _base_literal(run)
+    imports = ["import ether_diffusion as ether", "from diffusers.utils import load_image"]
+    if run.controlnet is not None:
+        net = str(run.config["controlnet_model_name_or_path"])
+        own = run.config["train_controlnet"] != "nothing"
+        named = _literal(net if is_hub_id(net) else f"path/to/{Path(net).name}")
+        source = f'{folder}, subfolder="controlnet"' if own else named
+        kind = "StableDiffusionXLControlNetPipeline" if run.is_xl else "StableDiffusionControlNetPipeline"
+        imports.insert(1, f"from diffusers import ControlNetModel, {kind}")
+        lines = [
+            f"controlnet = ControlNetModel.from_pretrained({source})",
+            f"pipe = {kind}.from_pretrained({base}, controlnet=controlnet)",
+        ]
+        if run.base == playground.NAME:
+            imports.insert(2, "from ether_diffusion import playground")
+            lines[1] = "pipe = StableDiffusionControlNetPipeline.from_pipe(playground.load(), controlnet=controlnet)"
+    else:
+        kind = "ether.StableDiffusionControlPipeline"
+        if run.is_xl:
+            kind = "DiffusionPipeline"
+            imports.insert(1, "from diffusers import DiffusionPipeline")
+        lines = [f"pipe = {kind}.from_pretrained({folder if run.method == 'full' else base})"]
+        if run.base == playground.NAME and run.method != "full":
+            imports.insert(1, "from ether_diffusion import playground")
+            lines = ["pipe = ether.StableDiffusionControlPipeline.from_pipe(playground.load())"]
+    if run.peft_components:
+        imports.append("from peft import PeftModel")
+        lines += _peft_lines(run)
+    elif run.method == "lora":
+        lines.append(f"pipe.load_lora_weights({folder})")
+    if run.controlnet is None or run.method in ETHER_METHODS:
+        lines.append(f"ether.load(pipe, {folder})")
+    else:
+        imports.remove("import ether_diffusion as ether")
+    prompt = next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
+    image = next((f"samples/{sample['condition']}" for sample in run.prompts if "condition" in sample), "control.png")
+    lines.append(f"control_image = load_image({_literal(f'{_public_name(run)}/{image}')})")
+    drawing = [f"image = pipe({_literal(prompt)}, control_image).images[0]"]
+    if run.is_xl and run.controlnet is None:
+        drawing = [
+            "with ether.controlled(pipe, control_image):",
+            f"    image = pipe({_literal(prompt)}).images[0]",
+        ]
+    elif run.is_xl:
+        drawing = [f"image = pipe({_literal(prompt)}, image=control_image).images[0]"]
+    return "\n".join([*imports, "", *lines, *drawing])
+
+
+def _public_name(run: Run) -> str:
+    """The folder's name, or its repository's id on the Hub."""
+    return str(run.config.get("hub_model_id") or run.folder.name)
+
+
+def _base_literal(run: Run) -> str:
+    return _literal(run.base if is_hub_id(run.base) else f"path/to/{Path(run.base).name}")
+
+
+def _peft_lines(run: Run) -> list[str]:
+    """Loading of one peft folder per component."""
+    name = _public_name(run)
+    adapted = "PeftModel.from_pretrained(pipe.{0}, {1}).get_base_model()"
+    return [f"pipe.{c} = {adapted.format(c, _literal(f'{name}/{c}'))}" for c in run.peft_components]
+
+
+def _subject_loading_code(run: Run) -> str:
+    folder, base = _literal(_public_name(run)), _base_literal(run)
+    imports = ["from diffusers import DiffusionPipeline"]
+    pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
+    if run.base == playground.NAME and run.method != "full":
+        imports, pipeline = ["from ether_diffusion import playground"], "pipe = playground.load()"
+    if run.method == "full":
+        lines = [f"pipe = DiffusionPipeline.from_pretrained({folder})"]
+    elif run.method == "lora":
+        lines = [pipeline, f"pipe.load_lora_weights({folder})"]
+    elif run.method in ETHER_METHODS:
+        imports.insert(0, "import ether_diffusion as ether")
+        lines = [pipeline, f"ether.load(pipe, {folder})"]
+    else:
+        imports.append("from peft import PeftModel")
+        lines = [pipeline, *_peft_lines(run)]
+    prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
+    return "\n".join([*imports, "", *lines, f"image = pipe({_literal(prompt)}).images[0]"])
+
+
+def markdown(text: str) -> str:
+    """``text`` on one line, inert in Markdown: no markup, no HTML, no end of a table cell."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~&$])", r"\\\1", " ".join(text.split()))
+
+
+def _literal(text: str) -> str:
+    """A Python string literal in double quotes, on one line."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _base_link(base: str) -> str:
+    if base == playground.NAME:
+        return "the playground that comes with ether-diffusion"
+    if is_hub_id(base):
+        return f"[{markdown(base)}](https://huggingface.co/{base})"
+    return f"{markdown(Path(base).name)} (a local copy)"
+
+
+def _judges(run: Run) -> list[list[str]]:
+    """Each judge of the scores with its model, the hash of its weights and its preprocessing."""
+    if run.judging is None:
+        return []
+    keys = ("model", "weights", "preprocessing")
+    models = {name: facts for name, facts in run.judging.judges.items() if "model" in facts}
+    return [[name, *(markdown(facts[key]) for key in keys)] for name, facts in models.items()]
+
+
+def _samples(run: Run) -> list[tuple[str, int, list[str]]]:
+    """Each prompt and seed with links to its pictures: the base model's, if the run drew any, and the latest."""
+    if run.finetuned_step is None:
+        return []
+    steps = [step for step in (0, run.finetuned_step) if step in run.sample_steps]
+    return [
+        (markdown(prompt["prompt"]), prompt["seed"], [_picture(run, prompt, step) for step in steps])
+        for prompt in run.prompts
+    ]
+
+
+def _picture(run: Run, prompt: SamplePrompt, step: int) -> str:
+    path = run.sample(step, prompt["file"])
+    if not (run.folder / path).is_file():
+        return "–"
+    return f"![{markdown(prompt['prompt'])}]({quote(path.as_posix())})"

@@ -1,0 +1,346 @@
+"""The reading side of a run folder: what a run, finished or not, says of itself, and how to put it in words."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, TypeVar
+
+import yaml
+
+from ether_diffusion.pipelines.file import CONTROL
+from ether_diffusion.runs.folder import read_provenance
+from ether_diffusion.training.config import OF_PEFT
+
+T = TypeVar("T")
+
+METHODS = {
+    "ether_plus": ("ETHER+", ("n_blocks", "targets")),
+    "ether": ("ETHER", ("n_blocks", "targets")),
+    "naive": ("Naive", ("n_blocks", "targets")),
+    "lora": ("LoRA", ("rank", "targets")),
+    "oft": ("OFT", ("n_blocks", "targets")),
+    "boft": ("BOFT", ("n_blocks", "targets")),
+    "hra": ("HRA", ("rank", "targets")),
+    "full": ("Full finetuning", ()),
+    "none": ("A control encoder", ()),
+}
+"""Each method as people write it, and the settings that are its own."""
+
+CONDITIONS = {
+    "image": "control images",
+    "map": "semantic maps",
+    "segmentation": "semantic maps",
+    "canny": "canny edges",
+}
+"""Each kind of condition as people write it."""
+
+HIGHLIGHTS = (
+    "learning_rate",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "max_train_steps",
+    "resolution",
+    "mixed_precision",
+    "seed",
+    "with_prior_preservation",
+    "train_text_encoder",
+)
+"""Settings of every method that a reader looks for first."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """``provenance.json``: what a result depends on beside its settings. A default stands for what is not recorded."""
+
+    config_hash: str = ""
+    base_hash: dict[str, str] = field(default_factory=dict)
+    git_revision: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str = ""
+    num_processes: int = 1
+    trained_parameters: dict[str, int] = field(default_factory=dict)
+    status: str = "running"
+    step: int = 0
+    instance_images: list[str] = field(default_factory=list)
+    class_images: int = 0
+    training_pairs: int = 0
+    started: str = ""
+    seconds: float = 0.0
+
+
+class MetricsRow(TypedDict):
+    """One line of ``metrics.jsonl``: one optimisation step. All values are finite; a norm that was not is left out."""
+
+    step: int
+    loss: float
+    instance_loss: NotRequired[float]
+    prior_loss: NotRequired[float]
+    lr: dict[str, float]
+    grad_norm: NotRequired[float]
+    steps_per_second: float
+
+
+class SamplePrompt(TypedDict):
+    """One entry of ``samples/prompts.json``: the picture ``file`` in every ``samples/step-*`` folder.
+
+    ``condition`` is the path, in ``samples``, of what controls it.
+    """
+
+    file: str
+    prompt: str
+    seed: int
+    condition: NotRequired[str]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What the scores of a run depend on: what ``scores.json`` has beside them.
+
+    Attributes:
+        judges: of each judge its ``model``, a hash of its ``weights`` and its ``preprocessing``; ``libraries`` has the
+            versions of what they run on.
+        token: the rare word that CLIP-T leaves out; None if the prompts were scored as they are written.
+        seed: of the training.
+        step: of the finetuned model's samples.
+        prompts: number of different prompts.
+        images: number of pictures behind each column: ``finetuned``, ``references`` and, if it was drawn, ``base``.
+    """
+
+    judges: dict[str, dict[str, str]]
+    token: str | None
+    seed: int | None
+    step: int
+    prompts: int
+    images: dict[str, int]
+
+    @property
+    def basis(self) -> str:
+        """What a value rests on: ``8 pictures of 4 prompts, one training, one seed (0)``."""
+        seed = "" if self.seed is None else f" ({self.seed})"
+        pictures, prompts = _count(self.images["finetuned"], "picture"), _count(self.prompts, "prompt")
+        return f"{pictures} of {prompts}, one training, one seed{seed}"
+
+    @property
+    def caption(self) -> str:
+        """What a reader must know to read the scores."""
+        sentences = [f"{self.basis}: another seed gives other values. Finetuned is step {self.step:,}."]
+        if (references := self.images["references"]) > 1:
+            sentences.append(
+                f"References: the subject's {references:,} pictures among themselves. A nearest reference above theirs "
+                "suggests copies."
+            )
+        sentences.append(
+            f'CLIP-T is of the prompts without the rare word "{self.token}".'
+            if self.token
+            else "CLIP-T is of the prompts as they are written, a rare word in them included."
+        )
+        return " ".join(sentences)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says.
+
+    Attributes:
+        folder: the run folder, absolute.
+        config: ``config.yaml``.
+        provenance: ``provenance.json``.
+        metrics: the rows of ``metrics.jsonl``.
+        torn_lines: how many lines of it cannot be read; a killed run leaves one.
+        prompts: what the sample grids show.
+        sample_steps: steps with a sample grid, ascending; 0 is the base model without the adapter.
+        scores: the scores of ``scores.json``, from metric to what was scored to the score.
+        judging: what they depend on; None where there are none, or where an older version did not record it.
+    """
+
+    folder: Path
+    config: dict[str, object]
+    provenance: RunFacts
+    metrics: list[MetricsRow]
+    torn_lines: int
+    prompts: list[SamplePrompt]
+    sample_steps: list[int]
+    scores: dict[str, dict[str, float | None]]
+    judging: Judging | None
+
+    @property
+    def method(self) -> str:
+        """The method's key, such as ``ether_plus``."""
+        return str(self.config["method"])
+
+    @property
+    def method_name(self) -> str:
+        """The method as people write it: ``ETHER+``."""
+        return "ControlNet" if (self.method, self.control) == ("none", "controlnet") else METHODS[self.method][0]
+
+    @property
+    def base(self) -> str:
+        """The base model's Hub id or folder."""
+        return str(self.config["pretrained_model_name_or_path"])
+
+    @property
+    def instance_prompt(self) -> str | None:
+        """The prompt that names the subject; ``None`` where the run learned no single subject."""
+        prompt = self.config.get("instance_prompt")
+        return None if prompt is None else str(prompt)
+
+    @property
+    def class_prompt(self) -> str | None:
+        """The prompt that names the subject's class, without the subject; ``None`` where none was given."""
+        prompt = self.config.get("class_prompt")
+        return None if prompt is None else str(prompt)
+
+    @property
+    def control(self) -> str | None:
+        """How the run learned a control: ``encoder`` or ``controlnet``; ``None`` where it learned none."""
+        control = self.config.get("control")
+        return None if control is None else str(control)
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether the base is SDXL."""
+        return "text_encoder_2" in self.provenance.base_hash
+
+    @property
+    def peft_components(self) -> list[str]:
+        """The components that the run saved as peft folders; LoRA has diffusers' own format, but for a ControlNet."""
+        if self.method not in OF_PEFT and not (self.method == "lora" and self.control == "controlnet"):
+            return []
+        return [component for component in self.provenance.trained_parameters if component != CONTROL]
+
+    @property
+    def control_name(self) -> str:
+        """What the run learned to follow, in words."""
+        return CONDITIONS[str(self.config["condition"])]
+
+    @property
+    def controlnet(self) -> str | None:
+        """The ControlNet of the run: a Hub id or folder, the run's own where it trained its weights."""
+        if self.control != "controlnet":
+            return None
+        own = self.config["train_controlnet"] != "nothing"
+        return str(self.folder / "controlnet" if own else self.config["controlnet_model_name_or_path"])
+
+    @property
+    def trained(self) -> str:
+        """The trained parameters in words, with their size in fp32: ``398,592 parameters (1.6 MB)``."""
+        count = sum(self.provenance.trained_parameters.values())
+        return f"{count:,} parameters ({_megabytes(4 * count)})"
+
+    @property
+    def steps(self) -> str:
+        """How far the run got: ``600 of 1,400 steps``."""
+        return f"{self.provenance.step:,} of {self.config['max_train_steps']:,} steps"
+
+    @property
+    def finetuned_step(self) -> int | None:
+        """The last step with samples of the finetuned model; ``None`` before the first."""
+        return max((step for step in self.sample_steps if step > 0), default=None)
+
+    def sample(self, step: int, file: str) -> Path:
+        """The path of one sample, relative to the run folder."""
+        return Path("samples") / f"step-{step:06d}" / file
+
+    def settings(self, more: Iterable[str] = ()) -> dict[str, str]:
+        """The highlights and the settings named in ``more``, in words, without those that were left open.
+
+        A learning rate that was left to the method is the first component's highest in the metrics.
+        """
+        rate = max((next(iter(row["lr"].values())) for row in self.metrics), default=None)
+        values = {"learning_rate": rate} | {key: value for key, value in self.config.items() if value is not None}
+        names = ("method", *METHODS[self.method][1], *HIGHLIGHTS, *more)
+        return {name: format_value(values[name]) for name in names if values.get(name) is not None}
+
+
+def read_run(run_dir: str | Path) -> Run:
+    """Read a run folder, finished or not. Only ``config.yaml`` and ``provenance.json`` must be there.
+
+    Raises:
+        FileNotFoundError: ``run_dir`` is not a run folder.
+    """
+    folder = Path(run_dir).resolve()
+    for required in ("config.yaml", "provenance.json"):
+        if not (folder / required).is_file():
+            raise FileNotFoundError(
+                f"{run_dir} is not a run folder: it has no {required}. "
+                "Give the folder that a training program wrote (its output_dir), such as runs/dog."
+            )
+    recorded = read_provenance(folder)
+    metrics, torn_lines = _read_metrics(folder / "metrics.jsonl")
+    scores, judging = _read_scores(folder / "scores.json")
+    return Run(
+        folder=folder,
+        config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+        provenance=RunFacts(**{fact.name: recorded[fact.name] for fact in fields(RunFacts) if fact.name in recorded}),
+        metrics=metrics,
+        torn_lines=torn_lines,
+        prompts=_read_json(folder / "samples" / "prompts.json", []),
+        sample_steps=_sample_steps(folder / "samples"),
+        scores=scores,
+        judging=judging,
+    )
+
+
+def _read_json(path: Path, default: T) -> T:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+
+
+def _read_scores(path: Path) -> tuple[dict[str, dict[str, float | None]], Judging | None]:
+    """The scores and what they depend on; the first version of the file was the scores alone."""
+    recorded: dict[str, Any] = _read_json(path, {})
+    if "judges" not in recorded:
+        return recorded, None
+    return recorded["scores"], Judging(**{each.name: recorded[each.name] for each in fields(Judging)})
+
+
+def _read_metrics(path: Path) -> tuple[list[MetricsRow], int]:
+    """The rows, and the number of lines that cannot be read."""
+    rows: list[MetricsRow] = []
+    torn = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            torn += 1
+    return rows, torn
+
+
+def _sample_steps(samples: Path) -> list[int]:
+    names = (path.name for path in samples.glob("step-*") if path.is_dir())
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
+
+
+def format_value(value: object) -> str:
+    """A setting or a score as people write it: yes, no, 0.006, ``–`` for nothing."""
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}" if math.isfinite(value) else "–"
+        case list() | tuple():
+            return ", ".join(format_value(item) for item in value) or "–"
+        case _:
+            return str(value)
+
+
+def format_score(value: float | None) -> str:
+    """A score to the third decimal, ``–`` for none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _megabytes(size: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size / 1e3:.1f} kB"

@@ -1,0 +1,189 @@
+"""The report of a run: one HTML file that opens offline, made from the run folder alone.
+
+``python -m ether_diffusion.runs.report runs/dog`` writes ``runs/dog/report.html`` anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from ether_diffusion.files import write_text
+from ether_diffusion.page.pictures import Picture, thumbnail
+from ether_diffusion.page.render import render
+from ether_diffusion.runs.curves import draw_curves
+from ether_diffusion.runs.record import Run, SamplePrompt, format_score, format_value, read_run
+
+MAX_STEPS = 12  # sample steps in the grid
+MAX_FIRST_SCREEN = 6  # pictures in each column of the first screen
+THUMBNAIL = 256  # pixels, the longer side
+FULL_SIZE_THUMBNAILS = 80  # pictures in the grid; more than these get smaller ones, to keep the file below 5 MB
+
+FOLDERS = (
+    "pretrained_model_name_or_path",
+    "output_dir",
+    "resume",
+    "cache_dir",
+    "instance_data_dir",
+    "class_data_dir",
+    "train_data_dir",
+    "controlnet_model_name_or_path",
+    "segmenter",
+)
+"""Settings that may name a folder of this machine, which the page shortens."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """One column of the first screen; ``note`` says what it does not show."""
+
+    title: str
+    pictures: list[Picture]
+    note: str
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``report.html`` into the run folder, atomically, and return its path.
+
+    The page holds all it shows (thumbnails as base64, curves as SVG) and asks nothing of the network. It can
+    be written at any time of a run.
+
+    Raises:
+        FileNotFoundError: ``run_dir`` is not a run folder.
+    """
+    run = read_run(run_dir)
+    shown = evenly_spaced(run.sample_steps, MAX_STEPS)
+    page = render(
+        Path(__file__).with_name("report.html.jinja"),
+        {"value": format_value, "score": format_score, "duration": _duration, "date": _date, "short": short_path},
+        run=run,
+        provenance=run.provenance,
+        galleries=[
+            _conditions(run) if run.control else _references(run),
+            _samples(run, "Base model", 0),
+            _samples(run, "Finetuned", run.finetuned_step),
+        ],
+        steps=shown,
+        columns=[*(["control"] if run.control and shown else []), *(f"{step:,}" if step else "base" for step in shown)],
+        left_out=[step for step in run.sample_steps if step not in shown],
+        grid=_grid(run, shown),
+        curves=draw_curves(run.metrics),
+        score_columns=list(dict.fromkeys(column for row in run.scores.values() for column in row)),
+        config={
+            key: short_path(str(value)) if key in FOLDERS and value else format_value(value)
+            for key, value in run.config.items()
+        },
+    )
+    path = run.folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def evenly_spaced(items: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of ``items``, at even distances, the first and, unless it is to be one, the last among them."""
+    if len(items) <= count:
+        return list(items)
+    if count == 1:
+        return [items[0]]
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def short_path(path: str) -> str:
+    """The last two parts of a path, so that a published page does not tell where things lie; Hub ids stay whole."""
+    parts = Path(path).parts
+    return path if len(parts) <= 2 else "…/" + "/".join(parts[-2:])
+
+
+def _references(run: Run) -> Gallery:
+    """The subject's own pictures, as far as they are still where the run found them."""
+    paths = [Path(path) for path in run.provenance.instance_images]
+    shown = paths[:MAX_FIRST_SCREEN]
+    pictures = [Picture(thumbnail(path, THUMBNAIL), f"Reference {path.name}", path.name) for path in shown]
+    notes = []
+    if not paths:
+        notes.append("The run recorded no reference pictures.")
+    if len(paths) > len(shown):
+        notes.append(f"The first {len(shown)} of {len(paths)}.")
+    if gone := [picture.caption for picture in pictures if not picture.source]:
+        notes.append(f"No longer readable where the run found them: {', '.join(gone)}.")
+    return Gallery("References", [picture for picture in pictures if picture.source], " ".join(notes))
+
+
+def _conditions(run: Run) -> Gallery:
+    """What controls the samples beside it, in their order."""
+    shown = [prompt for prompt in _first(run) if "condition" in prompt]
+    pictures = [_condition(run, prompt, THUMBNAIL) for prompt in shown]
+    return Gallery("Control", [item for item in pictures if item], "" if shown else "No samples yet.")
+
+
+def _condition(run: Run, prompt: SamplePrompt, size: int) -> Picture | None:
+    """The thumbnail of what controls a sample."""
+    if "condition" not in prompt:
+        return None
+    source = thumbnail(run.folder / "samples" / prompt["condition"], size)
+    return Picture(source, f"Control: {prompt['prompt']}", prompt["prompt"])
+
+
+def _first(run: Run) -> list[SamplePrompt]:
+    """The samples of the first screen: every prompt, then more seeds."""
+    return sorted(run.prompts, key=lambda prompt: prompt["seed"])[:MAX_FIRST_SCREEN]
+
+
+def _samples(run: Run, title: str, step: int | None) -> Gallery:
+    if step is None or step not in run.sample_steps or not run.prompts:
+        return Gallery(title, [], "No samples yet." if step is None else "This run has no samples of it.")
+    shown = _first(run)
+    left_out = len(run.prompts) > len(shown)
+    note = f"{len(shown)} of {len(run.prompts)} samples; all of them stand below." if left_out else ""
+    heading = title if step == 0 else f"{title}, step {step:,}"
+    return Gallery(heading, [_sample(run, prompt, step, THUMBNAIL) for prompt in shown], note)
+
+
+def _sample(run: Run, prompt: SamplePrompt, step: int, size: int) -> Picture:
+    source = thumbnail(run.folder / run.sample(step, prompt["file"]), size)
+    model = f"Step {step}" if step else "Base model"
+    caption = ", ".join(part for part in (prompt["prompt"], f"seed {prompt['seed']}") if part)
+    return Picture(source, f"{model}: {caption}", caption)
+
+
+def _grid(run: Run, steps: list[int]) -> list[tuple[SamplePrompt, list[Picture]]]:
+    """Every prompt and seed with its control, if any, and its pictures at ``steps``; the more, the smaller each."""
+    count = max(1, len(run.prompts) * len(steps))
+    size = min(THUMBNAIL, round(THUMBNAIL * math.sqrt(FULL_SIZE_THUMBNAILS / count)))
+    rows = []
+    for prompt in run.prompts:
+        condition = _condition(run, prompt, size)
+        rows.append(
+            (prompt, [*([condition] if condition else []), *(_sample(run, prompt, step, size) for step in steps)])
+        )
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _date(iso: str) -> str:
+    return f"{datetime.fromisoformat(iso):%d %B %Y, %H:%M %Z}".strip()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the report of the run folder named on the command line and print its path."""
+    parser = argparse.ArgumentParser(description="Write report.html of a run folder anew.")
+    parser.add_argument("run", help="the run folder, such as runs/dog")
+    try:
+        print(write_report(parser.parse_args(arguments).run))
+    except FileNotFoundError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
