@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ether_diffusion.core.torch_private import in_function_transform
+
 EPSILON = 1e-12
 """Floor of the norm in :func:`unit`, far below any length that training reaches."""
 
@@ -54,6 +56,8 @@ def block_rows(u: Tensor, v: Tensor | None = None) -> Rows:
     Returns:
         (..., k, d), k = n for ETHER and 2n for ETHER+.
     """
+    if _transformed():
+        return _plain_block_rows(u, v)
     return Rows(*_BlockRows.apply(u, v))
 
 
@@ -103,6 +107,10 @@ def symmetric_update(x: Tensor, rows: Rows, shift: Tensor | None = None, keep: b
     Returns:
         (..., d) in the dtype of x; the arithmetic runs in the wider of the dtypes of x and rows.
     """
+    if _transformed():
+        tokens, shifted = as_tokens(x, rows.analysis), x if shift is None else x - shift.to(x.dtype)
+        delta = as_tokens(shifted, rows.analysis) @ rows.analysis.mT @ rows.synthesis
+        return ((tokens + delta) if keep else delta).to(x.dtype).view(x.shape)
     updated: Tensor = _SymmetricUpdate.apply(x, *rows, shift, keep)
     return updated
 
@@ -138,6 +146,25 @@ def dense_relaxed_reflection(u: Tensor, v: Tensor) -> Tensor:
     return torch.block_diag(*(torch.eye(len(w)).to(w) - torch.outer(w, w) + torch.outer(z, z) for w, z in pairs))
 
 
+def _transformed() -> bool:
+    return not torch.compiler.is_compiling() and in_function_transform()
+
+
+def _plain_block_rows(u: Tensor, v: Tensor | None) -> Rows:
+    """:func:`block_rows` by plain operations, which ``torch.func`` can transform."""
+
+    def spread(vectors: Tensor) -> Tensor:
+        """(…, n, m) to (…, n, n m): row i holds vector i in the columns of block i."""
+        eye = torch.eye(vectors.shape[-2], dtype=vectors.dtype, device=vectors.device)
+        return (eye.unsqueeze(-1) * vectors.unsqueeze(-3)).flatten(-2)
+
+    if v is None:
+        rows = spread(unit(u) * 2**0.5)
+        return Rows(rows, -rows)
+    a, b = spread((unit(v) - unit(u)) * 0.5**0.5), spread((unit(v) + unit(u)) * 0.5**0.5)
+    return Rows(torch.cat([b, a], -2), torch.cat([a, b], -2))
+
+
 class _BlockRows(torch.autograd.Function):
     """û (and v̂) spread over block-diagonal rows; a few operations instead of a graph of twenty.
 
@@ -150,6 +177,7 @@ class _BlockRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.vectors = u, v
+        ctx.versions = None if torch.compiler.is_compiling() else _written(u, v)
         ctx.set_materialize_grads(False)
         *lead, n_blocks, width = u.shape
         if v is None:
@@ -165,6 +193,10 @@ class _BlockRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         u, v = ctx.vectors
+        if ctx.versions is not None and ctx.versions != _written(u, v):
+            raise RuntimeError(
+                "vectors of an adapter were changed between its forward and its backward: call backward before the step"
+            )
         *lead, n_blocks, width = u.shape
         analysis, synthesis = (
             None if g is None else g.reshape(*lead, -1, n_blocks, n_blocks, width).diagonal(dim1=-3, dim2=-2).mT
@@ -180,6 +212,11 @@ class _BlockRows(torch.autograd.Function):
         b, a = total.unbind(-3)
         grad_u, grad_v = _free(torch.stack([u, v]), torch.stack([b - a, b + a]) * 0.5**0.5)
         return grad_u, grad_v
+
+
+def _written(*vectors: Tensor | None) -> list[int]:
+    """How often each was written to, where torch counts it."""
+    return [each._version for each in vectors if each is not None and not each.is_inference()]
 
 
 def _free(vectors: Tensor, grad: Tensor) -> Tensor:

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.functional import matmul_dtype
-from ether_diffusion.core.linear import Injection, plain_weight
-from ether_diffusion.core.methods import Method, build_method
-from ether_diffusion.core.per_sample import PerSample, check_mixable
-from ether_diffusion.core.rows import SharedRows, Slot
+from ether_diffusion.core.linear import Projection, SwitchedError, plain_weight
+from ether_diffusion.core.methods import Method, Reflection, build_method
+from ether_diffusion.core.offload import grouped
+from ether_diffusion.core.plan import Generations, Mixture, Off, PerSample, Plan, SampleNames, check_mixable
+from ether_diffusion.core.rows import Slot, close_forward, open_forward
 from ether_diffusion.core.state import StateMismatchError, state_problems
-from ether_diffusion.core.targets import Target, find_targets, has_fused_qkv, root_of
+from ether_diffusion.core.targets import Target, find_targets, has_fused_qkv, module_at, root_of, unwrapped, wrapper_at
 
 
 class Adapter(nn.Module):
     """The vectors of one adapter, beside the model that they act on.
 
     A plain module: ``parameters()`` are fp32, ``state_dict()`` has the keys ``<module path>.u`` and so on. It is not
-    registered in the model, whose own parameters, state dict and dtype stay as they are.
+    registered in the model, whose own parameters, state dict and dtype stay as they are. A copy of it, by deepcopy or
+    pickle, has the vectors and not the model.
     """
 
     def __init__(self, config: EtherConfig, targets: list[Target], name: str) -> None:
         super().__init__()
         self.config = config
         self.adapter_name = name
-        self.host: Host | None = None
+        self.serial = next(_SERIALS)
+        self.set_host(None)
         generator = torch.Generator().manual_seed(config.seed)
         for target in targets:
             method = build_method(config, target.in_features, target.out_features, generator)
             _set_submodule(self, target.path, method)
         self._scalars = sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def host(self) -> Host | None:
+        """The adapters of the model that it is attached to; None where it is not attached."""
+        reference: weakref.ref[Host] | None = self.__dict__["_host"]
+        return None if reference is None else reference()
+
+    def set_host(self, host: Host | None) -> None:
+        """Say which host has the adapter; its children may have any name, ``_host`` among them."""
+        self.__dict__["_host"] = None if host is None else weakref.ref(host)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_host": None}
 
     def methods(self) -> dict[str, Method]:
         """The transform of every target, by module path."""
@@ -45,6 +64,16 @@ class Adapter(nn.Module):
     def num_parameters(self) -> int:
         """Number of trained scalars."""
         return self._scalars
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the vectors as ``fn`` says, but keep them in fp32 where it would make them half precision."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            half = changed.is_floating_point() and changed.dtype.itemsize < torch.float32.itemsize
+            return tensor.to(changed.device) if half else changed
+
+        return super()._apply(kept, recurse)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load vectors after checking all of them; nothing changes if one does not fit.
@@ -64,62 +93,83 @@ class Adapter(nn.Module):
 
 
 class Host:
-    """All adapters of one model: which are there, which are active at which strength, whether they are fused."""
+    """All adapters of one model: which are there, and what they do together.
+
+    What acts is decided here, and handed to the projections as immutable plans (:mod:`ether_diffusion.core.plan`).
+
+    Attributes:
+        model: the module that canonical paths start from.
+        adapters: by name.
+        strengths: of the adapters that are set to act on every sample, or on samples of their own.
+        per_sample: which sample has which adapter; None where all have the same.
+        enabled: whether any acts.
+        fused: whether those that act are folded into the weights.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.adapters: dict[str, Adapter] = {}
         self.strengths: dict[str, float] = {}
+        self.per_sample: SampleNames | None = None
         self.enabled = True
         self.fused = False
-        self.per_sample: PerSample | None = None
-        self._injections: dict[str, Injection] = {}
+        self._projections: dict[str, Projection] = {}
         self._guards: dict[nn.Module, Any] = {}
-        self._shared = SharedRows()
+        self._generations = Generations()
+        self._generation = 0
         self._slots: list[Slot] = []
+        self._links: list[Link] = []
+        self._wrappers: list[tuple[Projection, Any]] = []
+        self._switches: list[nn.Module] = []
         self._handles = [
             model.register_forward_pre_hook(self._begin),
             model.register_forward_hook(self._end, always_call=True),
         ]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for adapter in self.adapters.values():  # a copy of an adapter alone forgets its host
+            adapter.set_host(self)
 
     def add(self, adapter: Adapter, targets: list[Target]) -> None:
         """Put an adapter on its targets; it is active at strength 1, unless each sample has an adapter of its own."""
         self.refuse_if_fused("attach another adapter")
         methods = adapter.methods()
         for target in targets:
-            injection = self._injections.get(target.path)
-            if injection is None:
-                injection = self._injections[target.path] = Injection(target.path, target.module, self._shared)
-            injection.methods[adapter.adapter_name] = methods[target.path]
+            projection = self._projections.get(target.path)
+            if projection is None:
+                projection = self._projections[target.path] = Projection(target.path, target.module, self)
+            projection.methods[adapter.adapter_name] = methods[target.path]
+            self._links = []  # new places to watch
             if target.attention is not None and target.attention not in self._guards:
-                guard = target.attention.register_forward_pre_hook(self._refuse_fused_qkv)
+                guard = target.attention.register_forward_pre_hook(self._guard)
                 self._guards[target.attention] = guard
         self.adapters[adapter.adapter_name] = adapter
-        adapter.host = self
+        adapter.set_host(self)
         forget_compiled_code()
         if self.per_sample is None:
             self.set_active({**self.strengths, adapter.adapter_name: 1.0})
         else:
-            self._refresh()
+            self._plan()
 
     def remove(self, name: str) -> None:
         """Take an adapter off; the last one takes all hooks with it. None is active if samples had this one."""
         self.refuse_if_fused(f"remove {name!r}")
         adapter = self.adapters.pop(name)
-        adapter.host = None
-        for path in [path for path, injection in self._injections.items() if name in injection.methods]:
-            injection = self._injections[path]
-            del injection.methods[name]
-            if not injection.methods:
-                injection.remove()
-                del self._injections[path]
+        adapter.set_host(None)
+        for path in [path for path, projection in self._projections.items() if name in projection.methods]:
+            projection = self._projections[path]
+            del projection.methods[name]
+            if not projection.methods:
+                projection.remove()
+                del self._projections[path]
         forget_compiled_code()
         if self.per_sample is None:
             self.set_active({key: strength for key, strength in self.strengths.items() if key != name})
         elif name in self.per_sample.adapters:
             self.set_active({})  # no sample goes on with another adapter unasked
         else:
-            self._refresh()
+            self._plan()
         if not self.adapters:
             for handle in [*self._guards.values(), *self._handles]:
                 handle.remove()
@@ -139,7 +189,7 @@ class Host:
             if not math.isfinite(strength):
                 raise ValueError(f"the strength of {name!r} must be a finite number, not {strength}")
         self.strengths, self.per_sample = dict(strengths), None
-        self._refresh()
+        self._plan()
 
     def set_per_sample(self, names: Sequence[str | None]) -> None:
         """Give each sample of a batch an adapter of its own, at strength 1; None is the base.
@@ -151,90 +201,246 @@ class Host:
             RuntimeError: the adapters are fused.
         """
         self.refuse_if_fused("change which adapters are active")
-        per_sample = PerSample(names)
+        per_sample = SampleNames(tuple(names))
         if unknown := [name for name in per_sample.adapters if name not in self.adapters]:
             raise ValueError(f"no adapter {unknown[0]!r} here; there are: {', '.join(self.adapters) or 'none'}")
         check_mixable({name: self.adapters[name].config for name in per_sample.adapters})
         self.strengths = dict.fromkeys(per_sample.adapters, 1.0)
         self.per_sample = per_sample if per_sample.adapters else None
-        self._refresh()
+        self._plan()
 
     def enable(self, enabled: bool = True) -> None:
         """Turn all adapters on or off, remembering strengths."""
         if enabled != self.enabled:
             self.refuse_if_fused("turn adapters on or off")
             self.enabled = enabled
-            self._refresh()
+            self._plan()
 
     def fuse(self) -> None:
         """Fold the active adapters into the weights; :meth:`unfuse` restores the base bit for bit.
 
         Raises:
-            ValueError: a weight is quantised or offloaded, or q, k, v are fused; no weight has been changed.
+            ValueError: a weight is quantised, sharded or offloaded, or q, k, v are fused; no weight has been changed.
         """
         self.refuse_if_fused("fuse again")
         if self.per_sample is not None:
             raise ValueError("each sample has an adapter of its own, which no weight can hold: call set_adapters first")
         if any(has_fused_qkv(attention) for attention in self._guards):
             raise ValueError("the q, k, v projections are fused: call unfuse_qkv_projections() before fusing adapters")
-        done: list[Injection] = []
+        self._refuse_groups("fuse")
+        self._follow()
+        if merged := self._merged_by_peft():
+            raise RuntimeError(
+                f"cannot fuse: PEFT has merged {', '.join(merged)} into the same weights; call pipe.unfuse_lora() "
+                "first, and pipe.fuse_lora() after fusing the adapter"
+            )
+        self._refuse_tied()
         try:
-            for injection in self._injections.values():
-                if injection.active:
-                    injection.fuse()
-                    done.append(injection)
-        except Exception:
-            for injection in done:
-                injection.unfuse()
+            for projection in self._projections.values():
+                projection.fuse()
+        except BaseException:
+            for projection in reversed(list(self._projections.values())):
+                projection.unfuse()
             raise
         self.fused = True
+        self._plan()
 
-    def unfuse(self) -> None:
-        """Put the base weights back and let the hooks work again."""
+    def check_unfuse(self, force: bool = False) -> None:
+        """Raise what keeps the base weights from being put back.
+
+        Args:
+            force: whether what others have added to the weights since may be lost.
+
+        Raises:
+            RuntimeError: q, k, v were fused since, or something else has changed a weight since.
+            ValueError: a weight is offloaded.
+        """
         if any(has_fused_qkv(attention) for attention in self._guards):
             raise RuntimeError(
                 "the q, k, v projections were fused after the adapter: call unfuse_qkv_projections() first"
             )
-        for injection in self._injections.values():
-            injection.unfuse()
+        self._refuse_groups("unfuse")
+        self._follow()
+        if not force and (merged := self._merged_by_peft()):
+            raise RuntimeError(
+                f"cannot unfuse: PEFT has merged {', '.join(merged)} into the same weights since; call "
+                "pipe.unfuse_lora() first, or ether.unfuse(pipe, force=True), which restores the base without it"
+            )
+        wrapped = {projection.path for projection, _ in self._wrappers}
+        for projection in self._projections.values():
+            projection.check_unfuse(self._mixture(projection), projection.path in wrapped, force)
+
+    def unfuse(self, force: bool = False) -> None:
+        """Put the base weights back, bit for bit, and let the hooks work again; raises as :meth:`check_unfuse` does."""
+        self.check_unfuse(force)
+        for projection, wrapper in self._wrappers:
+            if projection.base_weight is not None and wrapper.merged_adapters:
+                wrapper.unmerge()  # so that PEFT does not take it off a second time
+        for projection in self._projections.values():
+            projection.unfuse()
         self.fused = False
+        self._plan()
+
+    def _refuse_tied(self) -> None:
+        """Raise ValueError if two projections with a plan share one weight, which would get both updates."""
+        owners: dict[int, str] = {}
+        for path, projection in self._projections.items():
+            weight = plain_weight(projection.module)
+            if isinstance(projection.plan, Off) or weight is None or weight.is_meta:
+                continue
+            if (other := owners.setdefault(weight.data_ptr(), path)) != path:
+                raise ValueError(f"cannot fuse: {other} and {path} share one weight; use the adapter unfused")
+
+    def _refuse_groups(self, wish: str) -> None:
+        if grouped(self.model):
+            raise ValueError(
+                f"cannot {wish} under group offloading, which keeps weights elsewhere: do it before that, "
+                "or in a pipeline that is loaded anew"
+            )
 
     def base_weights(self) -> dict[str, Tensor]:
         """Weights of the base, by path, where an adapter is fused into the model's own."""
-        return {p: i.base_weight for p, i in self._injections.items() if i.base_weight is not None}
-
-    def _refresh(self) -> None:
-        for injection in self._injections.values():
-            if not self.enabled:
-                injection.activate({})
-            elif self.per_sample is None:
-                injection.activate(self.strengths)
-            else:
-                injection.activate_per_sample(self.per_sample)
-        self._slots = [injection.slot for injection in self._injections.values() if injection.slot is not None]
-
-    def _begin(self, model: nn.Module, args: object) -> None:
-        slots = [] if self.fused else self._slots
-        weights = (plain_weight(injection.module) for injection in self._injections.values())
-        weight = next((weight for weight in weights if weight is not None), None)
-        self._shared.open(slots, torch.float32 if weight is None else matmul_dtype(weight))
-
-    def _end(self, model: nn.Module, args: object, output: object) -> None:
-        self._shared.close()
+        return {p: i.base_weight for p, i in self._projections.items() if i.base_weight is not None}
 
     def refuse_if_fused(self, wish: str) -> None:
         """Raise RuntimeError if adapters are fused into the weights; ``wish`` says what was about to be done."""
         if self.fused:
             raise RuntimeError(f"cannot {wish} while adapters are fused into the weights: call unfuse first")
 
-    def _refuse_fused_qkv(self, attention: nn.Module, args: object) -> None:
-        if has_fused_qkv(attention) and not self.fused and self.enabled and self.strengths:
+    def _plan(self) -> None:
+        """Make the plans of all projections anew."""
+        acts = self.enabled and not self.fused
+        names = self.strengths.items() if acts else ()
+        active = tuple(sorted((name, s, self.adapters[name].serial) for name, s in names if s != 0.0))
+        content = (active, self.per_sample if acts else None, self.fused)
+        self._generation = self._generations.of(content)
+        for projection in self._projections.values():
+            if not acts:
+                projection.plan = Off(self._generation)
+            elif self.per_sample is None:
+                projection.plan = self._mixture(projection)
+            else:
+                projection.plan = self._samples(projection, self.per_sample)
+        self._slots = [slot for projection in self._projections.values() for slot in projection.slot]
+
+    def _mixture(self, projection: Projection) -> Plan:
+        here = [(projection.methods[n], s) for n, s in self.strengths.items() if s != 0.0 and n in projection.methods]
+        return Mixture(tuple(here), self._generation) if here else Off(self._generation)
+
+    def _samples(self, projection: Projection, samples: SampleNames) -> Plan:
+        methods = [projection.methods[name] for name in samples.adapters if name in projection.methods]
+        reflections = tuple(method for method in methods if isinstance(method, Reflection))  # all of them or none
+        return PerSample(reflections, samples, self._generation) if reflections else Off(self._generation)
+
+    def _follow(self) -> None:
+        """Go on in the modules that have taken the places of projections, such as dequantised ones.
+
+        Raises:
+            RuntimeError: a module of another width, or none, is in a projection's place.
+        """
+        if self._links and all(children.get(name) is child for children, name, child in self._links):
+            return
+        with _FOLLOWING:
+            self._follow_anew()
+
+    def _follow_anew(self) -> None:
+        for path, projection in self._projections.items():
+            present = module_at(self.model, path)
+            if present is projection.module:
+                continue
+            widths = [
+                (getattr(m, "in_features", None), getattr(m, "out_features", None))
+                for m in (projection.module, present)
+            ]
+            if present is None or widths[0] != widths[1]:
+                raise RuntimeError(
+                    f"the projection {path} was replaced by {type(present).__name__} after the adapter was attached, "
+                    "which does not fit: unload the adapter and load it again"
+                )
+            projection.hook(present)
+        self._links = links_to(self.model, self._projections)
+        around = [(projection, wrapper_at(self.model, path)) for path, projection in self._projections.items()]
+        self._wrappers = [(each, wrapper) for each, wrapper in around if hasattr(wrapper, "merged_adapters")]
+        self._switches = [module for module in self.model.modules() if hasattr(module, "gradient_checkpointing")]
+
+    def _merged_by_peft(self) -> list[str]:
+        """The adapters that PEFT has merged into weights that an adapter acts on or is fused into, by name."""
+        merged: dict[str, None] = {}
+        for projection, wrapper in self._wrappers:
+            if projection.base_weight is not None or not isinstance(projection.plan, Off):
+                merged |= dict.fromkeys(wrapper.merged_adapters)
+        return list(merged)
+
+    def _begin(self, model: nn.Module, args: object) -> None:
+        if not torch.compiler.is_compiling():
+            self._follow()
+            if not self.fused and (merged := self._merged_by_peft()):
+                raise RuntimeError(
+                    f"PEFT has merged {', '.join(merged)} into weights that an adapter transforms; it would transform "
+                    "the merged update, too: call pipe.unfuse_lora(), or ether.fuse(pipe) before pipe.fuse_lora()"
+                )
+        weights = (plain_weight(projection.module) for projection in self._projections.values())
+        weight = next((weight for weight in weights if weight is not None), None)
+        open_forward(self, self._slots, torch.float32 if weight is None else matmul_dtype(weight))
+
+    def _end(self, model: nn.Module, args: object, output: object) -> None:
+        close_forward(self)
+        again = any(module.gradient_checkpointing for module in self._switches)
+        if again and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            generation = self._generation
+
+            def check(_: Tensor) -> None:
+                if self._generation != generation:
+                    raise SwitchedError(type(model).__name__)
+
+            for tensor in tensors_of(output):
+                if tensor.requires_grad:
+                    tensor.register_hook(check)
+
+    def _guard(self, attention: nn.Module, args: object) -> None:
+        if has_fused_qkv(attention) and any(not isinstance(p.plan, Off) for p in self._projections.values()):
             raise RuntimeError(
                 "fuse_qkv_projections() bypasses the projections that the adapter sits on: "
                 "call unfuse_qkv_projections(), or ether.fuse(pipe) before fusing q, k, v"
             )
 
 
+def tensors_of(output: object) -> Iterator[Tensor]:
+    """The tensors in what a model returns: a tensor, a tuple, or one of the libraries' output classes."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors_of(value)
+    elif isinstance(output, tuple | list):
+        for value in output:
+            yield from tensors_of(value)
+
+
+Link = tuple[dict[str, nn.Module | None], str, nn.Module | None]
+"""The children of a module, the name of one of them, and who it is."""
+
+
+def links_to(root: nn.Module, paths: Iterable[str]) -> list[Link]:
+    """All that has to stay as it is for the modules at canonical paths to be the same ones."""
+    found: dict[tuple[int, str], Link] = {}
+    for path in paths:
+        module: nn.Module | None = root
+        for part in path.split("."):
+            if module is None:
+                break
+            inside = unwrapped(module)
+            found[id(inside), part] = (inside._modules, part, inside._modules.get(part))
+            module = inside._modules.get(part)
+        while module is not None and "base_layer" in module._modules:
+            found[id(module), "base_layer"] = (module._modules, "base_layer", module._modules["base_layer"])
+            module = module._modules["base_layer"]
+    return list(found.values())
+
+
+_FOLLOWING = threading.Lock()
+"""Held while hooks move to the modules that took the places of others: threads may share a model."""
+_SERIALS = itertools.count()
 _ATTRIBUTE = "_ether_host"
 
 
@@ -303,13 +509,16 @@ def check_blocks(targets: list[Target], config: EtherConfig) -> None:
 
 
 def _set_submodule(module: nn.Module, path: str, child: nn.Module) -> None:
-    """Register ``child`` under a dotted path, with plain modules on the way, so that keys are the model's own paths."""
+    """Register ``child`` under a dotted path, with plain modules on the way, so that keys are the model's own paths.
+
+    ``add_module`` would refuse names that are attributes of modules, such as ``config``; models may have such children.
+    """
     *parents, name = path.split(".")
     for parent in parents:
         if parent not in module._modules:
-            module.add_module(parent, nn.Module())
+            module._modules[parent] = nn.Module()
         module = module._modules[parent]  # type: ignore[assignment]
-    module.add_module(name, child)
+    module._modules[name] = child
 
 
 def forget_compiled_code() -> None:

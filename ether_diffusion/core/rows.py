@@ -2,11 +2,16 @@
 
 A projection needs its vectors normalised and spread over rows, some ten small operations and as many in the
 backward. Vectors of one shape are stacked, so that a whole model takes ten operations per shape and not per side.
+
+The rows belong to one forward of the whole model. They are found through a context variable, which is set only while
+that forward runs: another thread, a part that is called alone, or a recomputation in a backward does not see them, and
+each projection then makes its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -42,9 +47,11 @@ def make_rows(slots: Sequence[Slot], dtype: torch.dtype = torch.float32) -> dict
     return {slot: tuple(sides[side] for side in sorted(sides)) for slot, sides in found.items()}
 
 
-def stacked_sides(methods: tuple[Reflection, ...]) -> Sides:
-    """The rows (adapters, k, d) of one projection's methods, made for it alone."""
-    return tuple(_stacked(pairs) for pairs in zip(*(method.vectors() for method in methods), strict=True))
+def own_rows(slot: Slot, side: int) -> Rows:
+    """The rows of one side of a slot, made for one projection alone: (k, d), or (adapters, k, d)."""
+    if isinstance(slot, tuple):
+        return _stacked([method.vectors()[side] for method in slot])
+    return block_rows(*slot.vectors()[side])
 
 
 def _stacked(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> Rows:
@@ -53,42 +60,63 @@ def _stacked(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> Rows:
     return block_rows(torch.stack([u for u, _ in pairs]), torch.stack(seconds) if seconds else None)
 
 
-class SharedRows:
-    """Rows that hold for one forward of the model, and for what gradient checkpointing runs again of it.
+class ForwardRows:
+    """The rows of one forward of one model.
 
-    They are made anew for every forward, since an optimiser may write into a parameter unseen. Whoever calls a part of
-    the model outside a forward of the whole gets none, and makes his own.
+    Attributes:
+        host: whose forward it is.
+        rows: by slot.
+        with_gradients: whether they were made with gradients.
     """
 
-    def __init__(self) -> None:
-        self._rows: dict[Slot, Sides] = {}
-        self._open = False
-        self._graph = False
-
-    def open(self, slots: Sequence[Slot], dtype: torch.dtype) -> None:
-        """Make the rows for the forward that begins; a compiler is left to fuse each projection's own."""
-        if not torch.compiler.is_compiling():
-            self._rows, self._open, self._graph = make_rows(slots, dtype), True, torch.is_grad_enabled()
-
-    def close(self) -> None:
-        """The forward has ended; a backward may still run parts of it again."""
-        if not torch.compiler.is_compiling():
-            self._open = False
-            if not self._graph:
-                self._rows = {}
+    def __init__(self, host: object, slots: Sequence[Slot], dtype: torch.dtype) -> None:
+        self.host = host
+        self.rows = make_rows(slots, dtype)
+        self.with_gradients = torch.is_grad_enabled()
+        self._versions = {slot: _versions(slot) for slot in slots}
 
     def of(self, slot: Slot) -> Sides | None:
-        """The rows of a slot; None outside a forward of the whole model."""
-        if torch.compiler.is_compiling() or not (self._open or _in_backward()):
+        """The rows of a slot; None where they may not be used: without the gradients that are wanted, or outdated."""
+        if torch.is_grad_enabled() and not self.with_gradients:
             return None
-        if torch.is_grad_enabled() and not self._graph:
+        sides = self.rows.get(slot)
+        if sides is None or any(vector._version != version for vector, version in self._versions[slot]):
             return None
-        return self._rows.get(slot)
-
-    def __reduce__(self) -> tuple[type[SharedRows], tuple[()]]:
-        return SharedRows, ()  # a copy of the model makes its own
+        return sides
 
 
-def _in_backward() -> bool:
-    """Whether autograd is running: torch's own checkpointing asks in this way."""
-    return bool(torch._C._current_graph_task_id() != -1)
+def _versions(slot: Slot) -> list[tuple[Tensor, int]]:
+    """The vectors of a slot with how often each was written to, where torch counts it."""
+    methods = slot if isinstance(slot, tuple) else (slot,)
+    vectors = [vector for method in methods for pair in method.vectors() for vector in pair if vector is not None]
+    return [(vector, vector._version) for vector in vectors if not vector.is_inference()]
+
+
+_RUNNING: ContextVar[tuple[ForwardRows, ...]] = ContextVar("running forwards", default=())
+"""The forwards of whole models that this thread is in, one for each host."""
+
+
+def open_forward(host: object, slots: Sequence[Slot], dtype: torch.dtype) -> None:
+    """A forward of the host's whole model begins; a compiler is left to fuse each projection's own rows."""
+    if not torch.compiler.is_compiling():
+        others = [
+            forward for forward in _RUNNING.get() if forward.host is not host
+        ]  # one that was cut off leaves no rows
+        _RUNNING.set((*others, ForwardRows(host, slots, dtype)))
+
+
+def close_forward(host: object) -> None:
+    """The forward of the host's model has ended."""
+    if torch.compiler.is_compiling():
+        return
+    _RUNNING.set(tuple([forward for forward in _RUNNING.get() if forward.host is not host]))
+
+
+def rows_of(host: object, slot: Slot) -> Sides | None:
+    """The rows that the running forward of the host's model has for a slot; None where the projection makes its own."""
+    if torch.compiler.is_compiling():
+        return None
+    for forward in _RUNNING.get():
+        if forward.host is host:
+            return forward.of(slot)
+    return None

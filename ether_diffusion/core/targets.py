@@ -54,16 +54,52 @@ class Target:
         return int(self.module.out_features)  # type: ignore[arg-type]
 
 
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Names under which torch.compile, FSDP and activation checkpointing keep the module that they wrap."""
+
+
 def root_of(model: nn.Module) -> nn.Module:
     """The module that canonical paths start from.
 
-    Looks through ``torch.compile`` and through the ``text_model`` that some text encoders nest their layers in
-    (all of them before transformers 5.6, those with a projection still), so that both give ``encoder.layers.0…``.
+    Looks through ``torch.compile``, ``DistributedDataParallel`` and ``DataParallel``, and through the ``text_model``
+    that some text encoders nest their layers in (all of them before transformers 5.6, those with a projection still),
+    so that all give ``encoder.layers.0…``.
     """
-    root: nn.Module = getattr(model, "_orig_mod", model)
+    root = unwrapped(model)
     if hasattr(root, "text_model") and not hasattr(root, "vision_model"):
-        root = root.get_submodule("text_model")
+        root = unwrapped(root.get_submodule("text_model"))
     return root
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside wrappers that do not change what it computes."""
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            module = module.module
+            continue
+        inside = next((module._modules[name] for name in WRAPPERS if module._modules.get(name) is not None), None)
+        if inside is None:
+            return module
+        module = inside
+
+
+def canonical(path: str) -> str:
+    """A module's path without the names of wrappers."""
+    return ".".join(part for part in path.split(".") if part not in WRAPPERS)
+
+
+def wrapper_at(root: nn.Module, path: str) -> nn.Module | None:
+    """What stands at a canonical path: the projection, or PEFT's layer around it; None where there is nothing."""
+    module: nn.Module | None = root
+    for part in path.split("."):
+        module = None if module is None else unwrapped(module)._modules.get(part)
+    return module
+
+
+def module_at(root: nn.Module, path: str) -> nn.Module | None:
+    """The projection at a canonical path, inside of PEFT's layer and of wrappers; None where there is nothing."""
+    module = wrapper_at(root, path)
+    return None if module is None else _base_layer(unwrapped(module))
 
 
 def find_targets(model: nn.Module, targets: str | tuple[str, ...] = "attention") -> list[Target]:
@@ -91,7 +127,9 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...] = "attention")
         found = [target for target in found if bool(getattr(target.attention, "is_cross_attention", False)) == wanted]
     if targets == "attention+geglu":
         found += [
-            Target(f"{path}.proj", _base_layer(m.proj)) for path, m in root.named_modules() if isinstance(m, GEGLU)
+            Target(canonical(f"{path}.proj"), _base_layer(m.proj))
+            for path, m in root.named_modules()
+            if isinstance(m, GEGLU)
         ]
     if not found:
         raise ValueError(
@@ -127,7 +165,7 @@ def _attention_targets(root: nn.Module) -> Iterator[Target]:
             if isinstance(projection, nn.ModuleList | nn.Sequential):  # to_out is [Linear, Dropout]
                 name, projection = f"{name}.0", projection[0]
             if projection is not None and _is_linear(_base_layer(projection)):
-                yield Target(f"{path}.{name}" if path else name, _base_layer(projection), module)
+                yield Target(canonical(f"{path}.{name}" if path else name), _base_layer(projection), module)
 
 
 def _matching(root: nn.Module, patterns: tuple[str, ...]) -> list[Target]:
@@ -157,13 +195,13 @@ def _linears(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in root.named_modules():
         inside = any(path.startswith(f"{wrapper}.") for wrapper in wrappers)
         if path and not inside and _is_linear(_base_layer(module)):
-            yield path, _base_layer(module)
+            yield canonical(path), _base_layer(module)
 
 
 def _base_layer(module: nn.Module) -> nn.Module:
     """The Linear inside a PEFT layer, or the module itself."""
     while hasattr(module, "base_layer"):
-        module = module.get_submodule("base_layer")
+        module = unwrapped(module.get_submodule("base_layer"))
     return module
 
 

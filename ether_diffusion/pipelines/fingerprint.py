@@ -9,6 +9,7 @@ from torch import nn
 
 from ether_diffusion.core.host import host_of
 from ether_diffusion.core.linear import plain_weight
+from ether_diffusion.core.offload import on_disk
 from ether_diffusion.core.targets import find_targets
 
 SAMPLES_PER_WEIGHT = 4096
@@ -24,6 +25,8 @@ def base_hash(model: nn.Module) -> str | None:
     Returns:
         None where the weights cannot be read: quantised, offloaded or on the meta device.
     """
+    if on_disk(model):
+        return None
     host = host_of(model)
     originals = host.base_weights() if host else {}
     digest = hashlib.sha256()

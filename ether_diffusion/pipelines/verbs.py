@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from ether_diffusion.control.encoder import Control, attach_control
 from ether_diffusion.core.host import Adapter, Host, attach_made
-from ether_diffusion.core.per_sample import check_mixable
+from ether_diffusion.core.plan import check_mixable
 from ether_diffusion.pipelines.file import AdapterFile
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.pipelines.fitting import fit, warn_if_other_base
@@ -25,9 +26,14 @@ from ether_diffusion.pipelines.loaded import (
     switches_of,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", strength: float = 1.0) -> None:
     """Load an adapter into a pipeline and make it active, besides those that are active already.
+
+    While each sample has an adapter of its own (``set_adapters(pipe, per_sample=…)``), the new one is loaded but does
+    not act, whatever its strength.
 
     A control encoder that was trained with the adapter is loaded with it; images are then drawn with
     :class:`ether_diffusion.StableDiffusionControlPipeline` or within :func:`ether_diffusion.controlled`.
@@ -53,7 +59,7 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
     if name in adapters(pipe):
         raise ValueError(f"an adapter {name!r} is loaded already: unload it, or pass another name")
     changeable_hosts(pipe, "load another adapter")
-    enabled = is_enabled(pipe)
+    enabled, sampled = is_enabled(pipe), any(host.per_sample is not None for host in hosts_of(pipe).values())
     warn_if_other_base(pipe, file, source)
     attached: list[Adapter] = []
     try:
@@ -69,9 +75,21 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
         raise
     if not enabled:
         disable(pipe)  # components that had no adapter so far join the others
-    if strength != 1.0:
+    if sampled:
+        _leave_samples(pipe, name)
+    elif strength != 1.0:
         active = {n: info.strength for n, info in adapters(pipe).items() if info.strength}
         set_adapters(pipe, list({**active, name: strength}), list({**active, name: strength}.values()))
+
+
+def _leave_samples(pipe: DiffusionPipeline, name: str) -> None:
+    """Keep an adapter that was just loaded from acting, since each sample has an adapter of its own."""
+    for host in hosts_of(pipe).values():
+        if name in host.adapters and host.per_sample is None:
+            host.set_active({n: s for n, s in host.strengths.items() if n != name})
+    if control := control_in(pipe):
+        control.active.discard(name)
+    logger.warning("%r is loaded but does not act: each sample has an adapter of its own; call set_adapters", name)
 
 
 def save(pipe: DiffusionPipeline, path: str | Path, name: str | None = None) -> Path:
@@ -224,11 +242,22 @@ def fuse(pipe: DiffusionPipeline) -> None:
         raise
 
 
-def unfuse(pipe: DiffusionPipeline) -> None:
-    """Restore the base weights bit for bit; the adapters act unfused again. Does nothing if none is fused."""
-    for host in hosts_of(pipe).values():
-        if host.fused:
-            host.unfuse()
+def unfuse(pipe: DiffusionPipeline, force: bool = False) -> None:
+    """Restore the base weights bit for bit; the adapters act unfused again. Does nothing if none is fused.
+
+    Args:
+        pipe: the pipeline.
+        force: restore them even where something else, such as a LoRA, has changed them since; its change is lost.
+
+    Raises:
+        RuntimeError: something else has changed a weight since; the pipeline is as before.
+        ValueError: a weight is offloaded; the pipeline is as before.
+    """
+    hosts = [host for host in hosts_of(pipe).values() if host.fused]
+    for host in hosts:
+        host.check_unfuse(force)
+    for host in hosts:
+        host.unfuse(force=True)
 
 
 def unload(pipe: DiffusionPipeline, name: str | None = None) -> None:
@@ -239,7 +268,11 @@ def unload(pipe: DiffusionPipeline, name: str | None = None) -> None:
         RuntimeError: adapters are fused.
     """
     for chosen in [known_name(pipe, name)] if name is not None else list(adapters(pipe)):
-        for host in changeable_hosts(pipe, f"unload {chosen!r}"):
+        hosts = changeable_hosts(pipe, f"unload {chosen!r}")
+        if any(host.per_sample is not None and chosen in host.per_sample.adapters for host in hosts):
+            for host in hosts:  # no sample goes on with another adapter, in no component
+                host.set_active({})
+        for host in hosts:
             if chosen in host.adapters:
                 host.remove(chosen)
         if (control := control_in(pipe)) and chosen in control.encoders:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ether_diffusion import Adapter, attach
+from ether_diffusion.core import linear, rows
 from ether_diffusion.core.host import host_of
-from ether_diffusion.core.rows import SharedRows
+from ether_diffusion.core.targets import find_targets
 from ether_diffusion.playground.tiny import tiny_unet
 
 
@@ -31,7 +32,7 @@ def adapted() -> tuple[UNet2DConditionModel, Adapter]:
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Within it every projection makes its own rows: the plain path, which the shared one must equal."""
     with monkeypatch.context() as patch:
-        patch.setattr(SharedRows, "of", lambda self, slot: None)
+        patch.setattr(linear, "rows_of", lambda host, slot: None)
         yield patch
 
 
@@ -67,11 +68,11 @@ def test_rows_are_used_within_the_forward_and_gone_after_it_without_gradients() 
     seen = []
     host = host_of(unet)
     assert host is not None
-    unet.mid_block.register_forward_hook(lambda *_: seen.append(len(host._shared._rows)))
+    unet.mid_block.register_forward_hook(lambda *_: seen.append([len(each.rows) for each in rows._RUNNING.get()]))
     with torch.no_grad():
         loss(unet)
-    assert seen == [len(host._slots)] != [0]
-    assert not host._shared._rows
+    assert seen == [[len(find_targets(unet))]]
+    assert rows._RUNNING.get() == ()
 
 
 def test_forwards_may_pile_up_before_their_backwards() -> None:

@@ -308,3 +308,9 @@ def test_lpips_brings_div_and_no_folder_of_this_machine_is_recorded(run: Path) -
     assert judging.images == {"base": 5, "finetuned": 5, "references": 2}
     for name in ("scores.json", "README.md"):
         assert str(run.parent) not in (run / name).read_text()
+
+
+def test_the_path_of_the_first_version_is_the_same_program() -> None:
+    from ether_diffusion.training import scores as old
+
+    assert (old.main, old.score_run) == (scores_program.main, scores_program.score_run)
