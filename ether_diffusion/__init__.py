@@ -4,7 +4,8 @@ from importlib.metadata import version
 
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.control.pipeline import StableDiffusionControlPipeline, controlled
-from ether_diffusion.core.host import Adapter, attach
+from ether_diffusion.core.adapter import Adapter
+from ether_diffusion.core.host import attach
 from ether_diffusion.pipelines.file import AdapterFileError
 from ether_diffusion.pipelines.loaded import AdapterInfo, adapters
 from ether_diffusion.pipelines.verbs import (

@@ -2,94 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.core.adapter import Adapter, check_blocks
 from ether_diffusion.core.functional import matmul_dtype
-from ether_diffusion.core.linear import Projection, SwitchedError, plain_weight
-from ether_diffusion.core.methods import Method, Reflection, build_method
+from ether_diffusion.core.linear import Projection, SwitchedError
+from ether_diffusion.core.methods import Reflection
 from ether_diffusion.core.offload import grouped
 from ether_diffusion.core.plan import Generations, Mixture, Off, PerSample, Plan, SampleNames, check_mixable
 from ether_diffusion.core.rows import Slot, close_forward, open_forward
-from ether_diffusion.core.state import StateMismatchError, state_problems
 from ether_diffusion.core.targets import Target, find_targets, has_fused_qkv, module_at, root_of, unwrapped, wrapper_at
-
-
-class Adapter(nn.Module):
-    """The vectors of one adapter, beside the model that they act on.
-
-    A plain module: ``parameters()`` are fp32, ``state_dict()`` has the keys ``<module path>.u`` and so on. It is not
-    registered in the model, whose own parameters, state dict and dtype stay as they are. A copy of it, by deepcopy or
-    pickle, has the vectors and not the model.
-    """
-
-    def __init__(self, config: EtherConfig, targets: list[Target], name: str) -> None:
-        super().__init__()
-        self.config = config
-        self.adapter_name = name
-        self.serial = next(_SERIALS)
-        self.set_host(None)
-        generator = torch.Generator().manual_seed(config.seed)
-        for target in targets:
-            method = build_method(config, target.in_features, target.out_features, generator)
-            _set_submodule(self, target.path, method)
-        self._scalars = sum(parameter.numel() for parameter in self.parameters())
-
-    @property
-    def host(self) -> Host | None:
-        """The adapters of the model that it is attached to; None where it is not attached."""
-        reference: weakref.ref[Host] | None = self.__dict__["_host"]
-        return None if reference is None else reference()
-
-    def set_host(self, host: Host | None) -> None:
-        """Say which host has the adapter; its children may have any name, ``_host`` among them."""
-        self.__dict__["_host"] = None if host is None else weakref.ref(host)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_host": None}
-
-    def methods(self) -> dict[str, Method]:
-        """The transform of every target, by module path."""
-        return {path: module for path, module in self.named_modules() if isinstance(module, Method)}
-
-    def num_parameters(self) -> int:
-        """Number of trained scalars."""
-        return self._scalars
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the vectors as ``fn`` says, but keep them in fp32 where it would make them half precision."""
-
-        def kept(tensor: Tensor) -> Tensor:
-            changed = fn(tensor)
-            half = changed.is_floating_point() and changed.dtype.itemsize < torch.float32.itemsize
-            return tensor.to(changed.device) if half else changed
-
-        return super()._apply(kept, recurse)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load vectors after checking all of them; nothing changes if one does not fit.
-
-        Raises:
-            StateMismatchError: unknown or missing keys, wrong shapes, values that are not finite, zero vectors.
-        """
-        if problems := state_problems(state_dict, self.state_dict()):
-            raise StateMismatchError(self.adapter_name, problems)
-        state = {key: value.float() for key, value in state_dict.items()}
-        return super().load_state_dict(state, strict=True, assign=assign)
-
-    def detach(self) -> None:
-        """Take the adapter off its model, which is left as if it had never been there."""
-        if self.host is not None:
-            self.host.remove(self.adapter_name)
+from ether_diffusion.core.weights import plain_weight
 
 
 class Host:
@@ -440,7 +371,6 @@ def links_to(root: nn.Module, paths: Iterable[str]) -> list[Link]:
 
 _FOLLOWING = threading.Lock()
 """Held while hooks move to the modules that took the places of others: threads may share a model."""
-_SERIALS = itertools.count()
 _ATTRIBUTE = "_ether_host"
 
 
@@ -490,35 +420,6 @@ def attach_made(model: nn.Module, adapter: Adapter, targets: list[Target]) -> Ad
     host.add(adapter, targets)
     root.__dict__[_ATTRIBUTE] = host
     return adapter
-
-
-def check_blocks(targets: list[Target], config: EtherConfig) -> None:
-    """Raise ValueError unless ``config.n_blocks`` divides every width that the adapter transforms."""
-    two_sided = config.method == "ether_plus" and config.two_sided
-    widths = {
-        (t.path, w) for t in targets for w in ((t.in_features, t.out_features) if two_sided else (t.in_features,))
-    }
-    for path, width in sorted(widths):
-        if width % config.n_blocks:
-            shared = math.gcd(*(width for _, width in widths))
-            divisors = [n for n in range(1, shared + 1) if shared % n == 0]
-            raise ValueError(
-                f"n_blocks={config.n_blocks} does not divide the {width} features of {path}; "
-                f"all targets share these divisors: {', '.join(map(str, divisors))}"
-            )
-
-
-def _set_submodule(module: nn.Module, path: str, child: nn.Module) -> None:
-    """Register ``child`` under a dotted path, with plain modules on the way, so that keys are the model's own paths.
-
-    ``add_module`` would refuse names that are attributes of modules, such as ``config``; models may have such children.
-    """
-    *parents, name = path.split(".")
-    for parent in parents:
-        if parent not in module._modules:
-            module._modules[parent] = nn.Module()
-        module = module._modules[parent]  # type: ignore[assignment]
-    module._modules[name] = child
 
 
 def forget_compiled_code() -> None:

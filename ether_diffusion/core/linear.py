@@ -17,13 +17,15 @@ from ether_diffusion.core.methods import Method, Reflection, Sides
 from ether_diffusion.core.plan import Mixture, Off, PerSample, Plan
 from ether_diffusion.core.rows import Slot, own_rows, rows_of
 from ether_diffusion.core.torch_private import in_function_transform, others_see_output, saves_through_hooks
-
-TOKENS_TO_FEATURES = 0.5
-"""From half as many tokens as output features on, four passes over the weight cost less than four over the tokens.
-
-That is so on a CPU. On other devices launches count, of which the weight's way takes more.
-"""
-
+from ether_diffusion.core.weights import (
+    bias_of,
+    cheap_weight,
+    checksum,
+    image,
+    is_plain,
+    same_but_for_rounding,
+    writable_weight,
+)
 
 GENERATIONS = 128
 """Generations are saved modulo this number, which every dtype that saved tensors may be packed in holds exactly."""
@@ -120,7 +122,7 @@ class Projection:
         rounded = wrapped or weight.dtype != self.base_weight.dtype  # by PEFT's merging and unmerging, or by a cast
         base = self.base_weight.to(weight.device, weight.dtype)
         expected = self._fused_weight(base, plan) if isinstance(plan, Mixture) else base
-        if not rounded or not _same_but_for_rounding(weight.detach(), expected):
+        if not rounded or not same_but_for_rounding(weight.detach(), expected):
             raise RuntimeError(
                 f"cannot unfuse: the weight of {self.path} was changed since the adapter was fused into it, perhaps by "
                 "a LoRA: take that off, or call ether.unfuse(pipe, force=True), which restores the base without it"
@@ -321,49 +323,11 @@ def scaled(parts: list[Rows], strengths: list[float]) -> Rows:
     return Rows(torch.cat(analysis, -2), torch.cat(signed, -2))
 
 
-def cheap_weight(module: nn.Module, x: Tensor, plan: Mixture | PerSample) -> Tensor | None:
-    """The weight, where it can be read and is small for so many tokens; None where they are to be transformed."""
-    if x.device.type != "cpu" or not is_plain(module):
-        return None
-    weight = plain_weight(module)
-    if weight is None or weight.device != x.device or x.dtype != weight.dtype:
-        return None
-    samples, methods = (1, plan.reflections) if isinstance(plan, Mixture) else (x.shape[0], plan.methods)
-    if x.numel() < TOKENS_TO_FEATURES * samples * weight.numel():
-        return None
-    if x.dtype != methods[0].vectors()[0][0].dtype and not is_half(x.dtype):
-        return None  # the rows are of another dtype
-    trained = weight.requires_grad or (module.bias is not None and module.bias.requires_grad)
-    return None if trained and torch.is_grad_enabled() else weight  # their gradients are autograd's
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether a projection computes what ``nn.Linear`` does: neither quantised nor under an offloading hook."""
-    return type(module).forward is nn.Linear.forward and "forward" not in module.__dict__
-
-
 def _moved(module: nn.Module, output: Tensor, x: Tensor, weight: Tensor, factors: Factors) -> Tensor:
     """The output moved by x downᵀ up; in place where the output is the projection's own and nobody else has seen it."""
     if torch.compiler.is_compiling() or in_function_transform() or others_see_output(module) or output.dtype != x.dtype:
         return plain_add_low_rank(output, x, factors)
     return add_low_rank(output.detach(), x, weight, factors)
-
-
-def bias_of(module: nn.Module, like: Tensor) -> Tensor | None:
-    """The projection's bias; where an offloading hook or a quantised layer hides it, the image of zero."""
-    bias = getattr(module, "bias", None)
-    if bias is None:
-        return None
-    if isinstance(bias, Tensor) and bias.device == like.device and "forward" not in module.__dict__:
-        return bias
-    found: Tensor = module.forward(like.new_zeros(1, int(module.in_features)))[0]  # type: ignore[arg-type]
-    return found
-
-
-def image(module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
-    """W x, without the bias, by the projection's own forward."""
-    found: Tensor = module.forward(x)
-    return found if bias is None else found - bias.to(found.dtype)
 
 
 def _thin_image(module: nn.Module, rows: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -372,57 +336,3 @@ def _thin_image(module: nn.Module, rows: Tensor, x: Tensor, bias: Tensor | None)
         dtype = torch.promote_types(rows.dtype, module.weight.dtype)
         return rows.to(dtype) @ module.weight.mT.to(dtype)
     return image(module, rows.to(x.dtype), bias)
-
-
-def plain_weight(module: nn.Module) -> Tensor | None:
-    """The (out_features, in_features) weight of a projection; None where it is quantised (8 bits and fewer count)."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or type(weight.data) is not Tensor:  # a subclass holds packed numbers
-        return None
-    whole = weight.is_floating_point() and weight.element_size() > 1
-    return weight if whole and list(weight.shape) == [module.out_features, module.in_features] else None
-
-
-def writable_weight(module: nn.Module, wish: str) -> Tensor:
-    """The weight of a projection that can be changed in place.
-
-    Args:
-        module: the projection.
-        wish: what is to be done, for the error.
-
-    Raises:
-        ValueError: it is quantised, sharded, stored in 8 bits, or an offloading hook keeps it elsewhere.
-    """
-    weight = getattr(module, "weight", None)
-    kind = type(module).__name__
-    if isinstance(weight, Tensor) and type(weight.data).__name__ == "DTensor":
-        raise ValueError(f"cannot {wish} {kind}: its weight is sharded (FSDP); use the adapter unfused")
-    if isinstance(weight, Tensor) and weight.is_floating_point() and weight.element_size() == 1:
-        raise ValueError(f"cannot {wish} {kind}: its weight is stored in 8 bits ({weight.dtype}); use it unfused")
-    plain = plain_weight(module)
-    if isinstance(weight, Tensor) and (weight.is_meta or weight.numel() == 0):
-        raise ValueError(
-            f"cannot {wish} offloaded weights: call pipe.remove_all_hooks(), which brings them back, and enable "
-            "offloading again afterwards"
-        )
-    if plain is None:
-        raise ValueError(f"cannot {wish} {kind}: its weight is quantised; use the adapter unfused")
-    return plain
-
-
-def checksum(weight: Tensor) -> int:
-    """A number that stands for the bits of a weight in their places."""
-    bits = weight.detach().contiguous().view(-1).view(_INTEGERS[weight.element_size()]).long()
-    places = torch.arange(1, len(bits) + 1, device=bits.device)
-    return int((bits * places).sum()) ^ int(bits.sum())
-
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _same_but_for_rounding(found: Tensor, expected: Tensor) -> bool:
-    """Whether two weights differ by no more than what adding another update and taking it off again rounds away."""
-    epsilon = torch.finfo(found.dtype).eps
-    difference, scale = (found.double() - expected.double()).abs(), expected.double().square().mean().sqrt()
-    near = difference.square().mean().sqrt() <= epsilon * scale
-    return bool(near and (difference <= 4 * epsilon * (expected.double().abs() + scale)).all())

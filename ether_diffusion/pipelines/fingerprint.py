@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ether_diffusion.core.host import host_of
-from ether_diffusion.core.linear import plain_weight
 from ether_diffusion.core.offload import on_disk
 from ether_diffusion.core.targets import find_targets
+from ether_diffusion.core.weights import plain_weight
 
 SAMPLES_PER_WEIGHT = 4096
 

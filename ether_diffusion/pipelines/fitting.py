@@ -9,7 +9,7 @@ from typing import NamedTuple
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from ether_diffusion.core.host import Adapter, check_blocks
+from ether_diffusion.core.adapter import Adapter, check_blocks
 from ether_diffusion.core.state import StateMismatchError
 from ether_diffusion.core.targets import Target, find_targets
 from ether_diffusion.pipelines.file import CONTROL, AdapterFile, AdapterFileError

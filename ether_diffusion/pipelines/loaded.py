@@ -10,7 +10,8 @@ from torch import nn
 
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.control.encoder import Control, control_of
-from ether_diffusion.core.host import Adapter, Host, host_of
+from ether_diffusion.core.adapter import Adapter
+from ether_diffusion.core.host import Host, host_of
 from ether_diffusion.pipelines.file import COMPONENTS, CONTROL
 
 

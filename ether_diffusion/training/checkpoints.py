@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from ether_diffusion.core.host import Adapter
+from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import commit
 from ether_diffusion.training.config import TrainingConfig

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ether_diffusion.core.host import Adapter
+from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.runs.folder import MetricsFile, Provenance, forget_after
 from ether_diffusion.runs.report import write_report
 from ether_diffusion.training.batches import Batch

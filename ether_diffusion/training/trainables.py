@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from ether_diffusion.core.host import attach, check_blocks
+from ether_diffusion.core.adapter import check_blocks
+from ether_diffusion.core.host import attach
 from ether_diffusion.core.targets import find_targets
 from ether_diffusion.files import atomic_path, commit
 from ether_diffusion.pipelines.file import CONTROL

@@ -296,7 +296,7 @@ def test_in_half_precision_no_activation_is_widened(
     kind: str, dtype: torch.dtype, autocast: torch.dtype | None, ratio: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is what a step in bf16 is fast by: passes over activations in fp32 would cost more than the base's matmul."""
-    monkeypatch.setattr("ether_diffusion.core.linear.TOKENS_TO_FEATURES", ratio)
+    monkeypatch.setattr("ether_diffusion.core.weights.TOKENS_TO_FEATURES", ratio)
     model = OneLinear(dtype=dtype)
     attached(model, kind)
     trains = dtype != torch.float16  # there gradients need the range of fp32
@@ -321,7 +321,7 @@ def test_a_bias_costs_half_precision_no_digits(count: int) -> None:
     x = torch.randn(count, IN, generator=generator, dtype=torch.float64).to(torch.bfloat16)
     pull = (torch.randn(count, OUT, generator=generator, dtype=torch.float64) + 0.3).to(torch.bfloat16)
     for ratio in (0.5, float("inf")):
-        with mock.patch("ether_diffusion.core.linear.TOKENS_TO_FEATURES", ratio):
+        with mock.patch("ether_diffusion.core.weights.TOKENS_TO_FEATURES", ratio):
             adapter.zero_grad()
             model(x).backward(pull)
         exact = {name: value.detach().double().requires_grad_() for name, value in vectors(adapter).items()}
