@@ -254,7 +254,7 @@ class Projection:
 
 
 _CALLS = threading.local()
-"""What each projection's running call in this thread has decided, from its first hook to its second."""
+"""What each projection's running call has decided; both hooks of a call run in one thread."""
 
 
 def _decide(projection: Projection, plan: Plan, weight: Tensor | None) -> None:
@@ -267,8 +267,8 @@ def _decide(projection: Projection, plan: Plan, weight: Tensor | None) -> None:
 
 def _decided(projection: Projection, module: nn.Module, x: Tensor) -> tuple[Plan, Tensor | None]:
     """What the call has decided; a compiler, which sees both hooks at once, decides again."""
-    if not torch.compiler.is_compiling() and (found := _CALLS.decided.pop(projection, None)) is not None:
-        plan, weight = found
+    if not torch.compiler.is_compiling() and projection in (known := getattr(_CALLS, "decided", {})):
+        plan, weight = known.pop(projection)
         return plan, weight
     plan = projection.plan
     if isinstance(plan, Off) or (isinstance(plan, Mixture) and not plan.as_sides):
