@@ -6,23 +6,13 @@ from collections.abc import Callable
 
 import peft
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 import ether_diffusion as ether
-from ether_diffusion import playground
 from ether_diffusion.core.targets import find_targets
-from ether_diffusion.playground.sd15 import UNET
 
-Arm = Callable[[UNet2DConditionModel], list[nn.Parameter]]
-"""Puts a method on a frozen UNet and returns what it trains."""
-
-
-def build(model: str) -> UNet2DConditionModel:
-    """A frozen UNet: "sd15" (the true size, random weights) or "playground" (the embedded one)."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(**UNET) if model == "sd15" else playground.load().unet
-    return unet.requires_grad_(False)
+Arm = Callable[[nn.Module], list[nn.Parameter]]
+"""Puts a method on a frozen model and returns what it trains."""
 
 
 class DenseEther(nn.Module):
@@ -54,21 +44,21 @@ class DenseEther(nn.Module):
         return eye - 2 * outer[0] if len(outer) == 1 else eye - outer[0] + outer[1]
 
 
-def frozen(unet: UNet2DConditionModel) -> list[nn.Parameter]:
+def frozen(model: nn.Module) -> list[nn.Parameter]:
     return []
 
 
 def ours(method: str, n_blocks: int) -> Arm:
-    return lambda unet: list(ether.attach(unet, ether.EtherConfig(method, n_blocks)).parameters())
+    return lambda model: list(ether.attach(model, ether.EtherConfig(method, n_blocks)).parameters())
 
 
 def dense(n_blocks: int, plus: bool) -> Arm:
-    def prepare(unet: UNet2DConditionModel) -> list[nn.Parameter]:
+    def prepare(model: nn.Module) -> list[nn.Parameter]:
         parameters: list[nn.Parameter] = []
-        for target in find_targets(unet):
+        for target in find_targets(model):
             assert isinstance(target.module, nn.Linear)
             layer = DenseEther(target.module, n_blocks, plus)
-            unet.set_submodule(target.path, layer)
+            model.set_submodule(target.path, layer)
             parameters += layer.sides.parameters()
         return parameters
 
@@ -76,9 +66,9 @@ def dense(n_blocks: int, plus: bool) -> Arm:
 
 
 def from_peft(config: Callable[[list[str]], peft.PeftConfig]) -> Arm:
-    def prepare(unet: UNet2DConditionModel) -> list[nn.Parameter]:
-        peft.inject_adapter_in_model(config([target.path for target in find_targets(unet)]), unet)
-        return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    def prepare(model: nn.Module) -> list[nn.Parameter]:
+        peft.inject_adapter_in_model(config([target.path for target in find_targets(model)]), model)
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     return prepare
 

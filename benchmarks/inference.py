@@ -19,9 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from arms import build
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from step import Batch, make_batch, synchronise
+from models import Batch, build, make_batch, predict, synchronise
 from torch import nn
 
 import ether_diffusion as ether
@@ -40,7 +39,7 @@ def shake(adapter: ether.Adapter, seed: int) -> None:
 
 @torch.no_grad()
 def forward(unet: nn.Module, batch: Batch) -> None:
-    unet(batch["sample"], batch["timesteps"], batch["prompt_embeds"])
+    predict(unet, batch)
 
 
 def clocked(work: Callable[[], object], batch: Batch, cpu_time: bool) -> float:
@@ -114,12 +113,9 @@ def main() -> None:
     parser.add_argument("--cpu_time", action="store_true", help="seconds of the process, for a machine that others use")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    base = build(arguments.model)
+    base = build(arguments.model, device=arguments.device)
     pipe = tiny_pipeline()  # the verbs need a pipeline; of this one only the UNet is run
     pipe.register_modules(unet=copy.deepcopy(base))
-    if arguments.device != "cpu":
-        base.to(arguments.device, torch.bfloat16)
-        pipe.unet.to(arguments.device, torch.bfloat16)
     for i in range(SAMPLES):
         config = ether.EtherConfig(arguments.method, seed=i)
         shake(ether.attach(pipe.unet, config, f"adapter {i}").requires_grad_(False), i)

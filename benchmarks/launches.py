@@ -17,9 +17,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from arms import ARMS, build
+from arms import ARMS
 from diffusers.utils import logging
-from step import loss, make_batch
+from models import MODELS, build, make_batch
+from step import loss
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,7 +62,7 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **option
 def count(name: str, arguments: argparse.Namespace) -> Launches:
     """One step of an arm."""
     with torch.device("meta"):
-        unet = build("sd15").to(DTYPES[arguments.dtype])
+        unet = build(arguments.model, arguments.layers, "meta").to(DTYPES[arguments.dtype])
         parameters = ARMS[name](unet)
         batch = make_batch(unet, arguments.resolution, arguments.batch_size)
         with Launches() as launches, mock.patch.object(functional, "scaled_dot_product_attention", fused_attention):
@@ -71,6 +72,8 @@ def count(name: str, arguments: argparse.Namespace) -> Launches:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=[name for name in MODELS if name != "playground"], default="sd15")
+    parser.add_argument("--layers", type=int, help="a shallower transformer, with layers of the same size")
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
@@ -79,7 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.set_verbosity_error()  # it warns of casting to bf16
     what = f"{arguments.resolution} px, batch {arguments.batch_size}, {arguments.dtype}"
-    print(f"SD1.5, {what}, torch {torch.__version__}")
+    print(f"{arguments.model}, {what}, torch {torch.__version__}")
     print(f"{'method':18}{'launches':>10}{'/ frozen':>10}{'traffic, GB':>13}{'/ frozen':>10}")
     frozen = count("frozen", arguments)
     for name in dict.fromkeys(["frozen", *arguments.methods]):

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training.helpers import (
     checkpoints,
     draw_photo,
     metrics,
     optimizer_state,
     provenance,
+    relative_change,
     same_tensors,
     samples,
     schedule_state,
@@ -113,6 +115,26 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     parts = train("parts", resume="latest", **common | changes)
     assert_same_run(parts, whole, 6)
     assert provenance(parts)["status"] == "finished"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_resumed_run_on_a_gpu_follows_the_uninterrupted_one(
+    precision: str, train: Train, unplug: Callable[[int], None]
+) -> None:
+    """Not bit for bit: kernels of a GPU may add up in any order."""
+    common: dict[str, Any] = {"max_train_steps": 6, "checkpointing_steps": 2, "mixed_precision": precision}
+    whole = train("whole", **common)
+    unplug(3)
+    with pytest.raises(Unplugged):
+        train("parts", **common)
+    parts = train("parts", resume="latest", **common)
+    assert provenance(parts)["status"] == "finished"
+    start = train("start", **common | {"max_train_steps": 1, "learning_rate": 1e-12})
+    assert relative_change(trained(parts, 6), trained(whole, 6)) < 1e-2 * relative_change(
+        trained(start, 1), trained(whole, 6)
+    )
 
 
 def test_resuming_a_named_checkpoint_forgets_what_came_after_it(train: Train, caplog: pytest.LogCaptureFixture) -> None:
