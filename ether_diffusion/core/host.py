@@ -18,7 +18,7 @@ from ether_diffusion.core.linear import Projection, SwitchedError
 from ether_diffusion.core.methods import Reflection
 from ether_diffusion.core.offload import grouped
 from ether_diffusion.core.plan import Generations, Mixture, Off, PerSample, Plan, SampleNames, check_mixable
-from ether_diffusion.core.rows import Slot, close_forward, open_forward
+from ether_diffusion.core.rows import Slots, close_forward, open_forward
 from ether_diffusion.core.targets import Target, find_targets, has_fused_qkv, module_at, root_of, unwrapped, wrapper_at
 from ether_diffusion.core.weights import plain_weight
 
@@ -48,7 +48,7 @@ class Host:
         self._guards: dict[nn.Module, Any] = {}
         self._generations = Generations()
         self._generation = 0
-        self._slots: list[Slot] = []
+        self._slots = Slots([])
         self._links: list[Link] = []
         self._wrappers: list[tuple[Projection, Any]] = []
         self._switches: list[nn.Module] = []
@@ -252,7 +252,7 @@ class Host:
                 projection.plan = self._mixture(projection)
             else:
                 projection.plan = self._samples(projection, self.per_sample)
-        self._slots = [slot for projection in self._projections.values() for slot in projection.slot]
+        self._slots = Slots([slot for projection in self._projections.values() for slot in projection.slot])
 
     def _mixture(self, projection: Projection) -> Plan:
         here = [(projection.methods[n], s) for n, s in self.strengths.items() if s != 0.0 and n in projection.methods]
