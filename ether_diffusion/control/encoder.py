@@ -15,8 +15,8 @@ import torch
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import Tensor, nn
 
-from ether_diffusion.core.host import forget_compiled_code
 from ether_diffusion.core.targets import root_of
+from ether_diffusion.core.torch_private import hooks_changed
 
 CHANNELS = (16, 32, 96, 256)
 """Of the encoder's stages, each at half the side of the one before."""
@@ -112,7 +112,7 @@ class Control:
         if not self.encoders:
             self._hook.remove()
             del self._unet.__dict__[_ATTRIBUTE]
-            forget_compiled_code()
+            hooks_changed(self._unet)
 
     def enable(self, enabled: bool = True) -> None:
         """Turn all encoders on or off, remembering which are active."""
@@ -205,7 +205,7 @@ def attach_control(unet: nn.Module, encoder: ControlEncoder, name: str = "defaul
             control._hook.remove()
         raise
     root.__dict__[_ATTRIBUTE] = control
-    forget_compiled_code()
+    hooks_changed(root)
     return control
 
 

@@ -11,13 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ether_diffusion.core.buffers import can_be_buffered, fill, rank_of, state_of
 from ether_diffusion.core.functional import Rows, is_half, matmul_dtype, symmetric_update
 from ether_diffusion.core.low_rank import Factors, add_low_rank, low_rank_factors, plain_add_low_rank
 from ether_diffusion.core.methods import Method, Reflection, Sides
 from ether_diffusion.core.plan import Mixture, Off, PerSample, Plan
 from ether_diffusion.core.rows import Slot, own_rows, rows_of
 from ether_diffusion.core.sides import reflect_input, reflect_output
-from ether_diffusion.core.torch_private import alone, in_function_transform, others_see_output, saves_through_hooks
+from ether_diffusion.core.torch_private import (
+    alone,
+    in_function_transform,
+    others_see_output,
+    run_while_tracing,
+    saves_through_hooks,
+)
 from ether_diffusion.core.weights import (
     bias_of,
     checksum,
@@ -57,6 +64,8 @@ class Projection:
         methods: of the adapters that are here, by name.
         plan: what acts now.
         base_weight: of the base while an adapter is fused into the weight, on the CPU.
+        buffered: whether compiled code without gradients may read :attr:`buffers` in place of the plan.
+        buffers: the plan's update as thin factors, in tensors that stay when the plan changes: it is no guard then.
     """
 
     def __init__(self, path: str, module: nn.Module, host: object = None) -> None:
@@ -65,10 +74,19 @@ class Projection:
         self.methods: dict[str, Method] = {}
         self.plan: Plan = Off()
         self.base_weight: Tensor | None = None
+        self.buffered = False
+        self.buffers: Factors | None = None
         self._written = 0
+        self._seen: object = None
+        self._rank = 0
         self._host = host
         self._handles: list[Any] = []
         self.hook(module)
+
+    def put(self, name: str, method: Method) -> None:
+        """Have an adapter's method here."""
+        self.methods[name] = method
+        self._rank = max(self._rank, rank_of(method))
 
     def hook(self, module: nn.Module) -> None:
         """Put the hooks on a module, which takes the place of the one before."""
@@ -150,6 +168,8 @@ class Projection:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Transform the input, where that is the way of the plan."""
+        if torch.compiler.is_compiling() and self._reads_buffers(module):
+            return None
         call, x, changed = Call(self.plan), given_input(args, kwargs), None
         plan = call.plan
         if isinstance(plan, Off):
@@ -178,6 +198,12 @@ class Projection:
         if output is None:
             return None
         x = given_input(args, kwargs)
+        if torch.compiler.is_compiling() and self._reads_buffers(module):
+            self.fill_buffers()
+            assert self.buffers is not None
+            return plain_add_low_rank(
+                output, _for_matmul(x), Factors(*(each.to(output.dtype) for each in self.buffers))
+            )
         call = call or self._compiled(module, x)
         plan = call.plan
         if isinstance(plan, Off):
@@ -190,6 +216,28 @@ class Projection:
             guarded: Tensor = _Checked.apply(checked, torch.tensor(plan.generation % GENERATIONS), self.path)
             return guarded
         return changed
+
+    def _reads_buffers(self, module: nn.Module) -> bool:
+        """Whether code that is being compiled is to read the buffers: without gradients, of vectors that stay."""
+        return self.buffered and not torch.is_grad_enabled() and is_plain(module)
+
+    def set_buffered(self) -> None:
+        """Say anew whether compiled code may read the buffers, and write the plan into them where it does."""
+        self.buffered = can_be_buffered(self.module, self.plan)
+        if self.buffers is not None and self.buffered:
+            self.fill_buffers()
+
+    def fill_buffers(self) -> None:
+        """Write the plan's update into the buffers; a compiler runs this while it traces, and not later."""
+        self.buffers = fill(self.buffers, self.module, self.plan, self._rank)
+        self._seen = state_of(self.module, self.plan)
+
+    run_while_tracing(fill_buffers)
+
+    def refresh_buffers(self) -> None:
+        """Write them again where vectors or the weight have been written to since."""
+        if self.buffers is not None and self.buffered and self._seen != state_of(self.module, self.plan):
+            self.fill_buffers()
 
     def _compiled(self, module: nn.Module, x: Tensor) -> Call:
         """A compiler, which sees both hooks at once, decides again what the first one has decided."""
