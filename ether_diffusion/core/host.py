@@ -309,16 +309,19 @@ class Host:
                 merged |= dict.fromkeys(wrapper.merged_adapters)
         return list(merged)
 
+    def check_part(self, projection: Projection) -> None:
+        """Raise RuntimeError if PEFT has merged an update into the weight of a projection that is called alone."""
+        wrapper = wrapper_at(self.model, projection.path)
+        if merged := getattr(wrapper, "merged_adapters", None):
+            raise _merged_beneath(merged)
+
     def _begin(self, model: nn.Module, args: object) -> None:
         if not torch.compiler.is_compiling():
             self._follow()
             for projection in self._projections.values():
                 projection.refresh_buffers()
             if not self.fused and (merged := self._merged_by_peft()):
-                raise RuntimeError(
-                    f"PEFT has merged {', '.join(merged)} into weights that an adapter transforms; it would transform "
-                    "the merged update, too: call pipe.unfuse_lora(), or ether.fuse(pipe) before pipe.fuse_lora()"
-                )
+                raise _merged_beneath(merged)
         weights = (plain_weight(projection.module) for projection in self._projections.values())
         weight = next((weight for weight in weights if weight is not None), None)
         open_forward(self, self._slots, torch.float32 if weight is None else matmul_dtype(weight))
@@ -343,6 +346,13 @@ class Host:
                 "fuse_qkv_projections() bypasses the projections that the adapter sits on: "
                 "call unfuse_qkv_projections(), or ether.fuse(pipe) before fusing q, k, v"
             )
+
+
+def _merged_beneath(merged: Sequence[str]) -> RuntimeError:
+    return RuntimeError(
+        f"PEFT has merged {', '.join(merged)} into weights that an adapter transforms; it would transform the merged "
+        "update, too: call pipe.unfuse_lora(), or ether.fuse(pipe) before pipe.fuse_lora()"
+    )
 
 
 def tensors_of(output: object) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from ether_diffusion.core.functional import Rows, is_half, matmul_dtype, symmetr
 from ether_diffusion.core.low_rank import Factors, add_low_rank, low_rank_factors, plain_add_low_rank
 from ether_diffusion.core.methods import Method, Reflection, Sides
 from ether_diffusion.core.plan import Mixture, Off, PerSample, Plan
-from ether_diffusion.core.rows import Slot, own_rows, rows_of
+from ether_diffusion.core.rows import Slot, in_forward, own_rows, rows_of
 from ether_diffusion.core.sides import reflect_input, reflect_output
 from ether_diffusion.core.torch_private import (
     alone,
@@ -51,6 +51,13 @@ class SwitchedError(RuntimeError):
         )
 
 
+class PartOf(Protocol):
+    """What a projection knows of the adapters of its model."""
+
+    def check_part(self, projection: Projection) -> None:
+        """Raise what keeps the projection from being called alone, without a forward of the whole model."""
+
+
 class Projection:
     """All adapters on one frozen projection.
 
@@ -68,7 +75,7 @@ class Projection:
         buffers: the plan's update as thin factors, in tensors that stay when the plan changes: it is no guard then.
     """
 
-    def __init__(self, path: str, module: nn.Module, host: object = None) -> None:
+    def __init__(self, path: str, module: nn.Module, host: PartOf) -> None:
         self.path = path
         self.module = module
         self.methods: dict[str, Method] = {}
@@ -140,7 +147,9 @@ class Projection:
         weight = writable_weight(self.module, "unfuse")
         if force or checksum(weight) == self._written:
             return
-        rounded = wrapped or weight.dtype != self.base_weight.dtype  # by PEFT's merging and unmerging, or by a cast
+        changed = weight.dtype != self.base_weight.dtype  # by a cast
+        exact = weight.dtype.itemsize > 2  # what PEFT's merging and unmerging has rounded is nothing else there
+        rounded = wrapped or changed or exact
         base = self.base_weight.to(weight.device, weight.dtype)
         expected = self._fused_weight(base, plan) if isinstance(plan, Mixture) else base
         if not rounded or not same_but_for_rounding(weight.detach(), expected):
@@ -172,6 +181,8 @@ class Projection:
             return None
         call, x, changed = Call(self.plan), given_input(args, kwargs), None
         plan = call.plan
+        if not isinstance(plan, Off) and not torch.compiler.is_compiling() and not in_forward(self._host):
+            self._host.check_part(self)
         if isinstance(plan, Off):
             pass
         elif isinstance(plan, Mixture) and not plan.as_sides:

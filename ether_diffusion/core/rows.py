@@ -146,3 +146,8 @@ def rows_of(host: object, slot: Slot) -> Sides | None:
         if forward.host is host:
             return forward.of(slot)
     return None
+
+
+def in_forward(host: object) -> bool:
+    """Whether this thread is in a forward of the host's whole model."""
+    return any(forward.host is host for forward in _RUNNING.get())
