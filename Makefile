@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 .PHONY: demo test lint bench clean
 
 demo: $(STAMP)            ## train on a small model and open its report, in a few minutes
-	$(BIN)/python -m ether_diffusion.demo .demo
+	$(BIN)/ether demo .demo
 
 test: $(STAMP)            ## all tests
 	$(BIN)/python -m pytest -n 2
