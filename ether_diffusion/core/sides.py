@@ -53,10 +53,31 @@ def reflect_output(
         keep: whether ``output`` is kept for the backward: that saves a pass over the weight, which for a few tokens is
             more work than a pass over them.
     """
-    moved: Tensor = _Reflect.apply(
-        output, changed, x, coefficients, weight, bias, keep, *(each for rows in sides for each in rows)
-    )
+    rows = tuple([each for of_side in sides for each in of_side])
+    if not torch.is_grad_enabled():
+        return _with_output_side(output, changed, weight, bias, rows[2:], keep=False)[0]
+    moved: Tensor = _Reflect.apply(output, changed, x, coefficients, weight, bias, keep, *rows)
     return moved
+
+
+def _with_output_side(
+    output: Tensor, changed: Tensor, weight: Tensor, bias: Tensor | None, rows: tuple[Tensor, ...], keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The output with E_out added, in place unless ``keep``, and the coefficients of that; it itself without rows."""
+    if not rows:
+        return output, None
+    analysis, synthesis = rows
+    tokens = as_tokens(output, analysis)
+    if bias is None:
+        pulled = analysis @ tokens.mT
+    elif bias.dtype.itemsize > 2:
+        pulled = analysis @ tokens.mT - (analysis @ bias).unsqueeze(-1)
+    else:  # in half precision the bias would be rounded into every token, and cancelled
+        pulled = (analysis @ weight) @ as_tokens(changed, analysis).mT
+    if keep:
+        return plus_product(tokens, pulled.mT, synthesis).view(output.shape), pulled
+    add_product(tokens, pulled.mT, synthesis)
+    return output, pulled
 
 
 def _reflected(x: Tensor, weight: Tensor, rows: list[Tensor]) -> Tensor:
@@ -87,31 +108,12 @@ class _Reflect(torch.autograd.Function):
         *rows: Tensor,
     ) -> Tensor:
         trained = any(ctx.needs_input_grad[7:])
-        out = pulled = None
-        if len(rows) == 4:
-            analysis, synthesis = rows[2:]
-            out = as_tokens(output, analysis)
-            if bias is None:
-                pulled = analysis @ out.mT
-            elif bias.dtype.itemsize > 2:
-                pulled = analysis @ out.mT - (analysis @ bias).unsqueeze(-1)
-            else:  # in half precision the bias would be rounded into every token, and cancelled
-                pulled = (analysis @ weight) @ as_tokens(changed, analysis).mT
-        ctx.save_for_backward(
-            x if trained else None,
-            coefficients if trained else None,
-            weight,
-            bias,
-            pulled,
-            out if keep else None,
-            *rows,
-        )
-        if pulled is not None and out is not None:
-            if keep:
-                return plus_product(out, pulled.mT, synthesis).view(output.shape)
-            add_product(out, pulled.mT, synthesis)
-        ctx.mark_dirty(output)
-        return output
+        kept = (x, coefficients) if trained else (None, None)
+        moved, pulled = _with_output_side(output, changed, weight, bias, rows[2:], keep)
+        ctx.save_for_backward(*kept, weight, bias, pulled, output if keep and trained and rows[2:] else None, *rows)
+        if moved is output:
+            ctx.mark_dirty(output)
+        return moved
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,6 +131,7 @@ class _Reflect(torch.autograd.Function):
                 if out is None:
                     pooled = plus_product(q @ tokens, q @ c.mT, synthesis) @ weight.mT
                 else:
+                    out = as_tokens(out, analysis)
                     pooled = q @ (out if bias is None else out - bias)
                 grad_rows[3] = plus_product(pooled, pulled, grad)
             grad = plus_product(grad, q.mT, output_rows[1])
