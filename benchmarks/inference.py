@@ -1,7 +1,8 @@
 """Time of the UNet's forward with adapters against the base's, and of loading and switching them.
 
 The arms take turns round by round in one process; a ratio is taken within each round. "mixed" is one batch of eight
-samples with eight adapters, "two" a sum of two, "8 single" the same samples one after another, each with a switch to its adapter.
+samples with eight adapters, "8 single" the same samples one after another, each with a switch to its adapter; "two" is
+a sum of two adapters.
 
     python benchmarks/inference.py --rounds 9
 """
