@@ -63,20 +63,22 @@ _ROOMS = ("config", "control", "core", "data", "files", "pipelines", "playground
 """Modules that ``ether_diffusion.<name>`` reaches without an import of their own."""
 
 
-def __getattr__(name: str) -> object:
-    """Import what ``name`` stands for, once."""
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # type checkers would take every misspelt name for one that this function knows
 
-        value: object = version("ether-diffusion")
-    elif name in __all__:
-        value = getattr(import_module(f"{__name__}.{_HOMES.get(name, _VERBS)}"), name)
-    elif name in _ROOMS:
-        value = import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        """Import what ``name`` stands for, once."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value = version("ether-diffusion")
+        elif name in __all__:
+            value = getattr(import_module(f"{__name__}.{_HOMES.get(name, _VERBS)}"), name)
+        elif name in _ROOMS:
+            value = import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
