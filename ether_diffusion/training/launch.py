@@ -46,7 +46,8 @@ def collector_paused() -> Iterator[None]:
     """Pause Python's garbage collector for the first imports, and leave what they made out of its later collections.
 
     Imports make a million objects that stay. The collector would look through them again and again, which takes a fifth
-    of the time. A process that has imported diffusers already may hold garbage of its own: there nothing changes.
+    of the time, and once more when the process ends. A process that has imported diffusers already may hold garbage of
+    its own, which would stay for ever: there nothing changes.
     """
     if "diffusers" in sys.modules or not gc.isenabled():
         yield
