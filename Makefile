@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 .PHONY: demo test lint bench clean
 
 demo: $(STAMP)            ## train on a small model and open its report, in a few minutes
-	$(BIN)/python -m ether_diffusion.demo .demo
+	$(BIN)/ether demo .demo
 
 test: $(STAMP)            ## all tests
 	$(BIN)/python -m pytest -n 2
@@ -21,7 +21,7 @@ bench: $(STAMP)           ## time, memory and launches of training steps, and in
 	$(BIN)/python benchmarks/launches.py --methods "ETHER n=4" "ETHER+ n=4" "LoRA r=4" "dense ETHER+ n=4"
 	$(BIN)/python benchmarks/inference.py --resolution 256 --rounds 3 --resident 50
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"

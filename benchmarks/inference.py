@@ -1,7 +1,8 @@
 """Time of the UNet's forward with adapters against the base's, and of loading and switching them.
 
 The arms take turns round by round in one process; a ratio is taken within each round. "mixed" is one batch of eight
-samples with eight adapters, "8 single" the same samples one after another, each with a switch to its adapter.
+samples with eight adapters, "8 single" the same samples one after another, each with a switch to its adapter; "two" is
+a sum of two adapters.
 
     python benchmarks/inference.py --rounds 9
 """
@@ -66,6 +67,11 @@ def one_round(
     found = {"base, batch 4": clocked(lambda: forward(base, four), four, cpu_time)}
     ether.set_adapters(pipe, names[0])
     found["unfused, batch 4"] = clocked(lambda: forward(unet, four), four, cpu_time)
+    ether.set_adapters(pipe, names[0], 0.7)
+    found["at 0.7, batch 4"] = clocked(lambda: forward(unet, four), four, cpu_time)
+    ether.set_adapters(pipe, names[:2])
+    found["two, batch 4"] = clocked(lambda: forward(unet, four), four, cpu_time)
+    ether.set_adapters(pipe, names[0])
     ether.disable(pipe)
     found["disabled, batch 4"] = clocked(lambda: forward(unet, four), four, cpu_time)
     ether.enable(pipe)

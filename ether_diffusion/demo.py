@@ -1,6 +1,6 @@
 """The main job from end to end on a laptop: draw a subject, learn it, load the result, score it.
 
-``python -m ether_diffusion.demo FOLDER`` needs neither the Hub nor a GPU: the base and its judges are the playground's.
+``ether demo FOLDER`` needs neither the Hub nor a GPU: the base and its judges are the playground's.
 """
 
 from __future__ import annotations
@@ -9,37 +9,53 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ether_diffusion import playground
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.playground.same_image import same_image
 from ether_diffusion.playground.world import write_subject
+from ether_diffusion.recipes import find_config
 from ether_diffusion.runs.scores import score_run
 
 SUBJECT = "striped-robot"
-CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
 def train(folder: Path, config: Path) -> Path:
-    """Run ``accelerate launch train_dreambooth.py`` on the drawn subject; return the run folder."""
-    root = Path(__file__).parents[1]
+    """Run ``accelerate launch -m ether_diffusion.cli train`` on the drawn subject; return the run folder.
+
+    Raises:
+        subprocess.CalledProcessError: the training failed; it has said why.
+    """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    command += ["--num_cpu_threads_per_process", str(os.cpu_count()), str(root / "train_dreambooth.py")]
+    command += ["--num_cpu_threads_per_process", str(os.cpu_count()), "-m", "ether_diffusion.cli", "train"]
     command += ["--config", str(config), "--instance_data_dir", str(folder / "subject")]
     command += ["--output_dir", str(folder / "run"), "--overwrite"]
     subprocess.run(command, check=True)
     return folder / "run"
 
 
-def main() -> None:
-    """Run the demo in the folder that the command line names."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the demo in the folder that the command line names.
+
+    Raises:
+        SystemExit: 2 if the folder cannot be written or the config does not exist, the training's status if it
+            failed, 1 if the saved adapter does not draw the same picture again.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--config", type=Path, default=CONFIG)
-    arguments = parser.parse_args()
-    write_subject(SUBJECT, arguments.folder / "subject")
-    run = train(arguments.folder, arguments.config)
+    parser.add_argument("folder", type=Path, help="where the photos and the run are written")
+    parser.add_argument("--config", default="demo", help="a YAML file or a recipe's name (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        config = find_config(given.config)
+        write_subject(SUBJECT, given.folder / "subject")
+    except OSError as error:
+        parser.error(str(error))
+    try:
+        run = train(given.folder, config)
+    except subprocess.CalledProcessError as failed:
+        raise SystemExit(failed.returncode) from None
     scores = score_run(run, load_judges(playground.NAME, playground.NAME))
     for metric, row in scores.items():
         print(f"{metric:26} base {row['base']:.3f}, finetuned {row['finetuned']:.3f}")

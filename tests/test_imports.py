@@ -48,6 +48,14 @@ def test_programs_answer_help_and_mistakes_before_heavy_imports(name: str, argum
     assert not HEAVY & after
 
 
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["control", "--help"]])
+def test_the_command_answers_help_before_heavy_imports(arguments: list[str]) -> None:
+    code = f"from ether_diffusion.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass"
+    after = imported(code)
+    assert "ether_diffusion.cli.verbs" in after
+    assert not HEAVY & after
+
+
 def test_the_collector_pauses_for_first_imports_alone_and_runs_again_after_them() -> None:
     code = (
         "import gc\nfrom ether_diffusion.training.launch import collector_paused\n"

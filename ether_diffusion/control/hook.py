@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ether_diffusion.core.host import forget_compiled_code
 from ether_diffusion.core.targets import root_of
+from ether_diffusion.core.torch_private import hooks_changed
 
 if TYPE_CHECKING:
     from ether_diffusion.control.encoder import ControlEncoder
@@ -58,7 +58,7 @@ class Control:
         if not self.encoders:
             self._hook.remove()
             del self._unet.__dict__[_ATTRIBUTE]
-            forget_compiled_code()
+            hooks_changed(self._unet)
 
     def enable(self, enabled: bool = True) -> None:
         """Turn all encoders on or off, remembering which are active."""
@@ -151,7 +151,7 @@ def attach_control(unet: nn.Module, encoder: ControlEncoder, name: str = "defaul
             control._hook.remove()
         raise
     root.__dict__[_ATTRIBUTE] = control
-    forget_compiled_code()
+    hooks_changed(root)
     return control
 
 

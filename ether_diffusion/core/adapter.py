@@ -71,7 +71,9 @@ class Adapter(nn.Module):
             half = changed.is_floating_point() and changed.dtype.itemsize < torch.float32.itemsize
             return tensor.to(changed.device) if half else changed
 
-        return super()._apply(kept, recurse)
+        super()._apply(kept, recurse)
+        self._changed()
+        return self
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load vectors after checking all of them; nothing changes if one does not fit.
@@ -82,7 +84,20 @@ class Adapter(nn.Module):
         if problems := state_problems(state_dict, self.state_dict()):
             raise StateMismatchError(self.adapter_name, problems)
         state = {key: value.float() for key, value in state_dict.items()}
-        return super().load_state_dict(state, strict=True, assign=assign)
+        result = super().load_state_dict(state, strict=True, assign=assign)
+        self._changed()
+        return result
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Train the vectors, or leave them as they are."""
+        super().requires_grad_(requires_grad)
+        self._changed()
+        return self
+
+    def _changed(self) -> None:
+        """Tell the host that vectors are other ones, for what it has made of them beforehand."""
+        if self.host is not None:
+            self.host.vectors_changed()
 
     def detach(self) -> None:
         """Take the adapter off its model, which is left as if it had never been there."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,8 +17,9 @@ from ether_diffusion.core.linear import Projection, SwitchedError
 from ether_diffusion.core.methods import Reflection
 from ether_diffusion.core.offload import grouped
 from ether_diffusion.core.plan import Generations, Mixture, Off, PerSample, Plan, SampleNames, check_mixable
-from ether_diffusion.core.rows import Slot, close_forward, open_forward
+from ether_diffusion.core.rows import Slots, close_forward, open_forward
 from ether_diffusion.core.targets import Target, find_targets, has_fused_qkv, module_at, root_of, unwrapped, wrapper_at
+from ether_diffusion.core.torch_private import hooks_changed
 from ether_diffusion.core.weights import plain_weight
 
 
@@ -48,7 +48,8 @@ class Host:
         self._guards: dict[nn.Module, Any] = {}
         self._generations = Generations()
         self._generation = 0
-        self._slots: list[Slot] = []
+        self.vectors_changed()
+        self._slots = Slots([])
         self._links: list[Link] = []
         self._wrappers: list[tuple[Projection, Any]] = []
         self._switches: list[nn.Module] = []
@@ -70,14 +71,14 @@ class Host:
             projection = self._projections.get(target.path)
             if projection is None:
                 projection = self._projections[target.path] = Projection(target.path, target.module, self)
-            projection.methods[adapter.adapter_name] = methods[target.path]
+            projection.put(adapter.adapter_name, methods[target.path])
             self._links = []  # new places to watch
             if target.attention is not None and target.attention not in self._guards:
                 guard = target.attention.register_forward_pre_hook(self._guard)
                 self._guards[target.attention] = guard
         self.adapters[adapter.adapter_name] = adapter
         adapter.set_host(self)
-        forget_compiled_code()
+        hooks_changed(self.model)
         if self.per_sample is None:
             self.set_active({**self.strengths, adapter.adapter_name: 1.0})
         else:
@@ -94,7 +95,7 @@ class Host:
             if not projection.methods:
                 projection.remove()
                 del self._projections[path]
-        forget_compiled_code()
+        hooks_changed(self.model)
         if self.per_sample is None:
             self.set_active({key: strength for key, strength in self.strengths.items() if key != name})
         elif name in self.per_sample.adapters:
@@ -252,7 +253,13 @@ class Host:
                 projection.plan = self._mixture(projection)
             else:
                 projection.plan = self._samples(projection, self.per_sample)
-        self._slots = [slot for projection in self._projections.values() for slot in projection.slot]
+        self.vectors_changed()
+        self._slots = Slots([slot for projection in self._projections.values() for slot in projection.slot])
+
+    def vectors_changed(self) -> None:
+        """Say anew which projections compiled code may read beforehand, and what it reads."""
+        for projection in self._projections.values():
+            projection.set_buffered()
 
     def _mixture(self, projection: Projection) -> Plan:
         here = [(projection.methods[n], s) for n, s in self.strengths.items() if s != 0.0 and n in projection.methods]
@@ -302,14 +309,19 @@ class Host:
                 merged |= dict.fromkeys(wrapper.merged_adapters)
         return list(merged)
 
+    def check_part(self, projection: Projection) -> None:
+        """Raise RuntimeError if PEFT has merged an update into the weight of a projection that is called alone."""
+        wrapper = wrapper_at(self.model, projection.path)
+        if merged := getattr(wrapper, "merged_adapters", None):
+            raise _merged_beneath(merged)
+
     def _begin(self, model: nn.Module, args: object) -> None:
         if not torch.compiler.is_compiling():
             self._follow()
+            for projection in self._projections.values():
+                projection.refresh_buffers()
             if not self.fused and (merged := self._merged_by_peft()):
-                raise RuntimeError(
-                    f"PEFT has merged {', '.join(merged)} into weights that an adapter transforms; it would transform "
-                    "the merged update, too: call pipe.unfuse_lora(), or ether.fuse(pipe) before pipe.fuse_lora()"
-                )
+                raise _merged_beneath(merged)
         weights = (plain_weight(projection.module) for projection in self._projections.values())
         weight = next((weight for weight in weights if weight is not None), None)
         open_forward(self, self._slots, torch.float32 if weight is None else matmul_dtype(weight))
@@ -334,6 +346,13 @@ class Host:
                 "fuse_qkv_projections() bypasses the projections that the adapter sits on: "
                 "call unfuse_qkv_projections(), or ether.fuse(pipe) before fusing q, k, v"
             )
+
+
+def _merged_beneath(merged: Sequence[str]) -> RuntimeError:
+    return RuntimeError(
+        f"PEFT has merged {', '.join(merged)} into weights that an adapter transforms; it would transform the merged "
+        "update, too: call pipe.unfuse_lora(), or ether.fuse(pipe) before pipe.fuse_lora()"
+    )
 
 
 def tensors_of(output: object) -> Iterator[Tensor]:
@@ -420,9 +439,3 @@ def attach_made(model: nn.Module, adapter: Adapter, targets: list[Target]) -> Ad
     host.add(adapter, targets)
     root.__dict__[_ATTRIBUTE] = host
     return adapter
-
-
-def forget_compiled_code() -> None:
-    """Let torch.compile trace again: it does not guard on hooks, so code compiled without them would skip them."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()

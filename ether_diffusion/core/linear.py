@@ -5,24 +5,34 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ether_diffusion.core.buffers import can_be_buffered, fill, rank_of, state_of
 from ether_diffusion.core.functional import Rows, is_half, matmul_dtype, symmetric_update
 from ether_diffusion.core.low_rank import Factors, add_low_rank, low_rank_factors, plain_add_low_rank
 from ether_diffusion.core.methods import Method, Reflection, Sides
 from ether_diffusion.core.plan import Mixture, Off, PerSample, Plan
-from ether_diffusion.core.rows import Slot, own_rows, rows_of
-from ether_diffusion.core.torch_private import in_function_transform, others_see_output, saves_through_hooks
+from ether_diffusion.core.rows import Slot, in_forward, own_rows, rows_of
+from ether_diffusion.core.sides import reflect_input, reflect_output
+from ether_diffusion.core.torch_private import (
+    alone,
+    in_function_transform,
+    others_see_output,
+    run_while_tracing,
+    saves_through_hooks,
+)
 from ether_diffusion.core.weights import (
     bias_of,
-    cheap_weight,
     checksum,
+    frozen_weight,
     image,
     is_plain,
+    keeps_output,
+    many_tokens,
     same_but_for_rounding,
     writable_weight,
 )
@@ -41,6 +51,13 @@ class SwitchedError(RuntimeError):
         )
 
 
+class PartOf(Protocol):
+    """What a projection knows of the adapters of its model."""
+
+    def check_part(self, projection: Projection) -> None:
+        """Raise what keeps the projection from being called alone, without a forward of the whole model."""
+
+
 class Projection:
     """All adapters on one frozen projection.
 
@@ -54,18 +71,29 @@ class Projection:
         methods: of the adapters that are here, by name.
         plan: what acts now.
         base_weight: of the base while an adapter is fused into the weight, on the CPU.
+        buffered: whether compiled code without gradients may read :attr:`buffers` in place of the plan.
+        buffers: the plan's update as thin factors, in tensors that stay when the plan changes: it is no guard then.
     """
 
-    def __init__(self, path: str, module: nn.Module, host: object = None) -> None:
+    def __init__(self, path: str, module: nn.Module, host: PartOf | None = None) -> None:
         self.path = path
         self.module = module
         self.methods: dict[str, Method] = {}
         self.plan: Plan = Off()
         self.base_weight: Tensor | None = None
+        self.buffered = False
+        self.buffers: Factors | None = None
         self._written = 0
+        self._seen: object = None
+        self._rank = 0
         self._host = host
         self._handles: list[Any] = []
         self.hook(module)
+
+    def put(self, name: str, method: Method) -> None:
+        """Have an adapter's method here."""
+        self.methods[name] = method
+        self._rank = max(self._rank, rank_of(method))
 
     def hook(self, module: nn.Module) -> None:
         """Put the hooks on a module, which takes the place of the one before."""
@@ -73,7 +101,7 @@ class Projection:
         self.module = module
         self._handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
-            module.register_forward_hook(self._after, with_kwargs=True),
+            module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
 
     def remove(self) -> None:
@@ -119,7 +147,9 @@ class Projection:
         weight = writable_weight(self.module, "unfuse")
         if force or checksum(weight) == self._written:
             return
-        rounded = wrapped or weight.dtype != self.base_weight.dtype  # by PEFT's merging and unmerging, or by a cast
+        changed = weight.dtype != self.base_weight.dtype  # by a cast
+        exact = weight.dtype.itemsize > 2  # what PEFT's merging and unmerging has rounded is nothing else there
+        rounded = wrapped or changed or exact
         base = self.base_weight.to(weight.device, weight.dtype)
         expected = self._fused_weight(base, plan) if isinstance(plan, Mixture) else base
         if not rounded or not same_but_for_rounding(weight.detach(), expected):
@@ -147,31 +177,49 @@ class Projection:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Transform the input, where that is the way of the plan."""
-        plan, x = self.plan, given_input(args, kwargs)
-        _decide(self, plan, None)
+        if torch.compiler.is_compiling() and self._reads_buffers(module):
+            return None
+        call, x, changed = Call(self.plan), given_input(args, kwargs), None
+        plan = call.plan
+        if not (isinstance(plan, Off) or self._host is None or torch.compiler.is_compiling() or in_forward(self._host)):
+            self._host.check_part(self)
         if isinstance(plan, Off):
-            return None
-        if isinstance(plan, Mixture) and not plan.as_sides:
-            if plan.two_sided:
-                return None
-            changed = x
-            for method, strength in plan.parts:
-                changed = changed + strength * self._on(method, x, module).input_delta(x)
-            return with_input(args, kwargs, changed)
-        x = _for_matmul(x)
-        weight = cheap_weight(module, x, plan)
-        _decide(self, plan, weight)
-        if weight is not None:
-            return None
-        return with_input(args, kwargs, symmetric_update(x, self._side(plan, 0, x, module)))
+            pass
+        elif isinstance(plan, Mixture) and not plan.as_sides:
+            changed = None if plan.two_sided else self._input_mixture(plan, x, module)
+        else:
+            x = _for_matmul(x)
+            sides = self.sides(plan, x, module)
+            weight = frozen_weight(module, x, sides)
+            if weight is not None and many_tokens(x, weight, plan):
+                call = Call(plan, weight, sides)
+            elif weight is not None and alone(module):
+                changed, coefficients = reflect_input(x, sides[0])
+                call = Call(plan, weight, sides, x, coefficients)
+            else:
+                changed = symmetric_update(x, sides[0])
+        _remember(self, call)
+        return None if changed is None else with_input(args, kwargs, changed)
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-        """Add what is left to do to the output."""
+    def _after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None
+    ) -> Tensor | None:
+        """Add what is left to do to the output; None is that of a call that has failed."""
+        call = _remembered(self)
+        if output is None:
+            return None
         x = given_input(args, kwargs)
-        plan, weight = _decided(self, module, x)
+        if torch.compiler.is_compiling() and self._reads_buffers(module):
+            self.fill_buffers()
+            assert self.buffers is not None
+            return plain_add_low_rank(
+                output, _for_matmul(x), Factors(*(each.to(output.dtype) for each in self.buffers))
+            )
+        call = call or self._compiled(module, x)
+        plan = call.plan
         if isinstance(plan, Off):
             return None
-        changed = self._changed(plan, weight, module, x, output)
+        changed = self._changed(plan, call, module, x, output)
         checked = output if changed is None else changed
         if not torch.compiler.is_compiling() and saves_through_hooks() and checked.requires_grad:
             if changed is None or others_see_output(module):
@@ -180,53 +228,93 @@ class Projection:
             return guarded
         return changed
 
+    def _reads_buffers(self, module: nn.Module) -> bool:
+        """Whether code that is being compiled is to read the buffers: without gradients, of vectors that stay."""
+        return self.buffered and not torch.is_grad_enabled() and is_plain(module)
+
+    def set_buffered(self) -> None:
+        """Say anew whether compiled code may read the buffers, and write the plan into them where it does."""
+        self.buffered = can_be_buffered(self.module, self.plan)
+        if self.buffers is not None and self.buffered:
+            self.fill_buffers()
+
+    def fill_buffers(self) -> None:
+        """Write the plan's update into the buffers; a compiler runs this while it traces, and not later."""
+        self.buffers = fill(self.buffers, self.module, self.plan, self._rank)
+        self._seen = state_of(self.module, self.plan)
+
+    run_while_tracing(fill_buffers)
+
+    def refresh_buffers(self) -> None:
+        """Write them again where vectors or the weight have been written to since."""
+        if self.buffers is not None and self.buffered and self._seen != state_of(self.module, self.plan):
+            self.fill_buffers()
+
+    def _compiled(self, module: nn.Module, x: Tensor) -> Call:
+        """A compiler, which sees both hooks at once, decides again what the first one has decided."""
+        plan = self.plan
+        if isinstance(plan, Off) or (isinstance(plan, Mixture) and not plan.as_sides):
+            return Call(plan)
+        x = _for_matmul(x)
+        sides = self.sides(plan, x, module)
+        weight = frozen_weight(module, x, sides)
+        return Call(plan, weight if weight is not None and many_tokens(x, weight, plan) else None, sides)
+
     def _changed(
-        self, plan: Mixture | PerSample, weight: Tensor | None, module: nn.Module, x: Tensor, output: Tensor
+        self, plan: Mixture | PerSample, call: Call, module: nn.Module, x: Tensor, output: Tensor
     ) -> Tensor | None:
         if isinstance(plan, Mixture) and not plan.as_sides:
             return self._mixture(plan, module, x, output) if plan.two_sided else None
-        x = _for_matmul(x)
-        if weight is None:
-            if not plan.two_sided:
-                return None
-            return symmetric_update(output, self._side(plan, 1, output, module), bias_of(module, output))
-        sides = tuple([self._side(plan, side, x, module) for side in range(1 + plan.two_sided)])
-        return _moved(module, output, x, weight, low_rank_factors(weight, sides))
+        if call.x is not None and call.weight is not None and call.coefficients is not None:
+            bias: Tensor | None = module.bias  # type: ignore[assignment]
+            return reflect_output(
+                output, x, call.x, call.coefficients, call.weight, bias, call.sides, keeps_output(output)
+            )
+        if call.weight is not None:
+            return _moved(module, output, _for_matmul(x), call.weight, low_rank_factors(call.weight, call.sides))
+        if plan.two_sided:
+            return symmetric_update(output, self.sides(plan, output, module)[1], bias_of(module, output))
+        return None
 
-    def _side(self, plan: Mixture | PerSample, side: int, x: Tensor, module: nn.Module) -> Rows:
-        """The rows of one side of a plan that is a product of sides, for arithmetic with x."""
+    def _input_mixture(self, plan: Mixture, x: Tensor, module: nn.Module) -> Tensor:
+        """x + Σ s E x of a plan with input sides alone, Naive's among them."""
+        changed = x
+        for method, strength in plan.parts:
+            changed = changed + strength * self._on(method, x, module).input_delta(x)
+        return changed
+
+    def sides(self, plan: Mixture | PerSample, x: Tensor, module: nn.Module) -> Sides:
+        """The rows of all sides of a plan that is a product of sides, for arithmetic with x."""
         if isinstance(plan, PerSample):
-            return plan.samples.choose(self._rows(plan.methods, side, x, module), x, self.path)
-        parts = [self._rows(method, side, x, module) for method in plan.reflections]
+            mixed = self._rows(plan.methods, x, module)
+            return tuple([plan.samples.choose(rows, x, self.path) for rows in mixed])
+        if len(plan.parts) == 1 and plan.parts[0][1] == 1.0:
+            return self._rows(plan.reflections[0], x, module)
+        parts = [self._rows(method, x, module) for method in plan.reflections]
         strengths = [strength for _, strength in plan.parts]
-        if len(parts) == 1 and strengths[0] == 1.0:
-            return parts[0]
-        return scaled(parts, strengths)
+        return tuple([scaled(rows, strengths) for rows in map(list, zip(*parts, strict=True))])
 
-    def _rows(self, slot: Slot, side: int, x: Tensor, module: nn.Module) -> Rows:
-        """The rows of one side of a slot: those of the running forward, or its own."""
+    def _rows(self, slot: Slot, x: Tensor, module: nn.Module) -> Sides:
+        """The rows of a slot: those of the running forward, or its own."""
         sides = rows_of(self._host, slot)
-        rows = None if sides is None else sides[side]
-        usable = (torch.float32, x.dtype)  # rounded to another half precision, they would be rounded twice
-        if rows is None or rows.analysis.device != x.device or rows.analysis.dtype not in usable:
+        if sides is None or not _usable(sides[0].analysis, x):
             for method in slot if isinstance(slot, tuple) else (slot,):
                 self._on(method, x, module)
-            rows = own_rows(slot, side)
-        return rows.for_matmul(x.dtype)
-
-    def _sides(self, method: Reflection, x: Tensor, module: nn.Module) -> Sides:
-        """The rows of all sides of a method."""
-        return tuple([self._rows(method, side, x, module) for side in range(1 + method.two_sided)])
+            sides = own_rows(slot)
+        if sides[0].analysis.dtype == x.dtype:
+            return sides
+        return tuple([rows.for_matmul(x.dtype) for rows in sides])
 
     def _mixture(self, plan: Mixture, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """W x + b + Σ s ΔW x for any parts, without a second matmul but Naive's."""
         x = _for_matmul(x)
         of_parts = [
-            (method, strength, self._sides(method, x, module) if isinstance(method, Reflection) else ())
+            (method, strength, self._rows(method, x, module) if isinstance(method, Reflection) else ())
             for method, strength in plan.parts
         ]
-        weight = cheap_weight(module, x, plan) if len(plan.reflections) == len(plan.parts) else None
-        if weight is not None:
+        reflected = len(plan.reflections) == len(plan.parts)
+        weight = frozen_weight(module, x, of_parts[0][2]) if reflected else None
+        if weight is not None and (x.device.type != "cpu" or many_tokens(x, weight, plan)):
             found = [low_rank_factors(weight, sides) for _, _, sides in of_parts]
             strengths = [strength for _, strength, _ in of_parts]
             down = torch.cat([each.down for each in found], -2)
@@ -253,27 +341,42 @@ class Projection:
         return method if parameter.device == x.device else method.to(x.device)
 
 
+class Call(NamedTuple):
+    """What the first hook of a call has decided and made, for the second.
+
+    Attributes:
+        plan: what acts.
+        weight: of a projection that autograd need not trace; without ``x`` the update is added as a low-rank product.
+        sides: the rows for it.
+        x: the input, where it was reflected without a graph.
+        coefficients: of :func:`reflect_input`.
+    """
+
+    plan: Plan
+    weight: Tensor | None = None
+    sides: Sides = ()
+    x: Tensor | None = None
+    coefficients: Tensor | None = None
+
+
 _CALLS = threading.local()
 """What each projection's running call has decided; both hooks of a call run in one thread."""
 
 
-def _decide(projection: Projection, plan: Plan, weight: Tensor | None) -> None:
-    """Remember the plan of a call, and the weight if its update is to be applied as a product of low rank."""
+def _remember(projection: Projection, call: Call) -> None:
+    """Keep what a call has decided until its second hook."""
     if not torch.compiler.is_compiling():
-        if not hasattr(_CALLS, "decided"):
-            _CALLS.decided = weakref.WeakKeyDictionary()
-        _CALLS.decided[projection] = (plan, weight)
+        if not hasattr(_CALLS, "running"):
+            _CALLS.running = weakref.WeakKeyDictionary()
+        _CALLS.running[projection] = call
 
 
-def _decided(projection: Projection, module: nn.Module, x: Tensor) -> tuple[Plan, Tensor | None]:
-    """What the call has decided; a compiler, which sees both hooks at once, decides again."""
-    if not torch.compiler.is_compiling() and projection in (known := getattr(_CALLS, "decided", {})):
-        plan, weight = known.pop(projection)
-        return plan, weight
-    plan = projection.plan
-    if isinstance(plan, Off) or (isinstance(plan, Mixture) and not plan.as_sides):
-        return plan, None
-    return plan, cheap_weight(module, _for_matmul(x), plan)
+def _remembered(projection: Projection) -> Call | None:
+    """What the call has decided, which is forgotten; None where it is compiled."""
+    if torch.compiler.is_compiling():
+        return None
+    found: Call | None = getattr(_CALLS, "running", {}).pop(projection, None)
+    return found
 
 
 class _Checked(torch.autograd.Function):
@@ -295,6 +398,11 @@ class _Checked(torch.autograd.Function):
         if int(generation) != ctx.generation:
             raise SwitchedError(ctx.path)
         return gradients[0], None, None
+
+
+def _usable(rows: Tensor, x: Tensor) -> bool:
+    """Whether rows can be used for x: rounded to another half precision, they would be rounded twice."""
+    return rows.device == x.device and (rows.dtype == x.dtype or rows.dtype == torch.float32)
 
 
 def given_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -72,7 +72,7 @@ class _AddLowRank(torch.autograd.Function):
         coefficients = down @ as_tokens(x, down).mT
         ctx.save_for_backward(x, weight, down, up, coefficients)
         ctx.mark_dirty(y)
-        _add_product(as_tokens(y, up), coefficients.mT, up)
+        add_product(as_tokens(y, up), coefficients.mT, up)
         return y
 
     @staticmethod
@@ -82,7 +82,7 @@ class _AddLowRank(torch.autograd.Function):
         grad, grad_x, grad_down, grad_up = as_tokens(gradients[0], up), None, None, None
         pulled = up @ grad.mT
         if needs_x:
-            add = plus_product if torch.is_grad_enabled() else _add_product
+            add = plus_product if torch.is_grad_enabled() else add_product
             grad_x = add(grad @ weight, pulled.mT, down).view(x.shape)
         if needs_down:
             grad_down = pulled @ as_tokens(x, down)
@@ -93,5 +93,6 @@ class _AddLowRank(torch.autograd.Function):
         return None, grad_x, None, grad_down, grad_up
 
 
-def _add_product(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def add_product(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Base + left right, in base."""
     return base.addmm_(left, right) if base.ndim == 2 else base.baddbmm_(left, right)

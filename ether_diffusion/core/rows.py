@@ -10,9 +10,8 @@ each projection then makes its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,42 +21,69 @@ from ether_diffusion.core.methods import Reflection, Sides
 
 Slot = Reflection | tuple[Reflection, ...]
 """What one projection needs rows of: a method, or one method for each adapter of a mixed batch."""
+Pair = tuple[Tensor, Tensor | None]
+"""u and v of one side."""
 
 
-def make_rows(slots: Sequence[Slot], dtype: torch.dtype = torch.float32) -> dict[Slot, Sides]:
-    """The rows of every slot: (k, d), or (adapters, k, d) where the slot is a tuple of methods.
-
-    Args:
-        slots: what to make rows of.
-        dtype: of what they are for; the rows are in it if it is a half precision.
-    """
-    groups: dict[tuple[Any, ...], list[tuple[Slot, int]]] = {}
-    for slot in slots:
-        first = slot[0] if isinstance(slot, tuple) else slot
-        for side, (u, v) in enumerate(first.vectors()):
-            count = len(slot) if isinstance(slot, tuple) else 0
-            groups.setdefault((count, u.shape, u.dtype, u.device, v is None), []).append((slot, side))
-    found: dict[Slot, dict[int, Rows]] = {slot: {} for slot in slots}
-    for (count, *_), members in groups.items():
-        pairs = [m.vectors()[side] for slot, side in members for m in (slot if isinstance(slot, tuple) else (slot,))]
-        rows = _stacked(pairs).for_matmul(dtype)
-        parts = [each.unflatten(0, (-1, count)).unbind() if count else each.unbind() for each in rows]
-        for (slot, side), analysis, synthesis in zip(members, *parts, strict=True):
-            found[slot][side] = Rows(analysis, synthesis)
-    return {slot: tuple(sides[side] for side in sorted(sides)) for slot, sides in found.items()}
-
-
-def own_rows(slot: Slot, side: int) -> Rows:
-    """The rows of one side of a slot, made for one projection alone: (k, d), or (adapters, k, d)."""
+def own_rows(slot: Slot) -> Sides:
+    """The rows of a slot, made for one projection alone: (k, d), or (adapters, k, d)."""
     if isinstance(slot, tuple):
-        return _stacked([method.vectors()[side] for method in slot])
-    return block_rows(*slot.vectors()[side])
+        return tuple([_stacked(pairs) for pairs in zip(*(method.vectors() for method in slot), strict=True)])
+    return slot.sides()
 
 
-def _stacked(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> Rows:
+def _stacked(pairs: Sequence[Pair]) -> Rows:
     """The rows of many (u, v) of one shape, in one go."""
     seconds = [v for _, v in pairs if v is not None]
     return block_rows(torch.stack([u for u, _ in pairs]), torch.stack(seconds) if seconds else None)
+
+
+class Slots:
+    """All slots of a model, sorted by the shape of their vectors, so that the rows of one shape are made at once.
+
+    Sorting takes as long as the arithmetic of a small model: it is done when the plan changes, not at every forward.
+    """
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._methods = {slot: slot if isinstance(slot, tuple) else (slot,) for slot in slots}
+        self._groups: dict[object, list[tuple[Slot, int]]] = {}
+        for slot, methods in self._methods.items():
+            for side, (u, v) in enumerate(methods[0].vectors()):
+                key = (len(methods), isinstance(slot, tuple), u.shape, v is None)
+                self._groups.setdefault(key, []).append((slot, side))
+
+    def vectors(self) -> dict[Slot, list[tuple[Pair, ...]]]:
+        """The vectors of every slot: of each method the pairs of its sides."""
+        return {slot: [method.vectors() for method in methods] for slot, methods in self._methods.items()}
+
+    def rows(self, vectors: Mapping[Slot, list[tuple[Pair, ...]]], dtype: torch.dtype) -> dict[Slot, Sides]:
+        """The rows of every slot: (k, d), or (adapters, k, d) where the slot is a tuple of methods.
+
+        Args:
+            vectors: of :meth:`vectors`.
+            dtype: of what they are for; the rows are in it if it is a half precision.
+        """
+        found: dict[Slot, dict[int, Rows]] = {slot: {} for slot in self._methods}
+        for group in self._groups.values():
+            for members in _alike(group, vectors):
+                slot, _ = members[0]
+                rows = _stacked([pairs[side] for slot, side in members for pairs in vectors[slot]]).for_matmul(dtype)
+                if isinstance(slot, tuple):
+                    rows = Rows(*(each.unflatten(0, (-1, len(slot))) for each in rows))
+                for (slot, side), *both in zip(members, rows.analysis.unbind(), rows.synthesis.unbind(), strict=True):
+                    found[slot][side] = Rows(*both)
+        return {slot: tuple([rows[side] for side in range(len(rows))]) for slot, rows in found.items()}
+
+
+def _alike(
+    members: list[tuple[Slot, int]], vectors: Mapping[Slot, list[tuple[Pair, ...]]]
+) -> Iterable[list[tuple[Slot, int]]]:
+    """The members by the device and dtype of their vectors; nearly always they are on one."""
+    kinds: dict[object, list[tuple[Slot, int]]] = {}
+    for slot, side in members:
+        u, _ = vectors[slot][0][side]
+        kinds.setdefault((u.device, u.dtype), []).append((slot, side))
+    return kinds.values()
 
 
 class ForwardRows:
@@ -69,34 +95,34 @@ class ForwardRows:
         with_gradients: whether they were made with gradients.
     """
 
-    def __init__(self, host: object, slots: Sequence[Slot], dtype: torch.dtype) -> None:
+    def __init__(self, host: object, slots: Slots, dtype: torch.dtype) -> None:
         self.host = host
-        self.rows = make_rows(slots, dtype)
         self.with_gradients = torch.is_grad_enabled()
-        self._versions = {slot: _versions(slot) for slot in slots}
+        vectors = slots.vectors()
+        self.rows = slots.rows(vectors, dtype)
+        self._versions = {slot: _versions(pairs) for slot, pairs in vectors.items()}
 
     def of(self, slot: Slot) -> Sides | None:
         """The rows of a slot; None where they may not be used: without the gradients that are wanted, or outdated."""
         if torch.is_grad_enabled() and not self.with_gradients:
             return None
-        sides = self.rows.get(slot)
-        if sides is None or any(vector._version != version for vector, version in self._versions[slot]):
-            return None
-        return sides
+        vectors, versions = self._versions.get(slot, ([], [0]))
+        return self.rows[slot] if [vector._version for vector in vectors] == versions else None
 
 
-def _versions(slot: Slot) -> list[tuple[Tensor, int]]:
-    """The vectors of a slot with how often each was written to, where torch counts it."""
-    methods = slot if isinstance(slot, tuple) else (slot,)
-    vectors = [vector for method in methods for pair in method.vectors() for vector in pair if vector is not None]
-    return [(vector, vector._version) for vector in vectors if not vector.is_inference()]
+def _versions(methods: list[tuple[Pair, ...]]) -> tuple[list[Tensor], list[int]]:
+    """Vectors, with how often each was written to, where torch counts it."""
+    vectors = [each for pairs in methods for pair in pairs for each in pair if each is not None]
+    if vectors and vectors[0].is_inference():
+        return [], []
+    return vectors, [vector._version for vector in vectors]
 
 
 _RUNNING: ContextVar[tuple[ForwardRows, ...]] = ContextVar("running forwards", default=())
 """The forwards of whole models that this thread is in, one for each host."""
 
 
-def open_forward(host: object, slots: Sequence[Slot], dtype: torch.dtype) -> None:
+def open_forward(host: object, slots: Slots, dtype: torch.dtype) -> None:
     """A forward of the host's whole model begins; a compiler is left to fuse each projection's own rows."""
     if not torch.compiler.is_compiling():
         others = [
@@ -120,3 +146,8 @@ def rows_of(host: object, slot: Slot) -> Sides | None:
         if forward.host is host:
             return forward.of(slot)
     return None
+
+
+def in_forward(host: object) -> bool:
+    """Whether this thread is in a forward of the host's whole model."""
+    return any(forward.host is host for forward in _RUNNING.get())

@@ -23,6 +23,7 @@ DIFFUSERS_PROJECTIONS = (
     "add_v_proj",
     "to_add_out",
 )
+FUSED_PROJECTIONS = ("to_qkv", "to_kv", "to_added_qkv")
 TRANSFORMERS_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -202,12 +203,16 @@ def _linears(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All Linears with canonical paths; inside a LoRA layer only the base layer counts, under the layer's own path.
 
     Linears of attention processors (IP-Adapter, Custom Diffusion) are left out: they come and go with the processor.
+    So are fused projections, which ``unfuse_qkv_projections`` leaves behind.
     """
     attention = _diffusers_class("attention_processor", "Attention")
     wrappers = [path for path, module in root.named_modules() if hasattr(module, "base_layer")]
     wrappers += [f"{path}.processor" for path, module in root.named_modules() if isinstance(module, attention)]
     for path, module in root.named_modules():
         inside = any(path.startswith(f"{wrapper}.") for wrapper in wrappers)
+        parent, _, name = path.rpartition(".")
+        if name in FUSED_PROJECTIONS and hasattr(root.get_submodule(parent), "to_q"):
+            continue
         if path and not inside and _is_linear(_base_layer(module)):
             yield canonical(path), _base_layer(module)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,3 +23,54 @@ def in_function_transform() -> bool:
 def others_see_output(module: nn.Module) -> bool:
     """Whether forward hooks of others, on the module or global, may hold its output or have made it."""
     return len(module._forward_hooks) > 1 or bool(nn.modules.module._global_forward_hooks)
+
+
+def alone(module: nn.Module) -> bool:
+    """Whether nobody but we, who have one hook on each side, and no compiler or transform can see what goes through."""
+    return not (
+        torch.compiler.is_compiling()
+        or in_function_transform()
+        or len(module._forward_hooks) + len(module._forward_pre_hooks) > 2
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or _global_hooks()
+    )
+
+
+def _global_hooks() -> bool:
+    of_all = nn.modules.module
+    return bool(
+        of_all._global_forward_hooks
+        or of_all._global_forward_pre_hooks
+        or of_all._global_backward_hooks
+        or of_all._global_backward_pre_hooks
+    )
+
+
+def run_while_tracing(method: Callable[..., Any]) -> None:
+    """Let torch.compile call a method when it traces a call of it, in place of tracing into it.
+
+    ``torch.compiler.assume_constant_result`` does the same, and imports the whole compiler.
+    """
+    method._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def hooks_changed(model: nn.Module) -> None:
+    """Let code that was compiled with the model or parts of it be traced again, for hooks within have changed.
+
+    The compiler does not look at the hooks of modules within the one that it is given, unless it is told to. It is told
+    so here for all that it compiles from now on; and what it has compiled until now of classes of the model it forgets,
+    once. A function of the user's that was compiled around the model before its first adapter is not among it.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return
+    dynamo: Any = sys.modules["torch._dynamo"]
+    if dynamo.config.skip_nnmodule_hook_guards:
+        dynamo.config.skip_nnmodule_hook_guards = False
+        classes = {type(each) for each in model.modules()}
+        files = {getattr(each.forward, "__code__", hooks_changed.__code__).co_filename for each in classes}
+        files -= {nn.Linear.forward.__code__.co_filename, nn.Sequential.forward.__code__.co_filename}
+        for reference in list(dynamo.convert_frame.input_codes.seen):
+            code = reference()
+            if code is not None and code.co_filename in files:
+                dynamo.reset_code(code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ether_diffusion.core.functional import is_half
+from ether_diffusion.core.methods import Sides
 from ether_diffusion.core.plan import Mixture, PerSample
 
 TOKENS_TO_FEATURES = 0.5
@@ -15,20 +15,29 @@ That is so on a CPU. On other devices launches count, of which the weight's way 
 """
 
 
-def cheap_weight(module: nn.Module, x: Tensor, plan: Mixture | PerSample) -> Tensor | None:
-    """The weight, where it can be read and is small for so many tokens; None where they are to be transformed."""
-    if x.device.type != "cpu" or not is_plain(module):
+def frozen_weight(module: nn.Module, x: Tensor, sides: Sides) -> Tensor | None:
+    """The weight, where it can be read and needs no gradient, and x and the rows are of its dtype."""
+    if not is_plain(module):
         return None
     weight = plain_weight(module)
-    if weight is None or weight.device != x.device or x.dtype != weight.dtype:
+    if weight is None or weight.device != x.device or not x.dtype == weight.dtype == sides[0].analysis.dtype:
         return None
-    samples, methods = (1, plan.reflections) if isinstance(plan, Mixture) else (x.shape[0], plan.methods)
-    if x.numel() < TOKENS_TO_FEATURES * samples * weight.numel():
-        return None
-    if x.dtype != methods[0].vectors()[0][0].dtype and not is_half(x.dtype):
-        return None  # the rows are of another dtype
     trained = weight.requires_grad or (module.bias is not None and module.bias.requires_grad)
     return None if trained and torch.is_grad_enabled() else weight  # their gradients are autograd's
+
+
+def many_tokens(x: Tensor, weight: Tensor, plan: Mixture | PerSample) -> bool:
+    """Whether passes over the weight cost less than passes over the tokens."""
+    samples = 1 if isinstance(plan, Mixture) else x.shape[0]
+    return x.device.type == "cpu" and x.numel() >= TOKENS_TO_FEATURES * samples * weight.numel()
+
+
+def keeps_output(output: Tensor) -> bool:
+    """Whether the backward of few tokens keeps the output rather than makes what it needs of it with the weight.
+
+    A pass over the weight is nothing for a GPU, and its memory is dear.
+    """
+    return output.device.type == "cpu"
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -56,8 +65,8 @@ def image(module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
 def plain_weight(module: nn.Module) -> Tensor | None:
     """The (out_features, in_features) weight of a projection; None where it is quantised (8 bits and fewer count)."""
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or type(weight.data) is not Tensor:  # a subclass holds packed numbers
-        return None
+    if type(weight) is not nn.Parameter and (not isinstance(weight, Tensor) or type(weight.data) is not Tensor):
+        return None  # a subclass holds packed numbers
     whole = weight.is_floating_point() and weight.element_size() > 1
     return weight if whole and list(weight.shape) == [module.out_features, module.in_features] else None
 

@@ -7,11 +7,13 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ether_diffusion.config import suggestion
+from ether_diffusion.recipes import find_config
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -30,20 +32,24 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
         arguments: the command line; that of the process by default.
 
     Raises:
-        SystemExit: an unknown flag or key (the nearest one is offered), a value of the wrong type, a missing
+        SystemExit: an unknown flag, key or config (the nearest one is offered), a value of the wrong type, a missing
             setting, or ``--help``.
     """
     parser = ArgumentParser(
-        description=(config_class.__doc__ or "").split("\n\n")[0], exit_on_error=False, allow_abbrev=False
+        prog=Path(sys.argv[0]).name,
+        description=(config_class.__doc__ or "").split("\n\n")[0],
+        exit_on_error=False,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    config_help = "YAML file with any of the settings below, or the name of a recipe of the package"
+    parser.add_argument("--config", action="config", help=config_help)
     parser.add_class_arguments(config_class, as_group=False)
     names = [field.name for field in dataclasses.fields(config_class)]
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         values = parser.parse_args(_files_first(_gather_lists(_spell_out_switches(given, config_class), config_class)))
         return config_class(**{name: values[name] for name in names})
-    except (ArgumentError, ValueError, TypeError) as error:
+    except (ArgumentError, FileNotFoundError, ValueError, TypeError) as error:
         message = " ".join(str(error).split())
         raise SystemExit(f"{parser.prog}: {message}{_hint(message, names)}") from None
 
@@ -74,16 +80,28 @@ def _gather_lists(arguments: list[str], config_class: type[DataclassInstance]) -
 
 
 def _files_first(arguments: list[str]) -> list[str]:
-    """Put ``--config FILE`` before the flags: the last one wins, and a flag goes over the file wherever it stands."""
+    """Put ``--config FILE`` before the flags: the last one wins, and a flag goes over the file wherever it stands.
+
+    Raises:
+        FileNotFoundError: a config is neither a file nor the name of a recipe.
+    """
     files: list[str] = []
     flags: list[str] = []
     rest = iter(arguments)
     for argument in rest:
-        if argument == "--config":
-            files += [argument, *[value for value in [next(rest, None)] if value is not None]]
+        name, equals, value = argument.partition("=")
+        if name != "--config":
+            flags.append(argument)
+        elif (given := value if equals else next(rest, None)) is None:
+            files.append(argument)  # the parser says that its value is missing
         else:
-            (files if argument.startswith("--config=") else flags).append(argument)
+            files.append(f"--config={_config_file(given)}")
     return files + flags
+
+
+def _config_file(given: str) -> str:
+    """The path of a config; the parser takes settings themselves, ``seed: 3``, and ``-`` as well."""
+    return given if ":" in given or given == "-" else str(find_config(given))
 
 
 def _hint(message: str, names: list[str]) -> str:

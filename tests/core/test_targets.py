@@ -261,3 +261,11 @@ def test_controlnet_adapter_changes_its_residuals() -> None:
         base = controlnet(**inputs).mid_block_res_sample
         shake(attach(controlnet))
         assert (controlnet(**inputs).mid_block_res_sample - base).abs().max() > 1e-4
+
+
+def test_what_unfusing_projections_leaves_behind_is_no_target() -> None:
+    unet = tiny_unet()
+    before = [target.path for target in find_targets(unet, ("*",))]
+    unet.fuse_qkv_projections()
+    unet.unfuse_qkv_projections()
+    assert [target.path for target in find_targets(unet, ("*",))] == before

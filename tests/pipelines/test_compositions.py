@@ -101,6 +101,31 @@ def test_a_lora_merged_beneath_an_acting_adapter_is_refused(pipe: DiffusionPipel
     torch.testing.assert_close(drawn(pipe), expected, atol=1e-4, rtol=0)
 
 
+def test_a_part_called_alone_refuses_a_merged_lora_too(pipe: DiffusionPipeline, tmp_path: Path) -> None:
+    attached(pipe)
+    pipe.load_lora_weights(with_lora(pipe, tmp_path), adapter_name="paint")
+    block = pipe.unet.mid_block.attentions[0].transformer_blocks[0]
+    x, text = torch.randn(2, 16, 64), torch.randn(2, 3, 32)
+    expected = block(x, encoder_hidden_states=text)
+    pipe.fuse_lora()
+    with pytest.raises(RuntimeError, match=r"PEFT has merged paint into weights that an adapter transforms"):
+        block(x, encoder_hidden_states=text)
+    pipe.unfuse_lora()
+    torch.testing.assert_close(block(x, encoder_hidden_states=text), expected, atol=1e-4, rtol=0)
+
+
+def test_a_lora_that_came_and_went_since_fusing_is_no_change(pipe: DiffusionPipeline, tmp_path: Path) -> None:
+    base = weights(pipe)
+    attached(pipe)
+    ether.fuse(pipe)
+    pipe.load_lora_weights(with_lora(pipe, tmp_path), adapter_name="paint")
+    pipe.fuse_lora()
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    ether.unfuse(pipe)
+    assert same(weights(pipe), base)
+
+
 def test_fusing_over_a_merged_lora_is_refused(pipe: DiffusionPipeline, tmp_path: Path) -> None:
     base = weights(pipe)
     attached(pipe)

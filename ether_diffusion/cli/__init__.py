@@ -1,0 +1,5 @@
+"""The console command ``ether``: one table of verbs, and what calls them."""
+
+from ether_diffusion.cli.dispatch import main
+
+__all__ = ["main"]

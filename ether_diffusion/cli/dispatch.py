@@ -1,0 +1,101 @@
+"""From the words of the command line to the program that they name, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pkgutil import resolve_name
+from types import FrameType
+
+from ether_diffusion.cli.verbs import ETHER, Group, Program
+from ether_diffusion.config import suggestion
+
+BAD_INPUT = 2
+"""Exit status of a mistake that the user can mend; argparse's own."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command ``ether``.
+
+    Args:
+        arguments: the words after ``ether``; those of the process by default.
+
+    Raises:
+        SystemExit: 2 after one line on the standard error for bad input, 130 after Ctrl-C; otherwise what the program
+            ends with.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torchvision, which nothing needs
+    try:
+        _run(ETHER, ETHER.name, list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit as ended:
+        if not isinstance(ended.code, str):
+            raise
+        print(ended.code, file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
+
+
+def _run(verb: Program | Group, command: str, arguments: list[str]) -> None:
+    """Run the verb that ``command`` names with the words after it."""
+    if isinstance(verb, Program):
+        with _command_line(command, arguments):
+            _load(verb.target)(arguments)
+        return
+    word, *rest = arguments or ["--help"]
+    if word in ("-h", "--help"):
+        print(overview(verb, command))
+    elif verb is ETHER and word == "--version":
+        print(f"{command} {version('ether-diffusion')}")
+    elif word in verb.verbs:
+        _run(verb.verbs[word], f"{command} {word}", rest)
+    else:
+        offer = suggestion(word, verb.verbs)
+        raise SystemExit(f'{command}: there is no verb "{word}"{offer}; "{command} --help" lists all')
+
+
+def _load(target: str) -> Callable[[list[str]], object]:
+    """Import a program; Ctrl-C meanwhile ends the process at once.
+
+    A library could catch the exception and go on half imported. There is nothing to save yet.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()  # no other may handle signals
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return resolve_name(target)
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        return resolve_name(target)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    print("stopped", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+@contextmanager
+def _command_line(command: str, arguments: list[str]) -> Iterator[None]:
+    """Set ``sys.argv`` for a program: argument parsers take the program's name from it."""
+    before = sys.argv
+    sys.argv = [command, *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def overview(group: Group, command: str) -> str:
+    """The help of a verb with verbs below it."""
+    width = max(map(len, group.verbs))
+    lines = [f"usage: {command} VERB …", "", group.help]
+    for heading, verbs in group.sections.items():
+        lines += ["", f"{heading}:", *(f"  {verb.name:{width}}  {verb.help}" for verb in verbs)]
+    lines += ["", f'"{command} VERB --help" shows the settings of a verb.']
+    return "\n".join(lines)

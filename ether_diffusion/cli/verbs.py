@@ -1,0 +1,122 @@
+"""The verbs of ``ether``: one table. A new verb is one entry in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Program:
+    """A verb that runs a program.
+
+    Attributes:
+        name: the word on the command line.
+        help: what it does, in one line.
+        target: "module:function" of the program; it takes the rest of the command line. The module is imported when
+            the verb is used.
+    """
+
+    name: str
+    help: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """A verb with verbs below it.
+
+    Attributes:
+        name: the word on the command line.
+        help: what it is for, in one line.
+        sections: the verbs below it, by the heading under which its help lists them.
+    """
+
+    name: str
+    help: str
+    sections: Mapping[str, tuple[Program | Group, ...]]
+
+    @property
+    def verbs(self) -> dict[str, Program | Group]:
+        """The verbs below it by name."""
+        return {verb.name: verb for verbs in self.sections.values() for verb in verbs}
+
+
+STUDY = Group(
+    "study",
+    "studies of methods, controls and scores",
+    {
+        "Many trainings": (
+            Program(
+                "lr_robustness",
+                "quality against the learning rate",
+                "ether_diffusion.evaluation.robustness:main",
+            ),
+            Program(
+                "block_count",
+                "quality, time and memory against the number of blocks",
+                "ether_diffusion.evaluation.blocks:main",
+            ),
+            Program(
+                "control_study",
+                "control accuracy of several methods, scored while they train",
+                "ether_diffusion.evaluation.control_study:main",
+            ),
+        ),
+        "Weights": (
+            Program(
+                "perturbation",
+                "random transforms of growing distance",
+                "ether_diffusion.evaluation.perturbation:main",
+            ),
+            Program(
+                "hyperspherical_energy",
+                "change of the hyperspherical energy in runs",
+                "ether_diffusion.evaluation.energy:main",
+            ),
+        ),
+        "Pictures that exist": (
+            Program(
+                "subject_fidelity",
+                "score pictures of a subject against its photos",
+                "ether_diffusion.evaluation.folders:main",
+            ),
+            Program(
+                "control_accuracy",
+                "score pictures against maps, edges, depth or a face",
+                "ether_diffusion.evaluation.control_accuracy:main",
+            ),
+        ),
+        "Statistics": (
+            Program(
+                "coverage",
+                "how often intervals over few subjects hold the truth",
+                "ether_diffusion.evaluation.coverage:main",
+            ),
+        ),
+    },
+)
+
+ETHER = Group(
+    "ether",
+    "Finetune diffusion models with hyperplane reflections.",
+    {
+        "Training": (
+            Program("train", "teach a base a subject from a few photos", "ether_diffusion.training.launch:dreambooth"),
+            Program("control", "teach a base to follow maps, edges, depth", "ether_diffusion.training.launch:control"),
+        ),
+        "Evaluation": (
+            Program(
+                "bench",
+                "train, draw and score many subjects with many methods",
+                "ether_diffusion.evaluation.benchmark:main",
+            ),
+            STUDY,
+            Program("report", "one offline page of many runs", "ether_diffusion.evaluation.report:main"),
+        ),
+        "First steps": (
+            Program("demo", "learn a drawn subject on a small base and score it", "ether_diffusion.demo:main"),
+        ),
+    },
+)
+"""The command itself."""
