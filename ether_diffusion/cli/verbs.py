@@ -102,8 +102,8 @@ ETHER = Group(
     "Finetune diffusion models with hyperplane reflections.",
     {
         "Training": (
-            Program("train", "teach a base a subject from a few photos", "ether_diffusion.training.dreambooth:main"),
-            Program("control", "teach a base to follow maps, edges, depth", "ether_diffusion.training.control:main"),
+            Program("train", "teach a base a subject from a few photos", "ether_diffusion.training.launch:dreambooth"),
+            Program("control", "teach a base to follow maps, edges, depth", "ether_diffusion.training.launch:control"),
         ),
         "Evaluation": (
             Program(

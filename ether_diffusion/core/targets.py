@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from diffusers.models.activations import GEGLU
-from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ether_diffusion.config import suggestion
@@ -127,10 +125,11 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...] = "attention")
         wanted = targets == "cross_attention"
         found = [target for target in found if bool(getattr(target.attention, "is_cross_attention", False)) == wanted]
     if targets == "attention+geglu":
+        geglu = _diffusers_class("activations", "GEGLU")
         found += [
-            Target(canonical(f"{path}.proj"), _base_layer(m.proj))
+            Target(canonical(f"{path}.proj"), _base_layer(m.get_submodule("proj")))
             for path, m in root.named_modules()
-            if isinstance(m, GEGLU)
+            if isinstance(m, geglu)
         ]
     if not found:
         raise ValueError(
@@ -147,15 +146,29 @@ def has_fused_qkv(attention: nn.Module | None) -> bool:
     processor has the last word.
     """
     fused = bool(getattr(attention, "fused_projections", False))
-    if isinstance(attention, Attention):
+    if isinstance(attention, _diffusers_class("attention_processor", "Attention")):
         return fused and "Fused" in type(attention.processor).__name__
     return fused
 
 
+def _diffusers_class(module: str, name: str) -> type[nn.Module] | tuple[()]:
+    """A class of ``diffusers.models``, for ``isinstance``.
+
+    While its module is not imported no model has a layer of that class: then the empty tuple, of which nothing is an
+    instance. So a model that is not of diffusers does not cost the import of diffusers.
+    """
+    found: type[nn.Module] | tuple[()] = getattr(sys.modules.get(f"diffusers.models.{module}"), name, ())
+    return found
+
+
 def _attention_targets(root: nn.Module) -> Iterator[Target]:
     """Every projection of every attention module under ``root``."""
+    classes = (
+        _diffusers_class("attention_processor", "Attention"),
+        _diffusers_class("attention", "AttentionModuleMixin"),
+    )
     for path, module in root.named_modules():
-        if isinstance(module, Attention | AttentionModuleMixin):
+        if isinstance(module, classes):
             names: tuple[str, ...] = DIFFUSERS_PROJECTIONS
         elif all(hasattr(module, name) for name in TRANSFORMERS_PROJECTIONS[:3]):
             names = TRANSFORMERS_PROJECTIONS
@@ -192,8 +205,9 @@ def _linears(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     Linears of attention processors (IP-Adapter, Custom Diffusion) are left out: they come and go with the processor.
     So are fused projections, which ``unfuse_qkv_projections`` leaves behind.
     """
+    attention = _diffusers_class("attention_processor", "Attention")
     wrappers = [path for path, module in root.named_modules() if hasattr(module, "base_layer")]
-    wrappers += [f"{path}.processor" for path, module in root.named_modules() if isinstance(module, Attention)]
+    wrappers += [f"{path}.processor" for path, module in root.named_modules() if isinstance(module, attention)]
     for path, module in root.named_modules():
         inside = any(path.startswith(f"{wrapper}.") for wrapper in wrappers)
         parent, _, name = path.rpartition(".")

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 
 def render(template: Path, filters: Mapping[str, Callable[..., Any]], **values: object) -> str:
     """Fill a template, which may extend ``page.html.jinja`` and import from ``parts.html.jinja``.
@@ -20,6 +18,8 @@ def render(template: Path, filters: Mapping[str, Callable[..., Any]], **values: 
     Raises:
         jinja2.UndefinedError: the template names something that is not among the values.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,

@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import matplotlib
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # matplotlib draws with these stand-ins; the page's theme colours replace them
 _INK = {
@@ -40,6 +42,8 @@ class Curve:
 @contextmanager
 def figure_style(title: str) -> Iterator[None]:
     """What is drawn inside keeps its text as text, and is the same for the same data."""
+    import matplotlib  # half a second, which pages without figures do not need
+
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10}):
         yield
 

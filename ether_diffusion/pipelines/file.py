@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -16,9 +17,11 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.control.encoder import ControlEncoder, ControlEncoderConfig
 from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import atomic_path
+
+if TYPE_CHECKING:
+    from ether_diffusion.control.encoder import ControlEncoder
 
 FILE_NAME = "ether_weights.safetensors"
 FORMAT_VERSION = "1"
@@ -132,6 +135,8 @@ def _new_encoder(settings: str | None) -> ControlEncoder | None:
     """The control encoder that the metadata describe, without its weights."""
     if settings is None:
         return None
+    from ether_diffusion.control.encoder import ControlEncoder, ControlEncoderConfig  # imports the ControlNets
+
     values = json.loads(settings)
     channels = tuple(map(int, values["channels"]))
     return ControlEncoder(ControlEncoderConfig(int(values["out_channels"]), channels, str(values["condition"])))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from diffusers import DiffusionPipeline
 from torch import nn
 
 from ether_diffusion.core.adapter import Adapter, check_blocks
@@ -14,6 +13,9 @@ from ether_diffusion.core.state import StateMismatchError
 from ether_diffusion.core.targets import Target, find_targets
 from ether_diffusion.pipelines.file import CONTROL, AdapterFile, AdapterFileError
 from ether_diffusion.pipelines.fingerprint import base_hash
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from diffusers import DiffusionPipeline
 from torch import nn
 
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.control.encoder import Control, control_of
+from ether_diffusion.control.hook import Control, control_of
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.host import Host, host_of
 from ether_diffusion.pipelines.file import COMPONENTS, CONTROL
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diffusers import DiffusionPipeline
-
-from ether_diffusion.control.encoder import Control, attach_control
+from ether_diffusion.control.hook import Control, attach_control
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.host import Host, attach_made
 from ether_diffusion.core.plan import check_mixable
@@ -26,6 +25,9 @@ from ether_diffusion.pipelines.loaded import (
     known_name,
     switches_of,
 )
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,11 @@ The name ``playground`` stands for it wherever a program takes a base model or a
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionPipeline
 
 NAME = "playground"
 BASE = Path(__file__).parent / "base"
@@ -31,10 +33,13 @@ def judge_folder(name: str, judge: str) -> str:
     return str(BASE / "judges" / judge) if name == NAME else name
 
 
-def load(dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """The base as a diffusers pipeline for 64 x 64 pixels, all of it in ``dtype``, on the CPU.
+def load(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
+    """The base as a diffusers pipeline for 64 x 64 pixels, all of it in ``dtype`` (fp32 by default), on the CPU.
 
     It was trained for guidance scales near 4, not the 7.5 that pipelines take where none is given.
     """
-    pipe: StableDiffusionPipeline = DiffusionPipeline.from_pretrained(BASE, dtype=dtype)
+    import torch
+    from diffusers import DiffusionPipeline
+
+    pipe: StableDiffusionPipeline = DiffusionPipeline.from_pretrained(BASE, dtype=dtype or torch.float32)
     return pipe

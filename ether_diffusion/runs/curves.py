@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Literal
 
 from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
 from ether_diffusion.runs.record import MetricsRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MAX_DOTS = 600  # single steps drawn per curve
 
@@ -56,6 +55,9 @@ def _series(metrics: list[MetricsRow], key: Literal["loss", "instance_loss", "pr
 
 
 def _draw(title: str, series: dict[str, Points], caption: str, window: int) -> Curve:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     with figure_style(title):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
         axes = figure.subplots()

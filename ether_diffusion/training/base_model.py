@@ -6,9 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
@@ -19,6 +18,9 @@ from ether_diffusion.training.config import TrainingConfig
 logger = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""Pipelines of diffusers that can be trained; of these only the one that is needed is imported."""
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
@@ -88,11 +90,8 @@ def _without(index: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_kind(name: str, class_name: str) -> None:
-    pipeline_class = getattr(diffusers, class_name, None)
-    kinds = (StableDiffusionPipeline, StableDiffusionXLPipeline)
-    if pipeline_class not in kinds:
-        known = " or ".join(kind.__name__ for kind in kinds)
-        raise BaseModelError(f"the base model {name} is a {class_name}; this program trains {known}")
+    if class_name not in KINDS:
+        raise BaseModelError(f"the base model {name} is a {class_name}; this program trains {' or '.join(KINDS)}")
 
 
 def _not_found(name: str, error: Exception) -> str:

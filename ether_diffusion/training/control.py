@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -33,23 +33,17 @@ from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.controls import make_control
 from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.finish import finish
+from ether_diffusion.training.launch import control as main
 from ether_diffusion.training.loop import Lane, Task, train
 from ether_diffusion.training.model import DenoisingModel
-from ether_diffusion.training.program import record_start, run_program, start_run
+from ether_diffusion.training.program import record_start, start_run
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.setup import prepare_modules
 from ether_diffusion.training.trainables import check_trainables, make_trainables
 
+__all__ = ["main", "run"]
+
 STREAM = "pairs"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: parse the settings, train, and say where the result is.
-
-    Raises:
-        SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
-    """
-    run_program(ControlConfig, run, arguments)
 
 
 def run(config: ControlConfig) -> Path:

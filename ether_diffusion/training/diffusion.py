@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 
@@ -47,6 +46,8 @@ class Objective:
         losses = F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
         if self.snr_gamma is None:
             return losses
+        from diffusers.training_utils import compute_snr  # imports torchvision, where that is installed
+
         snr = compute_snr(self.noise_scheduler, timesteps).float()
         if self.noise_scheduler.config.prediction_type == "v_prediction":
             return losses * snr.clamp(max=self.snr_gamma) / (snr + 1)

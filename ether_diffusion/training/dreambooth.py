@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from ether_diffusion.training.conditioning import encode_prompts_once
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.finish import finish
+from ether_diffusion.training.launch import dreambooth as main
 from ether_diffusion.training.loop import Lane, Task, train
 from ether_diffusion.training.model import DenoisingModel
-from ether_diffusion.training.program import record_start, run_program, start_run
+from ether_diffusion.training.program import record_start, start_run
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.setup import make_cache, prepare_modules
 from ether_diffusion.training.subjects import subjects_of
@@ -37,16 +38,9 @@ from ether_diffusion.training.trainables import (
     trained_components,
 )
 
+__all__ = ["main", "run"]
+
 logger = logging.getLogger(__name__)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: parse the settings, train, and say where the result is.
-
-    Raises:
-        SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
-    """
-    run_program(DreamBoothConfig, run, arguments)
 
 
 def run(config: DreamBoothConfig) -> Path:

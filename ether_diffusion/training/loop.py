@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,9 +72,9 @@ class Lane:
     provenance: Provenance
     name: str | None = None
 
-    @property
+    @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """All that is trained."""
+        """All that is trained; found once, for LoRA's are found among all parameters of the model."""
         return [parameter for trainable in self.trainables for parameter in trainable.parameters()]
 
 
@@ -194,9 +195,9 @@ class _Run:
         self, step: int, measured: list[dict[str, float]], rates: dict[str, float], seconds: float, bar: tqdm[Any]
     ) -> None:
         self.step = step
-        bar.update()
         loss = sum(row["loss"] for row in measured) / len(measured)
-        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{next(iter(rates.values())):.2e}")
+        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{next(iter(rates.values())):.2e}", refresh=False)
+        bar.update()
         tracked: dict[str, float] = {}
         for number, (lane, row) in enumerate(zip(self.task.lanes, measured, strict=True)):
             own = {trainable.component: rates[trainable.key] for trainable in lane.trainables}
@@ -207,7 +208,7 @@ class _Run:
         self.accelerator.log(tracked, step=step)
 
     def sample_if_due(self, step: int, interrupts: Interrupts) -> None:
-        """Write the grid of a step that is due and not there yet, and renew the report.
+        """Write the grid of a step that is due and not there yet, and renew the report; the last one ``finish`` writes.
 
         A signal gives the grid up; the run stops before its next step, so that resuming draws it.
         """
@@ -220,7 +221,7 @@ class _Run:
                 if self.config.num_validation_images and not folder.is_dir():
                     self._only(lane)
                     write_samples(lane.sampler, lane.trainables, lane.shown, step, stop)
-            self.update("running")
+            self.update("running", report=not finished)
         self.accelerator.wait_for_everyone()
 
     def _only(self, lane: Lane) -> None:
@@ -268,8 +269,8 @@ class _Run:
             f"stopped by {name} after step {self.step}, which is saved; --resume latest goes on from there", received
         )
 
-    def update(self, status: str) -> None:
-        """Record how far the run is, and renew the report."""
+    def update(self, status: str, report: bool = True) -> None:
+        """Record how far the run is, and renew the report unless told otherwise."""
         if self.accelerator.is_main_process:
             seconds = self.before + time.perf_counter() - self.began
             facts = {"status": status, "step": self.step, "seconds": round(seconds, 1)}
@@ -277,7 +278,8 @@ class _Run:
                 self.task.together.update(**facts)
             for lane in self.task.lanes:
                 lane.provenance.update(**facts)
-                write_report(lane.config.output_dir)
+                if report:
+                    write_report(lane.config.output_dir)
 
 
 def _means(losses: list[list[dict[str, Tensor]]], accelerator: Accelerator) -> list[dict[str, float]]:

@@ -49,6 +49,8 @@ class DenoisingModel(nn.Module):
         self.control = control
         self.adapters = list(adapters)
         self.unet = pipe.unet
+        # once: diffusers looks through all modules for them
+        self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
         self.trained = nn.ModuleDict({t.key.replace(".", " "): t.module for t in trainables})
         self.encoders = nn.ModuleDict(
             {t.component: getattr(pipe, t.component) for t in trainables if t.component.startswith("text_encoder")}
@@ -81,13 +83,12 @@ class DenoisingModel(nn.Module):
         return {"loss": loss, "instance_loss": instance_loss, "prior_loss": prior_loss}
 
     def _losses(self, batch: Batch) -> Tensor:
-        dtype = self.unet.dtype
         noisy = self.objective.add_noise(batch.latents, batch.noise, batch.timesteps)
         conditioning = self._condition(batch.prompts)
         added = None
         if is_xl(self.pipe):
-            added = {"text_embeds": conditioning["pooled_prompt_embeds"], "time_ids": batch.time_ids.to(dtype)}
-        inputs = UNetInputs(noisy.to(dtype), batch.timesteps, conditioning["prompt_embeds"], added)
+            added = {"text_embeds": conditioning["pooled_prompt_embeds"], "time_ids": batch.time_ids.to(self.dtype)}
+        inputs = UNetInputs(noisy.to(self.dtype), batch.timesteps, conditioning["prompt_embeds"], added)
         controlled: AbstractContextManager[dict[str, Any]] = nullcontext({})
         if self.control is not None and batch.conditions is not None:
             controlled = self.control.training(inputs, batch.conditions)
@@ -104,4 +105,4 @@ class DenoisingModel(nn.Module):
         else:
             known = [self.prompt_embeds[prompt] for prompt in prompts]
             encoded = {key: torch.stack([entry[key] for entry in known]) for key in known[0]}
-        return {key: value.to(self.unet.device, self.unet.dtype) for key, value in encoded.items()}
+        return {key: value.to(self.device, self.dtype) for key, value in encoded.items()}

@@ -9,9 +9,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.trainables import Trainable
 
+FUSED_ON = ("cpu", "cuda")
+"""Devices for which torch has a fused AdamW that is tested here."""
+
 
 def make_optimizer(trainables: list[Trainable], config: TrainingConfig) -> torch.optim.Optimizer:
     """One parameter group per component, named by it, with its own learning rate.
+
+    AdamW is torch's fused one where all parameters allow it: its loop over hundreds of small tensors is not in Python.
+    A resumed run goes on with the one that its checkpoint names. Not in fp16: there the fused one would look at the
+    overflows itself, and hide skipped steps from the loop.
 
     Raises:
         ImportError: the optimiser's package is not installed.
@@ -20,8 +27,15 @@ def make_optimizer(trainables: list[Trainable], config: TrainingConfig) -> torch
     groups = [{"params": t.parameters(), "lr": config.rate_of(t.component), "component": t.key} for t in trainables]
     betas = (config.adam_beta1, config.adam_beta2)
     if config.optimizer == "adamw":
+        parameters = [parameter for trainable in trainables for parameter in trainable.parameters()]
+        fused = config.mixed_precision != "fp16" and all(p.device.type in FUSED_ON for p in parameters)
         return torch.optim.AdamW(
-            groups, lr=rate, betas=betas, weight_decay=config.adam_weight_decay, eps=config.adam_epsilon
+            groups,
+            lr=rate,
+            betas=betas,
+            weight_decay=config.adam_weight_decay,
+            eps=config.adam_epsilon,
+            fused=fused or None,
         )
     if config.optimizer == "adamw8bit":
         import bitsandbytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,7 +24,6 @@ from ether_diffusion.runs.folder import (
     write_config,
 )
 from ether_diffusion.training.base_model import BaseModelError, load_base, native_resolution, text_encoders
-from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
 from ether_diffusion.training.samples import scheduler_class
@@ -36,15 +35,14 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
-def run_program(config_class: type[Config], run: Callable[[Config], Path], arguments: Sequence[str] | None) -> None:
-    """Parse the settings, train, and say where the result is.
+def run_program(config: Config, run: Callable[[Config], Path]) -> None:
+    """Train, and say where the result is.
 
     Raises:
         SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("ether_diffusion").setLevel(logging.INFO)
-    config = parse_config(config_class, arguments)
     try:
         report = run(config)
     except (BaseModelError, ImportError, OSError, ValueError, TrainingDivergedError) as error:

@@ -134,7 +134,6 @@ def test_an_unknown_verb_is_one_line_that_offers_the_nearest(
     assert capsys.readouterr() == ("", f"{said}\n")
 
 
-@pytest.mark.xfail(strict=True, reason="import ether_diffusion imports them")
 def test_nothing_heavy_is_imported_for_an_answer_from_the_table() -> None:
     """No command line here runs a program, so none of what programs need is loaded, by the package itself neither."""
     code = (

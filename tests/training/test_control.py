@@ -103,7 +103,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "encoder and LoRA": {"method": "lora"},
     "encoder and OFT": {"method": "oft"},
     "encoder and the whole UNet": {"method": "full", "learning_rate": 1e-3},
-    "new ControlNet": {"control": "controlnet", "method": "ether_plus"},
+    "new ControlNet": {"control": "controlnet", "method": "ether_plus", "encoder_lr": 1e-2},
     "new ControlNet, all of it": {
         "control": "controlnet",
         "method": "none",

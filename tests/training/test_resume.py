@@ -117,6 +117,17 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     assert provenance(parts)["status"] == "finished"
 
 
+def test_a_run_of_the_unfused_optimizer_goes_on_with_it(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints of 0.1 are of that one: resumed by this version, they are the run that 0.1 would have made."""
+    with monkeypatch.context() as old:
+        old.setattr("ether_diffusion.training.optimizers.FUSED_ON", ())
+        whole = train("whole", max_train_steps=4, checkpointing_steps=2)
+        train("parts", max_train_steps=2, checkpointing_steps=2)
+    parts = train("parts", max_train_steps=4, checkpointing_steps=2, resume="latest")
+    assert [group["fused"] for group in optimizer_state(parts, 4)["param_groups"]] == [None]
+    assert_same_run(parts, whole, 4)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])

@@ -132,3 +132,34 @@ def test_every_component_has_its_learning_rate(
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0]
     for trainable, group in zip(trainables, optimizer.param_groups, strict=True):
         assert sum(parameter.numel() for parameter in group["params"]) == trainable.num_parameters()
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("no", True), ("bf16", True), ("fp16", None)])
+def test_adamw_is_fused_unless_a_scaler_has_to_skip_its_steps(
+    precision: str, fused: bool | None, make: Make, settings: Settings
+) -> None:
+    _, trainables = make("ether_plus")
+    optimizer = make_optimizer(trainables, settings(mixed_precision=precision))
+    assert [group["fused"] for group in optimizer.param_groups] == [fused]
+
+
+def test_adamw_takes_the_steps_of_the_paper(make: Make, settings: Settings) -> None:
+    """Algorithm 2 of arXiv 1711.05101 in fp64, over three steps; an fp32 step rounds by a few 1e-7 of its length."""
+    _, (trainable,) = make("ether_plus")
+    decay, rate, (beta1, beta2), eps = 0.1, 1e-2, (0.8, 0.99), 1e-8
+    config = settings(learning_rate=rate, adam_beta1=beta1, adam_beta2=beta2, adam_weight_decay=decay)
+    optimizer = make_optimizer([trainable], config)
+    parameters = trainable.parameters()
+    expected = [parameter.detach().double() for parameter in parameters]
+    means, squares = ([torch.zeros_like(each) for each in expected] for _ in range(2))
+    for step in range(1, 4):
+        for i, parameter in enumerate(parameters):
+            gradient = torch.sin(torch.arange(parameter.numel()) + step + i).reshape(parameter.shape)
+            parameter.grad = gradient
+            means[i] = beta1 * means[i] + (1 - beta1) * gradient.double()
+            squares[i] = beta2 * squares[i] + (1 - beta2) * gradient.double() ** 2
+            corrected = means[i] / (1 - beta1**step), squares[i] / (1 - beta2**step)
+            expected[i] = expected[i] - rate * (corrected[0] / (corrected[1].sqrt() + eps) + decay * expected[i])
+        optimizer.step()
+    for parameter, exact in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.double(), exact, rtol=2e-6, atol=2e-7)
