@@ -17,11 +17,19 @@ from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from ether_diffusion.evaluation.anchors import ANCHORS, BASE
-from ether_diffusion.evaluation.compact import read_compact
 from ether_diffusion.evaluation.coverage import table as coverage_table
 from ether_diffusion.evaluation.statistics import compare, mean_interval
-from ether_diffusion.evaluation.summary import BY_KEY, Result, Row, best_rates, comparisons, summarize, unit_values
+from ether_diffusion.evaluation.subjects.anchors import ANCHORS, BASE
+from ether_diffusion.evaluation.subjects.compact import read_compact
+from ether_diffusion.evaluation.subjects.summary import (
+    BY_KEY,
+    Result,
+    Row,
+    best_rates,
+    comparisons,
+    summarize,
+    unit_values,
+)
 from ether_diffusion.evaluation.tables import comparisons_table, format_difference, markdown_table
 from ether_diffusion.files import write_text
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from PIL import Image, ImageOps
 
-from ether_diffusion.data.conditions import COLOURED, colour_map, load_map, map_picture
-from ether_diffusion.data.images import UnreadableImageError, check_folder, list_images, load_caption, load_image
+from ether_diffusion.control.conditions import COLOURED, colour_map, load_map, map_picture
+from ether_diffusion.images import UnreadableImageError, check_folder, list_images, load_caption, load_image
 
 LAYOUTS = ("metadata.jsonl", "prompt.json")
 SHOWN_PROBLEMS = 8

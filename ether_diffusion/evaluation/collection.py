@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.evaluation.benchmark import JOBS
-from ether_diffusion.evaluation.control_section import ControlSection, read_section
-from ether_diffusion.evaluation.control_summary import OUTLINE
-from ether_diffusion.evaluation.summary import Metric, Result, all_results, arm_order, best_rates, primary, summarize
+from ether_diffusion.evaluation.controls.findings import OUTLINE
+from ether_diffusion.evaluation.controls.section import ControlSection, read_section
+from ether_diffusion.evaluation.subjects.benchmark import JOBS
+from ether_diffusion.evaluation.subjects.summary import (
+    Metric,
+    Result,
+    all_results,
+    arm_order,
+    best_rates,
+    primary,
+    summarize,
+)
 from ether_diffusion.runs.record import Run, read_run
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from ether_diffusion.evaluation.summary import Metric
+from ether_diffusion.evaluation.subjects.summary import Metric
 from ether_diffusion.files import atomic_path
 
 COLOURS = ("#3a5bc7", "#c2571a", "#0f8277", "#a8479b", "#8a7318", "#55606e", "#b3312c", "#1c1d21")

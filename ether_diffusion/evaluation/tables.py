@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.evaluation.anchors import ANCHORS
-from ether_diffusion.evaluation.compact import write_compact
-from ether_diffusion.evaluation.jobs import Job
 from ether_diffusion.evaluation.statistics import Comparison, Estimate
-from ether_diffusion.evaluation.summary import (
+from ether_diffusion.evaluation.subjects.anchors import ANCHORS
+from ether_diffusion.evaluation.subjects.compact import write_compact
+from ether_diffusion.evaluation.subjects.jobs import Job
+from ether_diffusion.evaluation.subjects.summary import (
     METRICS,
     REAL,
     Metric,
@@ -39,7 +39,7 @@ def shown_metrics(rows: Iterable[Row]) -> list[Metric]:
 
 
 def scores_table(rows: list[Row]) -> str:
-    """The rows of :func:`~ether_diffusion.evaluation.summary.summarize`: mean ± spread over seeds [interval]."""
+    """The rows of :func:`~ether_diffusion.evaluation.subjects.summary.summarize`: mean ± spread [interval]."""
     metrics = shown_metrics(rows)
     lines = []
     for row in rows:

@@ -16,9 +16,9 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.control.encoder import ControlEncoder, ControlEncoderConfig
 from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import atomic_path
+from ether_diffusion.pipelines.control_encoder import ControlEncoder, ControlEncoderConfig
 
 FILE_NAME = "ether_weights.safetensors"
 FORMAT_VERSION = "1"

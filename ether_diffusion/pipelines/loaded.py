@@ -9,9 +9,9 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.control.encoder import Control, control_of
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.host import Host, host_of
+from ether_diffusion.pipelines.control_encoder import Control, control_of
 from ether_diffusion.pipelines.file import COMPONENTS, CONTROL
 
 

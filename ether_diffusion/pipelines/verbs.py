@@ -10,10 +10,10 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from ether_diffusion.control.encoder import Control, attach_control
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.host import Host, attach_made
 from ether_diffusion.core.plan import check_mixable
+from ether_diffusion.pipelines.control_encoder import Control, attach_control
 from ether_diffusion.pipelines.file import AdapterFile
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.pipelines.fitting import fit, warn_if_other_base

@@ -17,8 +17,8 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor, nn
 
-from ether_diffusion.control.encoder import ControlEncoder, attach_control
 from ether_diffusion.control.pipeline import control_tensor, controlled
+from ether_diffusion.pipelines.control_encoder import ControlEncoder, attach_control
 from ether_diffusion.pipelines.file import CONTROL, first_line
 from ether_diffusion.training.base_model import BaseModelError, is_xl, vae_factor
 from ether_diffusion.training.conditioning import UNetInputs

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ether_diffusion.data.conditions import MAP_PALETTE, colour_map
-from ether_diffusion.data.images import UnreadableImageError
+from ether_diffusion.control.conditions import MAP_PALETTE, colour_map
 from ether_diffusion.data.pairs import (
     Columns,
     DatasetPairs,
@@ -21,6 +20,7 @@ from ether_diffusion.data.pairs import (
     plain_listing,
     read_listing,
 )
+from ether_diffusion.images import UnreadableImageError
 
 
 def save(path: Path, size: tuple[int, int] = (64, 48), shade: int = 0) -> Path:

@@ -19,7 +19,7 @@ from ether_diffusion.evaluation.distances import (
     trained_layers,
     transforms,
 )
-from ether_diffusion.evaluation.energy import change, energies
+from ether_diffusion.evaluation.paper.energy import change, energies
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.trainables import make_trainables, save_trained, trained_components
 

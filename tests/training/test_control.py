@@ -29,9 +29,9 @@ from training.helpers import (
 )
 
 import ether_diffusion.training.loop as loop
+from ether_diffusion.control.conditions import colour_map, load_map
 from ether_diffusion.control.pipeline import controlled
-from ether_diffusion.data.conditions import colour_map, load_map
-from ether_diffusion.evaluation.images import load_run
+from ether_diffusion.evaluation.drawing import load_run
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.playground.tiny import tiny_controlnet

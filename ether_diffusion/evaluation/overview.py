@@ -1,0 +1,240 @@
+"""One page of many runs, offline and in one file: scores with intervals, by subject and prompt, pictures, curves.
+
+``python -m eval.report runs/playground runs/dog --output report.html``
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ether_diffusion.evaluation.collection import Benchmark, distinct_names, read_folders
+from ether_diffusion.evaluation.subjects.summary import BY_KEY, Metric, Result, comparisons
+from ether_diffusion.evaluation.tables import caption, format_difference, shown_metrics
+from ether_diffusion.files import write_text
+from ether_diffusion.page.pictures import Picture, thumbnail
+from ether_diffusion.page.render import render
+from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
+from ether_diffusion.runs.curves import moving_average
+from ether_diffusion.runs.record import Run
+from ether_diffusion.runs.report import evenly_spaced, short_path
+
+MAX_PICTURES = 1500
+"""In the page; of a greater benchmark fewer prompts of each subject are shown, and the page says so."""
+THUMBNAIL = 128
+MAX_STEPS = 8
+MAX_REFERENCES = 6
+DASHES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One prompt of a subject: of every arm a picture, and its scores in the order of :func:`by_subject`."""
+
+    prompt: str
+    cells: list[tuple[Picture | None, list[float | None]]]
+
+
+@dataclass(frozen=True)
+class SubjectSection:
+    """A subject: its references, its means for every arm, and its prompts; ``left_out`` prompts are not shown."""
+
+    name: str
+    references: list[Picture]
+    means: list[list[float | None]]
+    prompts: list[PromptRow]
+    left_out: int
+
+
+def write_report(folders: Sequence[Path], output: Path) -> Path:
+    """Write the page of the folders of benchmarks, studies of controls and training runs; return its path.
+
+    Raises:
+        FileNotFoundError: a folder is none of these.
+    """
+    found = read_folders(folders)
+    sections = [
+        {
+            "benchmark": benchmark,
+            "metrics": shown_metrics(benchmark.rows),
+            "by_subject": by_subject(benchmark),
+            "compared": comparisons(benchmark.results),
+            "caption": caption(benchmark.rows, comparisons(benchmark.results)),
+            "arms": [arm_title(row) for row in benchmark.shown_arms],
+            "subjects": subject_sections(benchmark),
+            "curves": rate_curves(benchmark),
+        }
+        for benchmark in found.benchmarks
+    ]
+    page = render(
+        Path(__file__).with_name("overview.html.jinja"),
+        {"score": _score, "short": short_path, "rate": _rate, "difference": format_difference},
+        sections=sections,
+        studies=found.studies,
+        runs=[
+            {"name": name, "run": run, "grid": step_grid(run)}
+            for name, run in zip(distinct_names([run.folder for run in found.runs]), found.runs, strict=True)
+        ],
+        run_curves=loss_curves(found.runs),
+        title=", ".join(distinct_names(folders)),
+    )
+    write_text(output, page)
+    return output
+
+
+def by_subject(benchmark: Benchmark) -> tuple[Metric, Metric]:
+    """The scores that are shown for every subject and prompt: the one that decides, and CLIP-T."""
+    return benchmark.primary, BY_KEY["clip_t"]
+
+
+def arm_title(row: dict[str, Any]) -> str:
+    """An arm and its learning rate: ``lora, 0.001``."""
+    return str(row["arm"]) if row["learning_rate"] is None else f"{row['arm']}, {_rate(row['learning_rate'])}"
+
+
+def subject_sections(benchmark: Benchmark) -> list[SubjectSection]:
+    """Every subject with the arms at their best learning rate beside each other."""
+    arms, sections = benchmark.shown_arms, []
+    prompts = max((len(_prompts(r)) for r in benchmark.results), default=0)
+    wanted = max(1, MAX_PICTURES // max(1, len(arms) * len(benchmark.subjects)))
+    for subject in benchmark.subjects:
+        of_arms = [benchmark.results_of(row, subject) for row in arms]
+        asked = list(dict.fromkeys(prompt for results in of_arms for r in results for prompt in _prompts(r)))
+        shown = [asked[index] for index in evenly_spaced(range(len(asked)), min(wanted, prompts))]
+        sections.append(
+            SubjectSection(
+                subject,
+                _references(benchmark, subject),
+                [[_mean(results, metric) for metric in by_subject(benchmark)] for results in of_arms],
+                [PromptRow(p, [_cell(benchmark, results, p) for results in of_arms]) for p in shown],
+                len(asked) - len(shown),
+            )
+        )
+    return sections
+
+
+def _prompts(result: Result) -> list[str]:
+    return list(dict.fromkeys(row["prompt"] for row in result["images"] if "prompt" in row))
+
+
+def _references(benchmark: Benchmark, subject: str) -> list[Picture]:
+    """The subject's own pictures, as far as they are still where they were scored."""
+    result = next(result for result in benchmark.results if result["subject"] == subject)
+    paths = [Path(path) for path in result.get("references", ())][:MAX_REFERENCES]
+    return [Picture(thumbnail(path, THUMBNAIL), f"Reference {path.name}", path.name) for path in paths]
+
+
+def _mean(results: list[Result], metric: Metric, prompt: str | None = None) -> float | None:
+    rows = [row for result in results for row in result["images"] if prompt is None or row.get("prompt") == prompt]
+    values = [row[metric.key] for row in rows if metric.key in row]
+    return sum(values) / len(values) if values else None
+
+
+def _cell(benchmark: Benchmark, results: list[Result], prompt: str) -> tuple[Picture | None, list[float | None]]:
+    """The first picture for the prompt, and the means of all of them."""
+    scores = [_mean(results, metric, prompt) for metric in by_subject(benchmark)]
+    for result in results:
+        for row in result["images"]:
+            if row.get("prompt") == prompt:
+                source = thumbnail(benchmark.picture(result, row["file"]), THUMBNAIL)
+                return Picture(source, f"{result['arm']}: {prompt}", f"{prompt}, seed {result['seed']}"), scores
+    return None, scores
+
+
+def rate_curves(benchmark: Benchmark) -> list[Curve]:
+    """DINO and CLIP-T against the learning rate, where an arm has several."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for row in benchmark.rows:
+        if row["learning_rate"] is not None and not row["diverged"]:
+            arms.setdefault(row["arm"], []).append(row)
+    several = {arm: sorted(rows, key=lambda row: row["learning_rate"]) for arm, rows in arms.items() if len(rows) > 1}
+    if not several:
+        return []
+    return [_rate_curve(several, metric, benchmark.name) for metric in by_subject(benchmark)]
+
+
+def _rate_curve(arms: dict[str, list[dict[str, Any]]], metric: Metric, where: str) -> Curve:
+    title = f"{metric.title} against the learning rate"
+    with figure_style(f"{where} {title}"):
+        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for number, (arm, rows) in enumerate(arms.items()):
+            colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+            rates = [row["learning_rate"] for row in rows]
+            score = [row["scores"][metric.key] for row in rows]
+            axes.plot(rates, [s["mean"] for s in score], dashes, color=colour, marker=".", label=arm)
+            if all(s["low"] is not None for s in score):
+                low, high = ([s[part] for s in score] for part in ("low", "high"))
+                axes.fill_between(rates, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set_xscale("log")
+        dress(axes, "learning rate", legend=True)
+        svg = inline_svg(figure, f"{where} {title}", title)
+    return Curve(title, svg, "Mean over subjects; the shade is its 95 % interval, where there are several.")
+
+
+def loss_curves(runs: Sequence[Run]) -> list[Curve]:
+    """The smoothed losses of all runs in one figure."""
+    known = [run for run in runs if run.metrics]
+    if not known:
+        return []
+    title = "Loss of the runs"
+    with figure_style(title):
+        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for number, (name, run) in enumerate(zip(distinct_names([run.folder for run in known]), known, strict=True)):
+            values = moving_average([row["loss"] for row in run.metrics], max(1, len(run.metrics) // 20))
+            dashes = DASHES[number // len(COLOURS) % len(DASHES)]
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot([row["step"] for row in run.metrics], values, dashes, color=colour, label=name)
+        dress(axes, "step", legend=True)
+        return [
+            Curve(title, inline_svg(figure, title, title), "Exponential moving averages over a twentieth of the steps.")
+        ]
+
+
+def step_grid(run: Run) -> tuple[list[int], list[tuple[str, list[Picture]]]]:
+    """The steps that are shown, and every prompt's pictures at these."""
+    steps = evenly_spaced(run.sample_steps, MAX_STEPS)
+    rows = []
+    for prompt in run.prompts:
+        title = f"{prompt['prompt']}, seed {prompt['seed']}"
+        pictures = [
+            Picture(thumbnail(run.folder / run.sample(step, prompt["file"]), THUMBNAIL), f"Step {step}: {title}", title)
+            for step in steps
+        ]
+        rows.append((title, pictures))
+    return steps, rows
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program: write the page and print its path.
+
+    Raises:
+        SystemExit: a folder is neither a benchmark's nor a run's.
+    """
+    parser = argparse.ArgumentParser(prog="python -m eval.report", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="RUN", help="folders of benchmarks, studies of controls, training runs"
+    )
+    parser.add_argument("--output", type=Path, help="default: report.html in the first folder that is no training run")
+    given = parser.parse_args(arguments)
+    studies = [folder for folder in given.folders if not (folder / "provenance.json").is_file()]
+    output = given.output or (studies[0] if studies else Path.cwd()) / "report.html"
+    try:
+        print(write_report(given.folders, output).resolve())
+    except FileNotFoundError as error:
+        parser.error(str(error))
