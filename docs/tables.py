@@ -32,14 +32,17 @@ from ether_diffusion.evaluation.subjects.summary import (
 )
 from ether_diffusion.evaluation.tables import comparisons_table, format_difference, markdown_table
 from ether_diffusion.files import write_text
+from ether_diffusion.registry import METHODS
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 PAGES = (DOCS.parent / "README.md", DOCS / "evaluation.md", DOCS / "performance.md")
 BLOCK = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
+SIZES = {"naive": "n = 4", "lora": "r = 4", "oft": "n = 4", "boft": "n = 4", "hra": "r = 8"}
+"""In the studies whose results are in the tables."""
 TITLES = {
-    **{"ether": "ETHER", "ether_plus": "ETHER+", "naive": "Naive n = 4", "lora": "LoRA r = 4", "oft": "OFT n = 4"},
-    **{"full": "full finetuning", "hra": "HRA r = 8", "boft": "BOFT n = 4"},
+    **{name: f"{entry.title} {SIZES[name]}" if name in SIZES else entry.title for name, entry in METHODS.items()},
+    "full": METHODS["full"].title.lower(),
     **{"truth": "*truth*", "base": "*base*", "copies": "*copies of the references*", "noise": "*noise*"},
 }
 MINUS = "−"

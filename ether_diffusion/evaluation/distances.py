@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ether_diffusion.core.functional import dense_reflection, dense_relaxed_reflection
 from ether_diffusion.core.host import host_of
 from ether_diffusion.core.targets import root_of
-from ether_diffusion.training.trainables import ADAPTER_NAME
+from ether_diffusion.registry import METHODS
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """Of a pipeline, those that a run may train."""
@@ -75,24 +73,21 @@ def transforms(model: nn.Module, method: str) -> Iterator[tuple[str, Tensor]]:
 
     None for lora and full, which add; the adapter of ether, ether_plus and naive is the model's only one.
     """
-    model = _inside(model)
+    model, of_layer = _inside(model), METHODS[method].transform
     host = host_of(model)
     if host is not None:
         for adapter in host.adapters.values():
             for path, transform in adapter.methods().items():
-                vectors = dict(transform.named_parameters())
-                if method == "naive":
-                    yield path, torch.block_diag(*vectors["blocks"])
-                elif method == "ether":
-                    yield path, dense_reflection(vectors["u"])
-                else:
-                    yield path, dense_relaxed_reflection(vectors["u"], vectors["v"])
-                    if "u_out" in vectors:
-                        yield f"{path}, output", dense_relaxed_reflection(vectors["u_out"], vectors["v_out"])
-    elif method in _PEFT:
+                target = root_of(model).get_submodule(path)
+                eye = torch.eye(target.in_features, device=next(transform.parameters()).device)  # type: ignore[call-overload]
+                yield path, eye + transform.input_delta(eye).mT
+                if transform.two_sided:
+                    eye = torch.eye(target.out_features, device=eye.device)  # type: ignore[call-overload]
+                    yield f"{path}, output", eye + transform.output_delta(eye, None).mT
+    elif of_layer is not None:
         for path, layer in model.named_modules():
             if hasattr(layer, "base_layer"):
-                yield path, _PEFT[method](layer).float()
+                yield path, of_layer(layer, layer.active_adapters[0]).float()
 
 
 def mean_distances(pipe: Components, base: Components, method: str) -> dict[str, float | None]:
@@ -129,19 +124,7 @@ def is_trained(name: str, model: nn.Module, base: nn.Module) -> bool:
     return any(not torch.equal(own, theirs[path].to(own.device)) for path, own in model.named_parameters())
 
 
-_PEFT: Mapping[str, Callable[[Any], Tensor]] = {
-    "oft": lambda layer: layer.oft_R[_name(layer.oft_R)].get_weight(),
-    "boft": lambda layer: layer.get_delta_weight(_name(layer.boft_R))[0],
-    "hra": lambda layer: layer.get_delta_weight(_name(layer.hra_u)),
-}
-
-
 def _inside(model: nn.Module) -> nn.Module:
     """The model in which peft put its layers, without the wrapper that ``PeftModel.from_pretrained`` gives it."""
     inside: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return inside
-
-
-def _name(parameters: Mapping[str, Any]) -> str:
-    """The adapter's name in a peft layer: what was trained, or what ``from_pretrained`` calls it."""
-    return ADAPTER_NAME if ADAPTER_NAME in parameters else "default"

@@ -20,7 +20,6 @@ from ether_diffusion import pipelines
 from ether_diffusion.playground import base_folder
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.training.base_model import is_xl
-from ether_diffusion.training.config import ETHER_METHODS
 
 
 def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipeline:
@@ -31,7 +30,7 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipe
         AdapterFileError: the adapter file does not fit.
     """
     run = read_run(run_dir)
-    pipe = load_pipeline(str(run_dir) if run.method == "full" else run.base, device)
+    pipe = load_pipeline(str(run_dir) if run.entry.saved_as == "pipeline" else run.base, device)
     if run.controlnet is not None:
         controlnet = ControlNetModel.from_pretrained(run.controlnet, dtype=torch.float32).to(device)
         kind = StableDiffusionXLControlNetPipeline if is_xl(pipe) else StableDiffusionControlNetPipeline
@@ -42,9 +41,9 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipe
 
         adapted = PeftModel.from_pretrained(getattr(pipe, component), str(run_dir / component))
         setattr(pipe, component, adapted.get_base_model())  # diffusers asks for the class of a ControlNet
-    if run.method == "lora" and not run.peft_components:
+    if run.entry.saved_as == "lora" and not run.peft_components:
         pipe.load_lora_weights(str(run_dir))
-    if run.method in ETHER_METHODS or run.control == "encoder":
+    if run.entry.is_own or run.control == "encoder":
         pipelines.load(pipe, run_dir)
     return pipe
 

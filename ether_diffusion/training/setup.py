@@ -66,7 +66,7 @@ def check_installed(config: TrainingConfig) -> None:
         needed.append(("optimizer=adamw8bit", "bitsandbytes", "adam8bit"))
     if config.optimizer == "prodigy":
         needed.append(("optimizer=prodigy", "prodigyopt", "prodigy"))
-    if config.method in ("lora", "oft", "boft", "hra"):
+    if config.entry.needs_peft:
         needed.append((f"method={config.method}", "peft", "study"))
     for setting, package, extra in needed:
         if importlib.util.find_spec(package) is None:

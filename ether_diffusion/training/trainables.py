@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline
@@ -19,7 +21,10 @@ from ether_diffusion.files import atomic_path, commit
 from ether_diffusion.pipelines.file import CONTROL
 from ether_diffusion.pipelines.verbs import adapter_file
 from ether_diffusion.training.base_model import text_encoders
-from ether_diffusion.training.config import ETHER_METHODS, TrainingConfig
+from ether_diffusion.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 ADAPTER_NAME = "trained"
 CONTROLNET_WEIGHTS = "controlnet_weights"
@@ -71,11 +76,11 @@ def check_trainables(components: Components, config: TrainingConfig) -> None:
     Raises:
         ValueError: targets or n_blocks do not fit the model.
     """
-    if config.method == "none":
+    if config.entry.saved_as == "nothing":
         return
     for module in components.values():
         targets = find_targets(module, config.target_patterns)
-        if config.method in ETHER_METHODS:
+        if config.entry.is_own:
             check_blocks(targets, config.ether_config())
 
 
@@ -86,13 +91,14 @@ def make_trainables(components: Components, config: TrainingConfig, adapter: str
         ValueError: targets or n_blocks do not fit the model.
         ImportError: the method comes from peft and that is not installed.
     """
-    if config.method == "none":
+    entry, build = config.entry, config.entry.build
+    if entry.saved_as == "nothing":
         return []
-    if config.method in ETHER_METHODS:
+    if entry.is_own:
         return [_ether(component, module, config, adapter) for component, module in components.items()]
-    if config.method == "full":
-        return [_full(component, module) for component, module in components.items()]
-    return [_peft(component, module, config) for component, module in components.items()]
+    if build is not None:
+        return [_peft(component, module, config, partial(build, config)) for component, module in components.items()]
+    return [_full(component, module) for component, module in components.items()]
 
 
 def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], config: TrainingConfig) -> None:
@@ -109,11 +115,11 @@ def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], config: T
     if any(trainable.component == CONTROLNET_WEIGHTS for trainable in trainables):
         with atomic_path(folder / "controlnet") as temporary:
             pipe.controlnet.save_pretrained(temporary)
-    if config.method == "full":
+    if config.entry.saved_as == "pipeline":
         _save_pipeline(pipe, folder)
-    elif config.method == "lora" and not any(trainable.component == "controlnet" for trainable in adapted):
+    elif config.entry.saved_as == "lora" and not any(trainable.component == "controlnet" for trainable in adapted):
         _save_lora(pipe, adapted, folder)
-    elif config.method not in (*ETHER_METHODS, "none"):  # diffusers has no format for the LoRA of a ControlNet
+    elif config.entry.needs_peft:  # diffusers has no format for the LoRA of a ControlNet
         for trainable in adapted:
             _save_peft(trainable, folder / trainable.component)
 
@@ -136,25 +142,18 @@ def _full(component: str, module: nn.Module) -> Trainable:
     return Trainable(component, module, None)
 
 
-def _peft(component: str, module: nn.Module, config: TrainingConfig) -> Trainable:
-    """Inject an adapter of peft into the same projections that ours would act on."""
+def _peft(
+    component: str, module: nn.Module, config: TrainingConfig, build: Callable[[list[str]], PeftConfig]
+) -> Trainable:
+    """Inject an adapter of peft into the same projections that ours would act on; ``build`` configures it for them."""
     import peft
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     prefix = "text_model." if hasattr(module, "text_model") else ""
     names = [prefix + target.path for target in find_targets(module, config.target_patterns)]
-    settings = {
-        "lora": lambda: peft.LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=names),
-        # the exact Cayley transform of the OFT paper, with n blocks per layer
-        "oft": lambda: peft.OFTConfig(
-            r=config.n_blocks, oft_block_size=0, use_cayley_neumann=False, target_modules=names
-        ),
-        "boft": lambda: peft.BOFTConfig(boft_block_size=0, boft_block_num=config.n_blocks, target_modules=names),
-        "hra": lambda: peft.HRAConfig(r=config.rank, target_modules=names),
-    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        peft.inject_adapter_in_model(settings[config.method](), module, ADAPTER_NAME)
+        peft.inject_adapter_in_model(build(names), module, ADAPTER_NAME)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from ether_diffusion import registry
 from ether_diffusion.core.targets import find_targets
 from ether_diffusion.evaluation.distances import (
     components,
@@ -24,7 +25,7 @@ from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.trainables import make_trainables, save_trained, trained_components
 
 MATRICES = (torch.nn.Linear, torch.nn.Conv2d)
-METHODS = ("ether", "ether_plus", "naive", "lora", "oft", "boft", "hra", "full")
+METHODS = [name for name in registry.METHODS if name != "none"]
 
 
 def config(method: str, folder: Path) -> DreamBoothConfig:

@@ -32,9 +32,9 @@ from ether_diffusion.evaluation.subjects.jobs import BenchmarkConfig
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, Result, all_results, primary, summarize
 from ether_diffusion.evaluation.tables import caption, format_score, judges_line, markdown_table
 from ether_diffusion.files import write_text
+from ether_diffusion.registry import METHODS, OWN_METHODS
 from ether_diffusion.training.base_model import is_xl
 from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.config import ETHER_METHODS
 
 ROUNDS = 15
 
@@ -164,9 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for arm in config.arms:
         settings = config.settings_of(arm)
         method = settings.get("method", EtherConfig.method)
-        if method not in ETHER_METHODS:
-            raise SystemExit(f"error: arm {arm}: blocks are studied for {', '.join(ETHER_METHODS)}, not {method}")
-        names = [name for name in ("n_blocks", "two_sided", "targets") if name in settings]
+        if method not in OWN_METHODS:
+            raise SystemExit(f"error: arm {arm}: blocks are studied for {', '.join(OWN_METHODS)}, not {method}")
+        names = [name for name in METHODS[method].settings if name in settings]
         configs[arm] = EtherConfig(method, **{name: settings[name] for name in names})
     if not run_benchmark(config):
         print("other processes have jobs left; the last one to finish measures the costs")

@@ -32,11 +32,11 @@ from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.registry import METHODS
 from ether_diffusion.runs.folder import git_revision, read_provenance
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.checkpoints import list_checkpoints
 from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.config import ETHER_METHODS
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class Bench:
             facts |= self._train(job, run)
             pipe = load_run(run, self.device)
             facts["distances"] = mean_distances(components(pipe), components(self.base), job.method)
-            if job.method in ETHER_METHODS:
+            if METHODS[job.method].is_own:
                 pipelines.fuse(pipe)  # to draw as fast as the base does
         with atomic_path(folder) as temporary:
             for name, asked in job.asked(self.config).items():

@@ -20,6 +20,7 @@ from helpers import before_file_calls, die
 from PIL import Image
 from torch import Tensor
 
+from ether_diffusion import registry
 from ether_diffusion.evaluation.drawing import Asked, draw, load_pipeline, load_run
 from ether_diffusion.evaluation.subjects import benchmark
 from ether_diffusion.evaluation.subjects.anchors import BASE, COPIES, NOISE
@@ -399,7 +400,7 @@ def test_an_arm_that_changed_is_not_taken_for_the_old_one(
     assert "other settings" in run_jobs([changed], config, judges())[job.key]
 
 
-METHODS = ("ether", "ether_plus", "naive", "lora", "oft", "boft", "hra", "full")
+METHODS = [name for name in registry.METHODS if name != "none"]
 
 
 @pytest.mark.parametrize("method", METHODS)
