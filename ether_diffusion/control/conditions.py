@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ether_diffusion.images import DECODING_ERRORS, UnreadableImageError
+from ether_diffusion.images import DECODING_ERRORS, UnreadableImageError, load_image
 
 CANNY_LOW, CANNY_HIGH = 100, 200
 """ControlNet's thresholds of the gradient's magnitude, |dx| + |dy| of 3 x 3 Sobel filters on 8 bits."""
@@ -84,6 +84,24 @@ def map_picture(image: Image.Image) -> Image.Image:
     if image.mode in COLOURED:
         return image.convert("RGB")
     return colour_map(np.asarray(image).astype(np.int64))
+
+
+def load_condition(path: str | Path, is_map: bool) -> Image.Image:
+    """A condition as the model is to see it, RGB: a picture as it looks, a map of grey class ids in colours.
+
+    Raises:
+        UnreadableImageError: the file is broken, or the map holds class ids without a colour.
+        OSError: the file cannot be opened.
+    """
+    try:
+        return colour_map(load_map(path)) if is_map and not _is_coloured(path) else load_image(path)
+    except ValueError as error:
+        raise error if isinstance(error, UnreadableImageError) else UnreadableImageError(f"{path}: {error}") from error
+
+
+def _is_coloured(path: str | Path) -> bool:
+    with Image.open(path) as image:
+        return image.mode in COLOURED
 
 
 def palette_map(ids: NDArray[np.integer]) -> Image.Image:

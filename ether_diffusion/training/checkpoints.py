@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -17,6 +14,7 @@ from torch import Tensor
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import commit
+from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, step_of
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, save_adapter
 
@@ -116,43 +114,3 @@ def _zero_vectors(saved: dict[str, Tensor], prefix: str) -> list[str]:
     """What is wrong with an adapter's vectors themselves."""
     vectors = {key: value for key, value in saved.items() if key.startswith(prefix)}
     return state_problems(vectors, vectors)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first; half-written ones have other names."""
-    found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=step_of)
-
-
-def remove_checkpoints(paths: Sequence[Path]) -> None:
-    """Delete checkpoints; killed meanwhile, it leaves none that looks whole."""
-    for path in paths:
-        doomed = path.with_name(f".{path.name}.old")
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)
-
-
-def find_checkpoint(output_dir: Path, wanted: str) -> Path:
-    """The checkpoint that ``--resume`` names: "latest", or the name of one.
-
-    Raises:
-        FileNotFoundError: the run has no such checkpoint; the message lists those it has.
-    """
-    found = list_checkpoints(output_dir / "checkpoints")
-    if not found:
-        raise FileNotFoundError(
-            f"nothing to resume: {output_dir} holds no checkpoints; start the run without --resume "
-            "(with --overwrite, if the folder holds one without checkpoints)"
-        )
-    if wanted == "latest":
-        return found[-1]
-    for path in found:
-        if wanted in (path.name, str(path)) or wanted == str(step_of(path)):
-            return path
-    names = ", ".join(path.name for path in found)
-    raise FileNotFoundError(f"{output_dir} holds no checkpoint {wanted!r}; it has: {names}; or pass --resume latest")
-
-
-def step_of(path: Path) -> int:
-    """The number of optimisation steps behind the checkpoint at ``path``."""
-    return int(path.name.removeprefix("step-"))

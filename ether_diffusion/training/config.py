@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.registry import METHODS, MethodEntry, Rate
+from ether_diffusion.runs.folder import RunSection
 
 Method = Literal[tuple(METHODS)]  # type: ignore[valid-type]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
@@ -206,6 +207,18 @@ class TrainingConfig:
     def ether_config(self) -> EtherConfig:
         """The adapter's part of the settings, for the methods of this library."""
         return EtherConfig(self.method, self.n_blocks, self.two_sided, self.target_patterns, self.seed)
+
+    @property
+    def run(self) -> RunSection:
+        """What the run folder needs of the settings."""
+        return RunSection(
+            self.output_dir,
+            self.overwrite,
+            self.resume,
+            self.pretrained_model_name_or_path,
+            self.to_dict(),
+            self.hash(),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain YAML and JSON values, in the order in which they are defined."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, DiffusionPipeline
 
+from ether_diffusion.control.conditions import load_condition
 from ether_diffusion.data.augment import Augmentation
 from ether_diffusion.data.control import ControlPairs
 from ether_diffusion.data.pairs import (
@@ -18,7 +19,6 @@ from ether_diffusion.data.pairs import (
     FolderPairs,
     PairFiles,
     PairSource,
-    load_condition,
     plain_listing,
     read_listing,
 )

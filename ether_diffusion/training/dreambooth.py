@@ -80,7 +80,7 @@ def run(config: DreamBoothConfig) -> Path:
     prepare_modules(pipe, config)
     if names and start.checkpoint and accelerator.is_main_process:
         for name, each in subjects.items():
-            for change in changed_settings(each, start.base_hash):
+            for change in changed_settings(each.run, start.base_hash):
                 logger.warning("resuming %s with another setting, %s", name, change)
     together = record_start(start, everything, {"subjects": names}) if names else None
     lanes = [
@@ -105,7 +105,7 @@ def check_subjects(config: DreamBoothConfig) -> None:
     for each in subjects_of(config).values():
         check_folder(each.instance_data_dir)
         if config.subjects_dir is not None and config.resume is None:
-            open_run_folder(each)
+            open_run_folder(each.run)
 
 
 def _shown(config: DreamBoothConfig) -> list[Shown]:

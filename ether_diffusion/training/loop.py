@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ether_diffusion.core.adapter import Adapter
-from ether_diffusion.runs.folder import MetricsFile, Provenance, forget_after
+from ether_diffusion.runs.folder import MetricsFile, Provenance, forget_after, list_checkpoints
 from ether_diffusion.runs.report import write_report
 from ether_diffusion.training.batches import Batch
-from ether_diffusion.training.checkpoints import Checkpoints, list_checkpoints
+from ether_diffusion.training.checkpoints import Checkpoints
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.interrupts import Interrupts
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer, make_schedule

@@ -92,7 +92,7 @@ def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
     """
     accelerator = make_accelerator(config)
     with accelerator.main_process_first():
-        checkpoint = open_run_folder(config) if accelerator.is_main_process or config.resume else None
+        checkpoint = open_run_folder(config.run) if accelerator.is_main_process or config.resume else None
     check()
     if config.sampler != "base":
         scheduler_class(config.sampler)
@@ -105,7 +105,7 @@ def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
     )
     hashes = {name: base_hash(getattr(pipe, name)) for name in ("unet", *text_encoders(pipe))}
     if checkpoint and accelerator.is_main_process:
-        for change in changed_settings(config, hashes):
+        for change in changed_settings(config.run, hashes):
             logger.warning("resuming with another setting, %s", change)
     return Start(config, accelerator, pipe, checkpoint, hashes)
 
@@ -121,7 +121,7 @@ def record_start(
     if accelerator.is_main_process and not start.checkpoint:
         clear_run_folder(config.output_dir)
     provenance = Provenance(
-        config,
+        config.run,
         {
             "base_hash": start.base_hash,
             "device": str(accelerator.device),
@@ -132,7 +132,7 @@ def record_start(
         },
     )
     if accelerator.is_main_process:
-        write_config(config)
+        write_config(config.run)
         provenance.update(status="running")
         if config.report_to and not accelerator.trackers:
             accelerator.init_trackers("ether-diffusion", {k: str(v) for k, v in config.to_dict().items()})

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ether_diffusion.control.conditions import MAP_PALETTE, colour_map
+from ether_diffusion.control.conditions import MAP_PALETTE, colour_map, load_condition
 from ether_diffusion.data.pairs import (
     Columns,
     DatasetPairs,
     FolderPairs,
-    load_condition,
     plain_listing,
     read_listing,
 )

@@ -14,9 +14,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
-from ether_diffusion.control.conditions import canny, colour_map
+from ether_diffusion.control.conditions import canny, colour_map, load_condition
 from ether_diffusion.control.pipeline import control_tensor, controlled
-from ether_diffusion.data.pairs import load_condition
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.evaluation.controls.generated import Sample, write_generated_metadata
 from ether_diffusion.metrics.backbones import as_rgb

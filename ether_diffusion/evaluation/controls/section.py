@@ -11,7 +11,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ether_diffusion.data.pairs import PairFiles, load_condition
+from ether_diffusion.control.conditions import load_condition
+from ether_diffusion.data.pairs import PairFiles
 from ether_diffusion.evaluation.controls.differences import difference_caption, read_differences
 from ether_diffusion.evaluation.controls.findings import ControlResult, Findings, Setting, mean, read_findings, spread
 from ether_diffusion.evaluation.controls.tables import (

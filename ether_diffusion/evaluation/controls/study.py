@@ -38,10 +38,9 @@ from ether_diffusion.metrics.distribution import load_feature_model
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.playground.pairs import write_pairs
-from ether_diffusion.runs.folder import git_revision, read_provenance
+from ether_diffusion.runs.folder import git_revision, list_checkpoints, read_provenance
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import control
-from ether_diffusion.training.checkpoints import list_checkpoints
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
 

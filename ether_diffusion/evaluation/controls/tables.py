@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ether_diffusion.data.pairs import PairFiles, load_condition, read_listing
+from ether_diffusion.control.conditions import load_condition
+from ether_diffusion.data.pairs import PairFiles, read_listing
 from ether_diffusion.evaluation.controls.differences import ONE_SEED
 from ether_diffusion.evaluation.controls.findings import (
     MEASURES,

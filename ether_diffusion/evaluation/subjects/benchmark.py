@@ -33,9 +33,8 @@ from ether_diffusion.metrics.scoring import Judges, References, score_class_imag
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.registry import METHODS
-from ether_diffusion.runs.folder import git_revision, read_provenance
+from ether_diffusion.runs.folder import git_revision, list_checkpoints, read_provenance
 from ether_diffusion.training import dreambooth
-from ether_diffusion.training.checkpoints import list_checkpoints
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
 
