@@ -19,8 +19,8 @@ from scipy import stats
 from tqdm import tqdm
 
 from ether_diffusion.evaluation.statistics import LEVEL, mean_interval
-from ether_diffusion.evaluation.tables import markdown_table
 from ether_diffusion.files import write_text
+from ether_diffusion.page.text import markdown_table
 
 SUBJECTS = (3, 5, 8, 30)
 SEEDS = 2

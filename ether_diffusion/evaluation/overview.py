@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ether_diffusion.files import write_text
 from ether_diffusion.page.pictures import Picture, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
+from ether_diffusion.page.text import number
 from ether_diffusion.runs.curves import moving_average
 from ether_diffusion.runs.record import Run
 from ether_diffusion.runs.report import evenly_spaced, short_path
@@ -74,7 +75,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     ]
     page = render(
         Path(__file__).with_name("overview.html.jinja"),
-        {"score": _score, "short": short_path, "rate": _rate, "difference": format_difference},
+        {"score": number, "short": short_path, "rate": partial(number, spec="g"), "difference": format_difference},
         sections=sections,
         studies=found.studies,
         runs=[
@@ -95,7 +96,7 @@ def by_subject(benchmark: Benchmark) -> tuple[Metric, Metric]:
 
 def arm_title(row: dict[str, Any]) -> str:
     """An arm and its learning rate: ``lora, 0.001``."""
-    return str(row["arm"]) if row["learning_rate"] is None else f"{row['arm']}, {_rate(row['learning_rate'])}"
+    return str(row["arm"]) if row["learning_rate"] is None else f"{row['arm']}, {number(row['learning_rate'], 'g')}"
 
 
 def subject_sections(benchmark: Benchmark) -> list[SubjectSection]:
@@ -210,14 +211,6 @@ def step_grid(run: Run) -> tuple[list[int], list[tuple[str, list[Picture]]]]:
         ]
         rows.append((title, pictures))
     return steps, rows
-
-
-def _score(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def _rate(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

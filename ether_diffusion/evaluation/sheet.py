@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from ether_diffusion.evaluation.collection import read_benchmark
-from ether_diffusion.evaluation.figures import picture_grid, save_picture
 from ether_diffusion.images import load_image
+from ether_diffusion.page.pictures import picture_grid, save_picture
 
 
 def draw_sheet(folder: Path, subjects: Sequence[str] = (), prompt: int = 0) -> Image.Image:

@@ -24,12 +24,7 @@ from ether_diffusion.evaluation.subjects.summary import (
     summarize,
 )
 from ether_diffusion.files import write_text
-
-
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """A Markdown table whose first columns are text and whose others stand to the right."""
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * text_columns + "---:|" * (len(heads) - text_columns)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+from ether_diffusion.page.text import interval, markdown_table, number
 
 
 def shown_metrics(rows: Iterable[Row]) -> list[Metric]:
@@ -43,7 +38,7 @@ def scores_table(rows: list[Row]) -> str:
     metrics = shown_metrics(rows)
     lines = []
     for row in rows:
-        rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
+        rate = number(row["learning_rate"], "g")
         parameters = f"{row['parameters']:,}" if row["parameters"] else ""
         note = f" ({row['diverged']} diverged)" if row["diverged"] else ""
         cells = [format_score(row["scores"].get(metric.key)) for metric in metrics]
@@ -61,7 +56,7 @@ def comparisons_table(found: Sequence[Comparison], metric: Metric) -> str:
         [
             each.rival,
             format_difference(each.difference),
-            "" if each.p_holm is None else f"{each.p_holm:.2g}",
+            number(each.p_holm, ".2g"),
             str(each.difference.units),
             "" if each.p_holm is None else "separated" if each.separated else "not separated",
         ]
@@ -72,17 +67,12 @@ def comparisons_table(found: Sequence[Comparison], metric: Metric) -> str:
 
 def format_score(found: Mapping[str, float | None] | None) -> str:
     """A score with its spread and interval: ``0.412 ± 0.010 [0.380, 0.441]``; nothing where there is none."""
-    if found is None:
-        return ""
-    spread = "" if found["spread"] is None else f" ± {found['spread']:.3f}"
-    interval = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return f"{found['mean']:.3f}{spread}{interval}"
+    return "" if found is None else interval(found["mean"], found["low"], found["high"], spread=found["spread"])
 
 
 def format_difference(found: Estimate) -> str:
     """A difference with its sign and interval: ``+0.051 [+0.012, +0.090]``."""
-    interval = "" if found.low is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
-    return f"{found.mean:+.3f}{interval}"
+    return interval(found.mean, found.low, found.high, "+.3f")
 
 
 def caption(rows: Sequence[Row], compared: Sequence[Comparison]) -> list[str]:

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ether_diffusion import playground
 from ether_diffusion.files import write_text
-from ether_diffusion.runs.record import Run, SamplePrompt, format_score, read_run
+from ether_diffusion.page.text import number
+from ether_diffusion.runs.record import Run, SamplePrompt, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TAGS = ("text-to-image", "diffusers", "diffusers-training", "stable-diffusion")
@@ -44,7 +45,7 @@ def write_model_card(run_dir: str | Path) -> Path:
         loading=loading_code(run),
         settings={key: markdown(value) for key, value in run.settings(MORE_SETTINGS).items()},
         scores={
-            markdown(metric): {markdown(column): format_score(value) for column, value in row.items()}
+            markdown(metric): {markdown(column): number(value, missing="–") for column, value in row.items()}
             for metric, row in run.scores.items()
         },
         caption=markdown(run.judging.caption) if run.judging else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -12,6 +11,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 
 import yaml
 
+from ether_diffusion.page.text import number
 from ether_diffusion.pipelines.file import CONTROL
 from ether_diffusion.registry import METHODS, MethodEntry
 from ether_diffusion.runs.folder import read_provenance
@@ -315,16 +315,11 @@ def format_value(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:g}" if math.isfinite(value) else "–"
+            return number(value, "g", "–")
         case list() | tuple():
             return ", ".join(format_value(item) for item in value) or "–"
         case _:
             return str(value)
-
-
-def format_score(value: float | None) -> str:
-    """A score to the third decimal, ``–`` for none."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -24,9 +24,9 @@ from ether_diffusion.data.pairs import (
 )
 from ether_diffusion.data.plan import BatchPlan, EndlessPlan
 from ether_diffusion.data.randomness import generator
+from ether_diffusion.pipelines.components import vae_factor
 from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground.pairs import HELD_OUT, draw_pair
-from ether_diffusion.training.base_model import vae_factor
 from ether_diffusion.training.batches import Batch, TrainingSamples, micro_batches, to_batch
 from ether_diffusion.training.condition_maps import SegmentedPairs
 from ether_diffusion.training.control_config import ControlConfig

@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.control.pipeline import control_tensor, controlled
+from ether_diffusion.pipelines.components import is_xl, vae_factor
 from ether_diffusion.pipelines.control_encoder import ControlEncoder, attach_control
 from ether_diffusion.pipelines.file import CONTROL, first_line
-from ether_diffusion.training.base_model import BaseModelError, is_xl, vae_factor
+from ether_diffusion.training.base_model import BaseModelError
 from ether_diffusion.training.conditioning import UNetInputs
 from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.trainables import ADAPTER_NAME, CONTROLNET_WEIGHTS, Components, Trainable

@@ -16,8 +16,8 @@ from ether_diffusion.data.plan import BatchPlan
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
 from ether_diffusion.images import check_folder
+from ether_diffusion.pipelines.components import vae_factor
 from ether_diffusion.runs.folder import changed_settings, open_run_folder
-from ether_diffusion.training.base_model import vae_factor
 from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once, join, micro_batches, to_batch
 from ether_diffusion.training.class_images import generate_class_images
 from ether_diffusion.training.conditioning import encode_prompts_once

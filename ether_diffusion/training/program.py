@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from ether_diffusion.pipelines.components import native_resolution, text_encoders
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.runs.folder import (
@@ -23,7 +24,7 @@ from ether_diffusion.runs.folder import (
     open_run_folder,
     write_config,
 )
-from ether_diffusion.training.base_model import BaseModelError, load_base, native_resolution, text_encoders
+from ether_diffusion.training.base_model import BaseModelError, load_base
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError

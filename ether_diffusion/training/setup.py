@@ -12,7 +12,8 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from diffusers import DiffusionPipeline
 
 from ether_diffusion.data.cache import TensorCache
-from ether_diffusion.training.base_model import DTYPES, text_encoders
+from ether_diffusion.pipelines.components import text_encoders
+from ether_diffusion.training.base_model import DTYPES
 from ether_diffusion.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from ether_diffusion.evaluation import sheet
 from ether_diffusion.evaluation.collection import distinct_names
 from ether_diffusion.evaluation.controls.differences import write_differences
 from ether_diffusion.evaluation.controls.findings import write_outline
-from ether_diffusion.evaluation.figures import GAP, SIDE, TITLE
 from ether_diffusion.evaluation.overview import MAX_PICTURES, main, write_report
 from ether_diffusion.evaluation.tables import write_tables
+from ether_diffusion.page.pictures import GAP, SIDE, TITLE
 from ether_diffusion.playground.pairs import write_pairs
 
 ARMS = {("base", None): 0.1, ("lora", 1e-3): 0.3, ("lora", 1e-2): 0.2, ("ether", 6e-2): 0.4}

@@ -5,39 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from ether_diffusion.control.conditions import CANNY_HIGH, CANNY_LOW
-from ether_diffusion.evaluation.controls.drawing import Drawing, draw_samples
-from ether_diffusion.evaluation.controls.generated import Control, Sample, read_control, read_pairs, read_samples
 from ether_diffusion.evaluation.controls.report import write_control_report
-from ether_diffusion.evaluation.drawing import load_run
-from ether_diffusion.evaluation.subjects.folders import read_pictures
 from ether_diffusion.evaluation.tables import judges_line
 from ether_diffusion.files import write_text
-from ether_diffusion.images import load_image
-from ether_diffusion.metrics.backbones import Picture, load_clip
+from ether_diffusion.metrics.backbones import load_clip
 from ether_diffusion.metrics.control import ControlScores, score_control
-from ether_diffusion.metrics.control_tasks import Canny, ControlTask, Depth, Landmarks, Segmentation, SoftEdges
-from ether_diffusion.metrics.depth import DEPTH, DepthEstimator
+from ether_diffusion.metrics.control_tasks import ControlTask
+from ether_diffusion.metrics.control_tasks.flags import NONE, TASKS, add_judging, task_of
 from ether_diffusion.metrics.distribution import INCEPTION, load_feature_model
-from ether_diffusion.metrics.edges import DETECTORS, SCALES, EdgeDetector, load_edge_detector
+from ether_diffusion.metrics.generated import Generated, Sample, read_generated, read_pairs, read_pictures, read_samples
 from ether_diffusion.metrics.judges import CLIP
-from ether_diffusion.metrics.landmarks import load_face_alignment
-from ether_diffusion.metrics.segmentation import IGNORE_INDEX, SEGMENTER, Segmenter
+from ether_diffusion.page.text import decimals, markdown_table, number
+from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
 from ether_diffusion.runs.record import read_run
-
-NONE = "none"
 
 
 def score_folders(
-    control: Control,
+    control: Generated,
     generated: Path,
     task: ControlTask,
     output_dir: Path,
@@ -50,7 +41,7 @@ def score_folders(
     show: bool = False,
     drawn: dict[str, Any] | None = None,
 ) -> ControlScores:
-    """Score what :func:`read_control` found; write ``results.json``, ``scores.jsonl`` and ``report.html``.
+    """Score what :func:`read_generated` found; write ``results.json``, ``scores.jsonl`` and ``report.html``.
 
     Args:
         control: pairs and pictures.
@@ -103,85 +94,15 @@ def _row(row: dict[str, Any], sample: Sample) -> dict[str, Any]:
 
 def table(scores: ControlScores) -> str:
     """The scores as a Markdown table: mean over the sample numbers ± its deviation, and the originals' beside it."""
-    lines = ["| score | generated | all as one set | originals |", "|---|---:|---:|---:|"]
+    rows = []
     for measure in scores.measures:
         found = scores.scores[measure.key]
-        spread = "" if found["spread"] is None else f" ± {found['spread']:.4f}"
+        spread = "" if found["spread"] is None else f" ± {number(found['spread'], '.4f')}"
         real = scores.originals.get(measure.key)
-        cells = [f"{_number(found['mean'])}{spread}", _number(found["overall"]), "" if real is None else _number(real)]
-        lines.append(f"| {measure.title} {'↑' if measure.higher_is_better else '↓'} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:z.4f}" if abs(value) < 10 else f"{value:z.2f}"
-
-
-def edge_folder(folder: Path, generated: Path) -> EdgeDetector:
-    """Edges that were drawn before: of every picture in ``generated`` under its own path in ``folder``.
-
-    The detector raises FileNotFoundError where they are missing, ValueError for a picture from elsewhere.
-    """
-
-    def detect(picture: Picture) -> Image.Image:
-        if not isinstance(picture, Path) or not picture.is_relative_to(generated):
-            raise ValueError(
-                f"{folder} holds the edges of generated pictures only: the data's metadata must name a "
-                "conditioning_image for every original"
-            )
-        return load_image(folder / picture.relative_to(generated))
-
-    return detect
-
-
-def task_of(given: argparse.Namespace, device: str) -> ControlTask:
-    """The task that the flags name, its judge loaded.
-
-    Raises:
-        ImportError: a package is missing.
-        OSError: a model cannot be loaded.
-        ValueError: a setting is impossible.
-    """
-    return TASKS[given.task](given, device)
-
-
-def _segmentation(given: argparse.Namespace, device: str) -> ControlTask:
-    return Segmentation(Segmenter(given.segmenter, device), given.label_offset, given.ignore_index, given.resize)
-
-
-def _canny(given: argparse.Namespace, device: str) -> ControlTask:
-    low, high = given.canny
-    return Canny(low, high, given.resize)
-
-
-def _edges(given: argparse.Namespace, device: str) -> ControlTask:
-    if given.edges in DETECTORS:
-        detector, source = load_edge_detector(given.edges, device), f"{given.edges} of controlnet_aux"
-    else:
-        folder = Path(given.edges)
-        if not folder.is_dir():
-            raise ValueError(f"--edges {given.edges} is none of {', '.join(DETECTORS)}, and no folder")
-        detector, source = edge_folder(folder, given.generated), f"drawn before, {folder.name}"
-    return SoftEdges(detector, source, given.ms_ssim_scales, given.resize)
-
-
-def _depth(given: argparse.Namespace, device: str) -> ControlTask:
-    return Depth(DepthEstimator(given.depth, device), given.resize)
-
-
-def _landmarks(given: argparse.Namespace, device: str) -> ControlTask:
-    return Landmarks(load_face_alignment(device), "face-alignment, 68 points, 2D", given.resize)
-
-
-TASKS: dict[str, Callable[[argparse.Namespace, str], ControlTask]] = {
-    "segmentation": _segmentation,
-    "canny": _canny,
-    "edges": _edges,
-    "depth": _depth,
-    "landmarks": _landmarks,
-}
+        cells = [f"{decimals(found['mean'], 4)}{spread}", decimals(found["overall"], 4)]
+        title = f"{measure.title} {'↑' if measure.higher_is_better else '↓'}"
+        rows.append([title, *cells, "" if real is None else decimals(real, 4)])
+    return markdown_table(["score", "generated", "all as one set", "originals"], rows)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -215,41 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     for setting in fields(Drawing):
         kind, text = (int if isinstance(setting.default, int) else float), "default: %(default)s"
         drawing.add_argument(f"--{setting.name}", type=kind, default=setting.default, help=text)
-    maps = parser.add_argument_group("segmentation")
-    maps.add_argument(
-        "--segmenter",
-        default=SEGMENTER,
-        help="Hub id, folder or playground (default: %(default)s; others on ADE20K: openmmlab/upernet-swin-large, "
-        "facebook/mask2former-swin-large-ade-semantic)",
-    )
-    maps.add_argument(
-        "--label_offset",
-        type=int,
-        help="the maps' id of the segmenter's class 0; lower ids are left out. Default: as its image processor says, "
-        "1 for those of ADE20K",
-    )
-    maps.add_argument(
-        "--ignore_index", type=_index, default=IGNORE_INDEX, help="id that is left out, or none (default: %(default)s)"
-    )
-    edges = parser.add_argument_group("edges")
-    edges.add_argument(
-        "--canny",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        default=[CANNY_LOW, CANNY_HIGH],
-        help="thresholds (default: 100 200, ControlNet's)",
-    )
-    edges.add_argument(
-        "--edges", default="hed", help=f"{', '.join(DETECTORS)}, or a folder of edges under the pictures' names"
-    )
-    edges.add_argument("--ms_ssim_scales", type=int, default=SCALES, help="default: %(default)s")
-    parser.add_argument("--depth", default=DEPTH, help="judge of depth: Hub id or folder (default: %(default)s)")
+    add_judging(parser)
     return parser
-
-
-def _index(text: str) -> int | None:
-    return None if text == NONE else int(text)
 
 
 def _draw(given: argparse.Namespace, device: str) -> dict[str, Any]:
@@ -273,7 +161,7 @@ def _draw(given: argparse.Namespace, device: str) -> dict[str, Any]:
     return facts
 
 
-def _real_images(folder: Path, control: Control) -> list[Path]:
+def _real_images(folder: Path, control: Generated) -> list[Path]:
     """The pictures of the folder; what of it cannot be read is added to ``control.refused``.
 
     Raises:
@@ -307,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         drawn = None if given.run is None else _draw(given, device)
         read_samples(given.generated)  # a wrong path shows before the judges are loaded
-        control = read_control(given.data, given.generated, given.task == "segmentation")
+        control = read_generated(given.data, given.generated, given.task == "segmentation")
         unrelated = None if given.fid_originals is None else _real_images(given.fid_originals, control)
         if given.from_originals:
             control.pairs = [replace(pair, condition=None) for pair in control.pairs]

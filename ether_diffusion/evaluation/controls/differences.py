@@ -14,8 +14,9 @@ from typing import Any
 
 from ether_diffusion.evaluation.controls.findings import MEASURES, MIOU, Findings, read_findings
 from ether_diffusion.evaluation.statistics import Comparison, compare
-from ether_diffusion.evaluation.tables import format_difference, markdown_table
+from ether_diffusion.evaluation.tables import format_difference
 from ether_diffusion.files import write_text
+from ether_diffusion.page.text import markdown_table, number
 
 DIFFERENCES = "differences.json"
 ONE_SEED = "One seed of the training: there is no interval, since another seed may give another order."
@@ -105,13 +106,13 @@ def differences_table(found: Sequence[Comparison]) -> str:
             each.arm,
             each.rival,
             format_difference(each.difference),
-            "" if each.p_holm is None else f"{each.p_holm:.2g}",
+            number(each.p_holm, ".2g"),
             str(each.difference.units),
         ]
         for each in found
     ]
     heads = ["method", "minus", f"difference in {MEASURES[MIOU].title}, 95 % interval", "p (Holm)", "seeds"]
-    return f"{markdown_table(heads, rows, 2)}\n{difference_caption(found)}\n"
+    return f"{markdown_table(heads, rows, (0, 1))}\n{difference_caption(found)}\n"
 
 
 def difference_caption(found: Sequence[Comparison]) -> str:

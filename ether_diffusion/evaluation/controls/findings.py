@@ -14,6 +14,7 @@ from typing import Any
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.control import CLIP_T, FID, KID
 from ether_diffusion.metrics.control_tasks import Segmentation
+from ether_diffusion.page.text import number
 
 OUTLINE = "study.json"
 RESULTS = "results"
@@ -66,7 +67,7 @@ class Setting:
     @property
     def label(self) -> str:
         """Its rate as text."""
-        return "" if self.rate is None else f"{self.rate:g}"
+        return number(self.rate, "g")
 
 
 @dataclass(frozen=True)

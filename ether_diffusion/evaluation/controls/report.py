@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ether_diffusion.evaluation.controls.generated import Control
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.control import ControlScores
 from ether_diffusion.metrics.control_tasks import ControlTask, Measure
+from ether_diffusion.metrics.generated import Generated
 from ether_diffusion.page.pictures import Picture, data_uri, thumbnail
 from ether_diffusion.page.render import render
+from ether_diffusion.page.text import decimals
 from ether_diffusion.runs.report import short_path
 
 EACH = 3
@@ -48,7 +50,7 @@ class ShownPair:
 
 
 def write_control_report(
-    scores: ControlScores, control: Control, generated: Path, task: ControlTask, title: str, output: Path
+    scores: ControlScores, control: Generated, generated: Path, task: ControlTask, title: str, output: Path
 ) -> Path:
     """Write the page atomically; return its path.
 
@@ -63,7 +65,7 @@ def write_control_report(
     pairs = shown_pairs(scores, control, generated, task)
     page = render(
         Path(__file__).with_name("report.html.jinja"),
-        {"number": _number, "choice": _choice, "short": short_path},
+        {"number": partial(decimals, digits=3), "choice": _choice, "short": short_path},
         title=title,
         scores=scores,
         first=scores.measures[0],
@@ -75,7 +77,7 @@ def write_control_report(
     return output
 
 
-def shown_pairs(scores: ControlScores, control: Control, generated: Path, task: ControlTask) -> list[ShownPair]:
+def shown_pairs(scores: ControlScores, control: Generated, generated: Path, task: ControlTask) -> list[ShownPair]:
     """The best, the median and the worst pairs, by the mean of their pictures' first measure."""
     measure = scores.measures[0]
     of_pairs: dict[str, list[float | None]] = {}
@@ -123,12 +125,6 @@ def ranked(values: Sequence[float], measure: Measure, each: int = EACH) -> list[
 def _mean(values: Sequence[float | None]) -> float:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else float("nan")
-
-
-def _number(value: float | None) -> str:
-    if value is None or np.isnan(value):
-        return "–"
-    return f"{value:z.3f}" if abs(value) < 10 else f"{value:z.1f}"
 
 
 def _choice(value: Any) -> str:

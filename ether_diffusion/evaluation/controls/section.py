@@ -16,9 +16,9 @@ from ether_diffusion.data.pairs import PairFiles
 from ether_diffusion.evaluation.controls.differences import difference_caption, read_differences
 from ether_diffusion.evaluation.controls.findings import ControlResult, Findings, Setting, mean, read_findings, spread
 from ether_diffusion.evaluation.controls.tables import (
+    figure,
     first_sample,
     known_measures,
-    number,
     panels,
     shown_pairs,
     spread_caption,
@@ -66,7 +66,7 @@ class ControlSection:
     def score(self, setting: Setting, key: str) -> tuple[float, str, str]:
         """A score of a setting's last step, the same as text, and its spread as text."""
         value = mean(setting.last, key)
-        return value, number(value, key), number(spread(setting.last, key), key)
+        return value, figure(value, key), figure(spread(setting.last, key), key)
 
 
 def read_section(folder: Path, name: str) -> ControlSection:
@@ -133,13 +133,13 @@ def _step_curves(where: str, shown: Sequence[Panel], of_seeds: str) -> list[Curv
     curves = []
     for panel in shown:
         with figure_style(f"{where} {panel.title}"):
-            figure = _small_figure()
-            axes = figure.subplots()
+            drawn = _small_figure()
+            axes = drawn.subplots()
             for place, line in enumerate(panel.lines):
                 axes.plot(line.x, line.y, color=COLOURS[place % len(COLOURS)], marker=".", label=line.label)
             axes.set_ylim(low - margin, high + margin)
             dress(axes, panel.x_label, legend=True)
-            curves.append(Curve(panel.title, inline_svg(figure, f"{where} {panel.title}", panel.title), caption))
+            curves.append(Curve(panel.title, inline_svg(drawn, f"{where} {panel.title}", panel.title), caption))
     return curves
 
 
@@ -152,8 +152,8 @@ def _difference_figures(where: str, found: Sequence[Comparison]) -> list[Curve]:
 def _difference_figure(where: str, other: str, found: Sequence[Comparison]) -> Curve:
     title = f"mIoU less that of {other}"
     with figure_style(f"{where} {title}"):
-        figure = _small_figure()
-        axes = figure.subplots()
+        drawn = _small_figure()
+        axes = drawn.subplots()
         for place, each in enumerate(found):
             if each.difference.low is not None and each.difference.high is not None:
                 axes.plot([each.difference.low, each.difference.high], [place] * 2, color=COLOURS[0], linewidth=2)
@@ -163,7 +163,7 @@ def _difference_figure(where: str, other: str, found: Sequence[Comparison]) -> C
         dress(axes, "difference in mIoU", legend=False)
         axes.grid(visible=False, axis="y")
         axes.set_ylim(-0.6, len(found) - 0.4)
-        svg = inline_svg(figure, f"{where} {title}", title)
+        svg = inline_svg(drawn, f"{where} {title}", title)
     return Curve(title, svg, difference_caption(found))
 
 

@@ -24,11 +24,9 @@ from tqdm import tqdm
 
 from ether_diffusion.data.pairs import read_listing
 from ether_diffusion.evaluation.controls.differences import write_differences
-from ether_diffusion.evaluation.controls.drawing import Drawing, draw_samples
 from ether_diffusion.evaluation.controls.findings import PAIRS, RESULTS, read_findings, write_outline
 from ether_diffusion.evaluation.controls.jobs import ControlStudyConfig, Job, all_jobs
 from ether_diffusion.evaluation.controls.tables import write_study
-from ether_diffusion.evaluation.drawing import load_run
 from ether_diffusion.evaluation.subjects.benchmark import take_share
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import Backbone, load_clip
@@ -38,6 +36,7 @@ from ether_diffusion.metrics.distribution import load_feature_model
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.playground.pairs import write_pairs
+from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
 from ether_diffusion.runs.folder import git_revision, list_checkpoints, read_provenance
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import control

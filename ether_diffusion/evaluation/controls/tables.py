@@ -21,10 +21,12 @@ from ether_diffusion.evaluation.controls.findings import (
     read_findings,
     spread,
 )
-from ether_diffusion.evaluation.figures import Line, Panel, picture_grid, save_picture, write_figure
-from ether_diffusion.evaluation.tables import judges_line, markdown_table
+from ether_diffusion.evaluation.figures import Line, Panel, write_figure
+from ether_diffusion.evaluation.tables import judges_line
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.control_tasks import Measure
+from ether_diffusion.page.pictures import picture_grid, save_picture
+from ether_diffusion.page.text import markdown_table, number
 
 SHOWN_PAIRS = 8
 DIGITS = {"fid": 2}
@@ -48,7 +50,7 @@ def table(best: dict[str, Setting]) -> str:
         facts = [setting.label, *(f"{count:,}" for count in setting.counts)]
         rows.append([arm, *facts, *(cell(setting, key) for key in keys)])
     if originals := first.last[0]["originals"]:
-        rows.append(["*originals*", "", "", "", *(number(originals.get(key), key) for key in keys)])
+        rows.append(["*originals*", "", "", "", *(figure(originals.get(key), key) for key in keys)])
     return markdown_table(heads, rows) + f"\n{spread_caption(len(first.seeds))}\n"
 
 
@@ -77,11 +79,11 @@ def rates_table(findings: Findings) -> str:
     widest, seeds = max(map(len, several.values())), len(findings.finished[0].seeds) if findings.finished else 1
     rows = []
     for arm, values in several.items():
-        cells = [f"{number(value) or 'diverged'} ({rate:g})" for rate, value in values.items()]
+        cells = [f"{figure(value) or 'diverged'} ({rate:g})" for rate, value in values.items()]
         row = [arm, *cells, *[""] * (widest - len(cells))]
         if seeds > 1:
             whole = not any(map(math.isnan, values.values()))
-            row.append(number(max(values.values()) - min(values.values())) if whole else "")
+            row.append(figure(max(values.values()) - min(values.values())) if whole else "")
         rows.append(row)
     heads = ["method", *(f"rate {place + 1}" for place in range(widest))]
     told = f"Means over {seeds} seeds of the training." if seeds > 1 else ONE_SEED
@@ -91,12 +93,12 @@ def rates_table(findings: Findings) -> str:
 def cell(setting: Setting, key: str = MIOU) -> str:
     """A score of a setting's last step with its spread."""
     deviation = spread(setting.last, key)
-    return number(mean(setting.last, key), key) + ("" if deviation is None else f" ± {number(deviation, key)}")
+    return figure(mean(setting.last, key), key) + ("" if deviation is None else f" ± {figure(deviation, key)}")
 
 
-def number(value: float | None, key: str = MIOU) -> str:
+def figure(value: float | None, key: str = MIOU) -> str:
     """A score's value, with as many digits as mean something."""
-    return "" if value is None or math.isnan(value) else f"{value:.{DIGITS.get(key, 3)}f}"
+    return number(value, f".{DIGITS.get(key, 3)}f")
 
 
 def panels(settings: Sequence[Setting]) -> list[Panel]:
@@ -144,7 +146,7 @@ def sheet(findings: Findings) -> Image.Image | None:
     for arm, setting in findings.best.items():
         files = [first_sample(findings, setting, place) for place in range(len(entries))]
         if all(path.is_file() for path in files):
-            rows.append((f"{arm}, mIoU {number(mean(setting.last))}", [Image.open(path) for path in files]))
+            rows.append((f"{arm}, mIoU {figure(mean(setting.last))}", [Image.open(path) for path in files]))
     return picture_grid(rows, [])
 
 

@@ -24,16 +24,17 @@ from tqdm import tqdm
 
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.host import attach
-from ether_diffusion.evaluation.drawing import load_pipeline
 from ether_diffusion.evaluation.figures import Line, Panel, score_line, write_figure
 from ether_diffusion.evaluation.paper.kept import kept_bytes
 from ether_diffusion.evaluation.subjects.benchmark import run_benchmark
 from ether_diffusion.evaluation.subjects.jobs import BenchmarkConfig
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, Result, all_results, primary, summarize
-from ether_diffusion.evaluation.tables import caption, format_score, judges_line, markdown_table
+from ether_diffusion.evaluation.tables import caption, format_score, judges_line
 from ether_diffusion.files import write_text
+from ether_diffusion.page.text import markdown_table
+from ether_diffusion.pipelines.components import is_xl
 from ether_diffusion.registry import METHODS, OWN_METHODS
-from ether_diffusion.training.base_model import is_xl
+from ether_diffusion.runs.drawing import load_pipeline
 from ether_diffusion.training.cli import parse_config
 
 ROUNDS = 15
@@ -144,7 +145,7 @@ def analyse(folder: Path, results: list[Result], blocks: dict[str, int], costs: 
         [str(number), *(format_score(row["scores"][m.key]) for m in metrics), f"{cost.time:.2f}", f"{cost.kept:.2f}"]
         for number, row, cost in zip(n, rows, mine, strict=True)
     ]
-    text = markdown_table(heads, lines, 0) + "\n" + "\n".join([*told, judges_line(results[0]["judges"])]) + "\n"
+    text = markdown_table(heads, lines, ()) + "\n" + "\n".join([*told, judges_line(results[0]["judges"])]) + "\n"
     write_text(
         folder / "blocks.json", json.dumps({"rows": rows, "costs": {k: asdict(c) for k, c in costs.items()}}, indent=1)
     )

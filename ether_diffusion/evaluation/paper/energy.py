@@ -9,46 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ether_diffusion.evaluation.collection import distinct_names
-from ether_diffusion.evaluation.distances import Components, components, effective_weights, is_trained, trained_layers
-from ether_diffusion.evaluation.drawing import load_pipeline, load_run
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
-from ether_diffusion.evaluation.tables import markdown_table
 from ether_diffusion.files import write_text
-from ether_diffusion.metrics.energy import hyperspherical_energy
+from ether_diffusion.metrics.distances import (
+    Components,
+    Energies,
+    change,
+    components,
+    energies,
+    is_trained,
+    trained_layers,
+)
+from ether_diffusion.page.text import markdown_table
+from ether_diffusion.runs.drawing import load_pipeline, load_run
 from ether_diffusion.runs.record import read_run
-
-Energies = dict[str, float]
-
-
-def energies(model: torch.nn.Module, show: str, paths: Sequence[str] | None = None) -> Energies:
-    """HE(W) of what each layer amounts to, by path.
-
-    Args:
-        model: a component of a pipeline.
-        show: name of the progress bar.
-        paths: of the layers; the trained ones where none are given. One with a single neuron has no energy.
-    """
-    layers = trained_layers(model) if paths is None else paths
-    weights = tqdm(effective_weights(model, layers), desc=show, unit="layer", total=len(layers))
-    return {path: hyperspherical_energy(weight) for path, weight in weights if len(weight) > 1}
-
-
-def change(before: Energies, after: Energies) -> dict[str, Any]:
-    """(HE(W') - HE(W)) / HE(W) by layer, and of the sums over all layers.
-
-    Raises:
-        ValueError: the layers are not the same.
-    """
-    if before.keys() != after.keys():
-        raise ValueError("the run and its base do not have the same layers")
-    total = sum(before.values())
-    return {
-        "all": (sum(after.values()) - total) / total,
-        "layers": {path: (after[path] - energy) / energy for path, energy in before.items()},
-    }
 
 
 def study(runs: Sequence[Path], device: torch.device | str = "cpu") -> dict[str, dict[str, Any]]:
@@ -98,7 +74,7 @@ def write_study(folder: Path, found: dict[str, dict[str, Any]]) -> str:
         layers = str(len(entry["layers"]))
         rows.append([name, entry["method"], layers, f"{entry['all']:+.2e}", f"{largest:+.2e} ({path})"])
     heads = ["run", "method", "trained layers", "change in all", "largest change of a layer"]
-    text = f"{markdown_table(heads, rows, 2)}\n{told}\n"
+    text = f"{markdown_table(heads, rows, (0, 1))}\n{told}\n"
     write_text(folder / "energy.json", json.dumps(found, indent=1))
     write_text(folder / "energy.md", text)
     return text

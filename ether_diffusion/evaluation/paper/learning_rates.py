@@ -30,8 +30,9 @@ from ether_diffusion.evaluation.subjects.summary import (
     summarize,
     unit_values,
 )
-from ether_diffusion.evaluation.tables import caption, format_score, judges_line, markdown_table
+from ether_diffusion.evaluation.tables import caption, format_score, judges_line
 from ether_diffusion.files import write_text
+from ether_diffusion.page.text import interval, markdown_table
 from ether_diffusion.training.cli import parse_config
 
 TOLERANCES = (0.05, 0.10, 0.20)
@@ -213,8 +214,8 @@ def widths_table(widths: dict[str, dict[str, list[Width]]], metric: Metric) -> s
             found = [of_subject[number] for of_subject in of_subjects.values()]
             decades = mean_interval(width.decades for width in found) if found else None
             open_end = "≥ " if any(width.open_low or width.open_high for width in found) else ""
-            interval = "" if decades is None or decades.low is None else f" [{decades.low:.2f}, {decades.high:.2f}]"
-            cells.append("" if decades is None else f"{open_end}{decades.mean:.2f}{interval}")
+            width = None if decades is None else interval(decades.mean, decades.low, decades.high, ".2f")
+            cells.append("" if width is None else f"{open_end}{width}")
         lines.append([arm, *cells])
     gain = f"of the gain in {metric.title}"
     return markdown_table(["decades", *(f"within {share:.0%} {gain}" for share in TOLERANCES)], lines)

@@ -26,14 +26,16 @@ from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.host import attach
 from ether_diffusion.core.targets import find_targets
 from ether_diffusion.data.randomness import generator
-from ether_diffusion.evaluation.drawing import Asked, draw, load_pipeline
-from ether_diffusion.evaluation.figures import Line, Panel, picture_grid, save_picture, write_figure
-from ether_diffusion.evaluation.tables import judges_line, markdown_table
+from ether_diffusion.evaluation.figures import Line, Panel, write_figure
+from ether_diffusion.evaluation.tables import judges_line
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.fidelity import prompt_similarity
 from ether_diffusion.metrics.judges import add_judges, judges_of
 from ether_diffusion.metrics.scoring import Judges
+from ether_diffusion.page.pictures import picture_grid, save_picture
+from ether_diffusion.page.text import markdown_table
 from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.runs.drawing import Asked, draw, load_pipeline
 
 DISTANCES = (0.1, 0.2, 0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
 """‖T - I‖_F of a block; each method takes those that it can have."""

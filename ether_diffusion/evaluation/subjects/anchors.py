@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from ether_diffusion.evaluation.drawing import Asked
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.images import list_images, load_image
+from ether_diffusion.runs.drawing import Asked
 
 BASE = "base"
 """The base model itself, asked the same prompts."""

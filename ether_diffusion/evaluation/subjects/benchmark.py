@@ -20,19 +20,19 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from ether_diffusion import pipelines
-from ether_diffusion.evaluation.distances import components, mean_distances
-from ether_diffusion.evaluation.drawing import Asked, draw, load_pipeline, load_run
 from ether_diffusion.evaluation.subjects.anchors import ANSWERS
 from ether_diffusion.evaluation.subjects.jobs import BenchmarkConfig, Job, all_jobs
 from ether_diffusion.evaluation.subjects.protocols import load_protocol
 from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.images import list_images
+from ether_diffusion.metrics.distances import components, mean_distances
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.registry import METHODS
+from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run
 from ether_diffusion.runs.folder import git_revision, list_checkpoints, read_provenance
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.cli import parse_config

@@ -6,108 +6,14 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ether_diffusion.evaluation.tables import write_tables
 from ether_diffusion.files import write_text
-from ether_diffusion.images import UnreadableImageError, check_folder, load_image
+from ether_diffusion.metrics.generated import pair_folders, read_pictures
 from ether_diffusion.metrics.judges import add_judges, judges_of
 from ether_diffusion.metrics.scoring import Judges, References, score_images
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-METADATA = "metadata.jsonl"
-"""Beside images: a line ``{"file_name": …, "prompt": …}`` for each (``text`` does as well)."""
-
-
-@dataclass
-class Pictures:
-    """The pictures of a folder, by name; ``refused``: what was passed over, and why."""
-
-    paths: list[Path]
-    prompts: list[str | None]
-    refused: dict[str, str] = field(default_factory=dict)
-
-
-def read_pictures(folder: Path) -> Pictures:
-    """The pictures directly in ``folder``, sorted by name, with their prompts where ``metadata.jsonl`` has them.
-
-    Every other file that is neither hidden nor a text is refused with its reason; so is a folder in it with pictures,
-    and a line of the metadata without its file.
-
-    Raises:
-        ValueError: the metadata is not what it should be.
-        FileNotFoundError, NotADirectoryError: there is no such folder.
-    """
-    prompts = _prompts(check_folder(folder) / METADATA)
-    found = Pictures([], [])
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.startswith(".") or path.suffix.lower() in (".txt", ".json", ".jsonl"):
-            continue
-        if path.is_dir():
-            if _has_pictures(path):
-                found.refused[str(path)] = "a folder inside of a subject's, which is not searched"
-            continue
-        try:
-            load_image(path)
-        except (UnreadableImageError, OSError) as error:
-            found.refused[str(path)] = str(error)
-            continue
-        found.paths.append(path)
-        found.prompts.append(prompts.pop(path.name, None))
-    found.refused |= {str(folder / name): f"named in {METADATA}, but not there" for name in prompts}
-    return found
-
-
-def _has_pictures(folder: Path) -> bool:
-    return any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
-
-
-def _prompts(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    prompts = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            prompts[str(entry["file_name"])] = str(entry["prompt"] if "prompt" in entry else entry["text"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: {{"file_name": …, "prompt": …}} is expected, not {line[:80]}'
-            ) from error
-    return prompts
-
-
-def pair_folders(generated: Path, references: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
-    """Which generated folder belongs to which references, by the subject's name, and what has no counterpart.
-
-    Folders inside are paired by equal names: ``dog`` is not ``backpack_dog``. Two folders of pictures alone are one
-    subject.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: there is no such folder.
-        ValueError: no name is in both, and they are not both folders of pictures.
-    """
-    both = [check_folder(generated), check_folder(references)]
-    mine, theirs = ({path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} for folder in both)
-    pairs = {name: (mine[name], theirs[name]) for name in mine if name in theirs}
-    if not pairs:
-        if all(map(_has_pictures, both)):
-            return {references.resolve().name: (generated, references)}, {}
-        names = f"{', '.join(mine) or 'none'}; {', '.join(theirs) or 'none'}"
-        raise ValueError(
-            f"{generated} and {references} are neither two folders of pictures nor two of folders with the same names "
-            f"(theirs are: {names})"
-        )
-    lonely = {
-        str(path): f"{references} has no folder of that name" for name, path in mine.items() if name not in theirs
-    }
-    lonely |= {
-        str(path): f"{generated} has no folder of that name" for name, path in theirs.items() if name not in mine
-    }
-    strays = [path for folder in both for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
-    return pairs, lonely | {str(path): "a picture beside the subjects' folders" for path in strays}
 
 
 def score_folders(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ether_diffusion.data.randomness import generator
-from ether_diffusion.evaluation.drawing import Asked
 from ether_diffusion.evaluation.subjects.anchors import ANCHORS, BASE, TRUTH, anchors_of
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.metrics.judges import CLIP, DINO, LPIPS_SIZE
+from ether_diffusion.runs.drawing import Asked
 from ether_diffusion.training.config import DreamBoothConfig
 
 DRAWING = ("token", "images_per_prompt", "class_images", "num_inference_steps", "guidance_scale")

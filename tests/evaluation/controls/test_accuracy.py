@@ -12,17 +12,17 @@ from PIL import Image
 
 from ether_diffusion.control.conditions import canny
 from ether_diffusion.evaluation.controls.accuracy import main
-from ether_diffusion.evaluation.controls.generated import (
-    Sample,
-    read_control,
-    read_pairs,
-    read_samples,
-    write_generated_metadata,
-)
 from ether_diffusion.evaluation.controls.report import ranked
 from ether_diffusion.metrics import distribution
 from ether_diffusion.metrics.control_tasks import Measure
 from ether_diffusion.metrics.distribution import kernel_distance, load_feature_model
+from ether_diffusion.metrics.generated import (
+    Sample,
+    read_generated,
+    read_pairs,
+    read_samples,
+    write_generated_metadata,
+)
 from ether_diffusion.playground.world import draw, full_captions, random_scene
 
 PLAYGROUND = ["--segmenter", "playground", "--clip", "playground", "--fid_features", "playground"]
@@ -59,7 +59,7 @@ def arguments(folders: tuple[Path, Path], task: str = "segmentation") -> list[st
 
 def test_what_is_written_is_read_again(folders: tuple[Path, Path]) -> None:
     data, generated = folders
-    control = read_control(data, generated, maps=True)
+    control = read_generated(data, generated, maps=True)
     assert control.refused == {}
     assert [pair.name for pair in control.pairs] == [f"images/{number:04d}.png" for number in range(PAIRS)]
     assert [[sample.file_name for sample in of_pair] for of_pair in control.samples][1] == ["0001-0.png", "0001-1.png"]
@@ -147,7 +147,7 @@ def test_files_that_do_not_belong_together_are_named_and_end_with_1(
     Image.open(data / "conditions" / "0003.png").convert("RGB").save(data / "conditions" / "0003.png")
     with (generated / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "0002-0.png.png", "pair": "images/9999.png"}\n')
-    refused = read_control(data, generated, maps=True).refused
+    refused = read_generated(data, generated, maps=True).refused
     assert {
         str(Path(path).relative_to(data.parent)): reason.split(str(data.parent))[0] for path, reason in refused.items()
     } == {

@@ -20,15 +20,14 @@ from ether_diffusion.evaluation.controls import study as control_study
 from ether_diffusion.evaluation.controls import tables as control_tables
 from ether_diffusion.evaluation.controls.accuracy import main as accuracy
 from ether_diffusion.evaluation.controls.differences import ONE_SEED, differences, read_differences, write_differences
-from ether_diffusion.evaluation.controls.drawing import Drawing, draw_samples
 from ether_diffusion.evaluation.controls.findings import read_findings, write_outline
 from ether_diffusion.evaluation.controls.jobs import ControlStudyConfig, all_jobs
 from ether_diffusion.evaluation.controls.section import read_section
 from ether_diffusion.evaluation.controls.study import Study
 from ether_diffusion.evaluation.controls.tables import rates_table, steps_caption, table, write_study
-from ether_diffusion.evaluation.drawing import load_run
 from ether_diffusion.evaluation.overview import write_report
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
+from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config

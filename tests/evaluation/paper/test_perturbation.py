@@ -11,8 +11,8 @@ from diffusers import DiffusionPipeline
 
 from ether_diffusion import playground
 from ether_diffusion.core.targets import find_targets
-from ether_diffusion.evaluation.distances import effective_weights, transforms
 from ether_diffusion.evaluation.paper.perturbation import main, perturbed, possible, rotation_limit, rotations
+from ether_diffusion.metrics.distances import effective_weights, transforms
 from ether_diffusion.pipelines.fingerprint import base_hash
 
 N = 2

@@ -21,7 +21,6 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion import registry
-from ether_diffusion.evaluation.drawing import Asked, draw, load_pipeline, load_run
 from ether_diffusion.evaluation.subjects import benchmark
 from ether_diffusion.evaluation.subjects.anchors import BASE, COPIES, NOISE
 from ether_diffusion.evaluation.subjects.benchmark import Bench, take_share
@@ -30,6 +29,7 @@ from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.metrics.backbones import Picture, as_rgb
 from ether_diffusion.metrics.scoring import Judges
+from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run
 from ether_diffusion.training import dreambooth, loop
 from ether_diffusion.training.loop import TrainingInterruptedError
 

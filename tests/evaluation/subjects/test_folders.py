@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ether_diffusion.evaluation.overview import write_report
-from ether_diffusion.evaluation.subjects.folders import main, pair_folders, read_pictures, score_folders
+from ether_diffusion.evaluation.subjects.folders import main, score_folders
+from ether_diffusion.metrics.generated import pair_folders, read_pictures
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges
 from ether_diffusion.playground.world import draw, random_scene

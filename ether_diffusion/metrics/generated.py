@@ -1,4 +1,4 @@
-"""Folders of originals with their conditions, and of what was generated for them."""
+"""Folders of pictures to be scored: of a subject, of subjects side by side, and what was generated for pairs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,103 @@ from typing import Any
 
 from ether_diffusion.control.conditions import load_map
 from ether_diffusion.data.pairs import read_listing
-from ether_diffusion.evaluation.subjects.folders import METADATA, SUFFIXES
 from ether_diffusion.files import write_text
-from ether_diffusion.images import check_folder, load_image
+from ether_diffusion.images import UnreadableImageError, check_folder, load_image
 from ether_diffusion.metrics.control_tasks import Pair
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+METADATA = "metadata.jsonl"
+"""Beside images: a line ``{"file_name": …, "prompt": …}`` for each (``text`` does as well)."""
 SAMPLE_LINE = '{"file_name": "0001-0.png", "pair": "images/0001.png", "prompt": "a prompt", "seed": 3}'
+
+
+@dataclass
+class Pictures:
+    """The pictures of a folder, by name; ``refused``: what was passed over, and why."""
+
+    paths: list[Path]
+    prompts: list[str | None]
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def read_pictures(folder: Path) -> Pictures:
+    """The pictures directly in ``folder``, sorted by name, with their prompts where ``metadata.jsonl`` has them.
+
+    Every other file that is neither hidden nor a text is refused with its reason; so is a folder in it with pictures,
+    and a line of the metadata without its file.
+
+    Raises:
+        ValueError: the metadata is not what it should be.
+        FileNotFoundError, NotADirectoryError: there is no such folder.
+    """
+    prompts = _prompts(check_folder(folder) / METADATA)
+    found = Pictures([], [])
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.name.startswith(".") or path.suffix.lower() in (".txt", ".json", ".jsonl"):
+            continue
+        if path.is_dir():
+            if _has_pictures(path):
+                found.refused[str(path)] = "a folder inside of a subject's, which is not searched"
+            continue
+        try:
+            load_image(path)
+        except (UnreadableImageError, OSError) as error:
+            found.refused[str(path)] = str(error)
+            continue
+        found.paths.append(path)
+        found.prompts.append(prompts.pop(path.name, None))
+    found.refused |= {str(folder / name): f"named in {METADATA}, but not there" for name in prompts}
+    return found
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+
+
+def _prompts(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    prompts = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            prompts[str(entry["file_name"])] = str(entry["prompt"] if "prompt" in entry else entry["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path}, line {number}: {{"file_name": …, "prompt": …}} is expected, not {line[:80]}'
+            ) from error
+    return prompts
+
+
+def pair_folders(generated: Path, references: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
+    """Which generated folder belongs to which references, by the subject's name, and what has no counterpart.
+
+    Folders inside are paired by equal names: ``dog`` is not ``backpack_dog``. Two folders of pictures alone are one
+    subject.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such folder.
+        ValueError: no name is in both, and they are not both folders of pictures.
+    """
+    both = [check_folder(generated), check_folder(references)]
+    mine, theirs = ({path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} for folder in both)
+    pairs = {name: (mine[name], theirs[name]) for name in mine if name in theirs}
+    if not pairs:
+        if all(map(_has_pictures, both)):
+            return {references.resolve().name: (generated, references)}, {}
+        names = f"{', '.join(mine) or 'none'}; {', '.join(theirs) or 'none'}"
+        raise ValueError(
+            f"{generated} and {references} are neither two folders of pictures nor two of folders with the same names "
+            f"(theirs are: {names})"
+        )
+    lonely = {
+        str(path): f"{references} has no folder of that name" for name, path in mine.items() if name not in theirs
+    }
+    lonely |= {
+        str(path): f"{generated} has no folder of that name" for name, path in theirs.items() if name not in mine
+    }
+    strays = [path for folder in both for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    return pairs, lonely | {str(path): "a picture beside the subjects' folders" for path in strays}
 
 
 @dataclass(frozen=True)
@@ -37,7 +128,7 @@ class Sample:
 
 
 @dataclass
-class Control:
+class Generated:
     """What can be scored, and what cannot.
 
     Attributes:
@@ -52,7 +143,7 @@ class Control:
 
 
 def write_generated_metadata(folder: Path, samples: Iterable[Sample]) -> Path:
-    """Write the ``metadata.jsonl`` that :func:`read_control` reads beside generated pictures; return its path."""
+    """Write the ``metadata.jsonl`` that :func:`read_generated` reads beside generated pictures; return its path."""
     lines = []
     for sample in samples:
         entry: dict[str, Any] = {"file_name": sample.file_name, "pair": sample.pair}
@@ -92,7 +183,7 @@ def read_samples(folder: Path) -> list[Sample]:
     return samples
 
 
-def read_control(data: Path, generated: Path, maps: bool) -> Control:
+def read_generated(data: Path, generated: Path, maps: bool) -> Generated:
     """Which pictures belong to which pair; every file that is named is opened once, in full.
 
     Refused are: pictures that no line of the metadata names, lines whose pair the data does not have, pairs without
@@ -137,7 +228,7 @@ def read_control(data: Path, generated: Path, maps: bool) -> Control:
     if not kept:
         why = "; ".join(f"{path}: {reason}" for path, reason in refused.items())
         raise ValueError(f"nothing to score in {generated}: {why or 'it names no pictures'}")
-    return Control([usable[name] for name in kept], [of_pairs[name] for name in kept], refused)
+    return Generated([usable[name] for name in kept], [of_pairs[name] for name in kept], refused)
 
 
 def _lines(path: Path, expected: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.distance import pdist
 
 from ether_diffusion.core.functional import dense_reflection, dense_relaxed_reflection
-from ether_diffusion.metrics.energy import hyperspherical_energy
+from ether_diffusion.metrics.distances import hyperspherical_energy
 
 
 def weight(rows: int, columns: int) -> torch.Tensor:

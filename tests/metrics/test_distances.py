@@ -13,14 +13,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ether_diffusion import registry
 from ether_diffusion.core.targets import find_targets
-from ether_diffusion.evaluation.distances import (
+from ether_diffusion.metrics.distances import (
+    change,
     components,
     effective_weights,
+    energies,
     mean_distances,
     trained_layers,
     transforms,
 )
-from ether_diffusion.evaluation.paper.energy import change, energies
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.trainables import make_trainables, save_trained, trained_components
 

@@ -1,18 +1,26 @@
-"""How far training moved a model: ‖T - I‖_F of the transforms, ‖W' - W‖_F of the weights (Sec. 4, Fig. 4)."""
+"""How far training moved a model: distances of transforms and weights, and the hyperspherical energy of its layers.
+
+‖T - I‖_F and ‖W' - W‖_F: arXiv 2405.20271, Sec. 4 and Fig. 4; the energy: Sec. 5.3 and Fig. 7, and OFT (2306.07280).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ether_diffusion.core.host import host_of
 from ether_diffusion.core.targets import root_of
 from ether_diffusion.registry import METHODS
 
+CHUNK = 64
+"""Neurons compared with all others at a time."""
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 """Of a pipeline, those that a run may train."""
 
@@ -122,6 +130,67 @@ def is_trained(name: str, model: nn.Module, base: nn.Module) -> bool:
         return True
     theirs = dict(base.named_parameters())
     return any(not torch.equal(own, theirs[path].to(own.device)) for path, own in model.named_parameters())
+
+
+def hyperspherical_energy(weight: Tensor, chunk: int = CHUNK) -> float:
+    """HE(W) = Σ_{i≠j} ‖ŵᵢ - ŵⱼ‖⁻¹ over the neurons' unit weight vectors, in fp64.
+
+    A neuron is an output feature: a row of ``nn.Linear.weight``. Reflecting or rotating the input features, as ETHER
+    and OFT do, leaves all distances between rows, and so HE, as they are.
+
+    Args:
+        weight: (f, d), any floating dtype.
+        chunk: rows that are compared with all others at a time; the memory is that of (chunk, f) and (f, d) in fp64.
+
+    Raises:
+        ValueError: there are fewer than two neurons, or two have the same direction, whose energy is infinite.
+    """
+    if weight.ndim != 2 or len(weight) < 2:
+        raise ValueError(f"a layer of at least two neurons is needed, not a weight of shape {tuple(weight.shape)}")
+    unit = F.normalize(weight.double(), dim=1)
+    total = 0.0
+    for start in range(0, len(unit), chunk):
+        rows = unit[start : start + chunk]
+        # not by way of the cosines: 1 - cos loses half of the digits where two neurons are close
+        distances = torch.cdist(rows, unit, compute_mode="donot_use_mm_for_euclid_dist")
+        own = torch.arange(len(rows), device=unit.device)
+        distances[own, own + start] = torch.inf
+        if (distances == 0).any():
+            raise ValueError("two neurons have the same direction: their energy is infinite")
+        total += distances.reciprocal().sum().item()
+    return total
+
+
+Energies = dict[str, float]
+"""HE of layers by their paths."""
+
+
+def energies(model: nn.Module, show: str, paths: Sequence[str] | None = None) -> Energies:
+    """HE(W) of what each layer amounts to, by path.
+
+    Args:
+        model: a component of a pipeline.
+        show: name of the progress bar.
+        paths: of the layers; the trained ones where none are given. One with a single neuron has no energy.
+    """
+    layers = trained_layers(model) if paths is None else paths
+    weights = tqdm(effective_weights(model, layers), desc=show, unit="layer", total=len(layers))
+    return {path: hyperspherical_energy(weight) for path, weight in weights if len(weight) > 1}
+
+
+def change(before: Energies, after: Energies) -> dict[str, Any]:
+    """(HE(W') - HE(W)) / HE(W) by layer, and of the sums over all layers.
+
+    Raises:
+        ValueError: the layers are not the same.
+    """
+    if before.keys() != after.keys():
+        raise ValueError("the run and its base do not have the same layers")
+    total = sum(before.values())
+    return {
+        "all": (sum(after.values()) - total) / total,
+        "layers": {path: (after[path] - energy) / energy for path, energy in before.items()},
+    }
 
 
 def _inside(model: nn.Module) -> nn.Module:
