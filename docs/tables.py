@@ -17,16 +17,15 @@ from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from ether_diffusion.evaluation.coverage import table as coverage_table
-from ether_diffusion.evaluation.statistics import compare, mean_interval
-from ether_diffusion.evaluation.subjects.anchors import ANCHORS, BASE
-from ether_diffusion.evaluation.subjects.compact import read_compact
+from ether_diffusion.evaluation.statistics import compare, coverage_table, mean_interval
+from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE
 from ether_diffusion.evaluation.subjects.summary import (
     BY_KEY,
     Result,
     Row,
     best_rates,
     comparisons,
+    read_compact,
     summarize,
     unit_values,
 )

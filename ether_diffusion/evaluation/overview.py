@@ -1,6 +1,7 @@
 """One page of many runs, offline and in one file: scores with intervals, by subject and prompt, pictures, curves.
 
-``python -m eval.report runs/playground runs/dog --output report.html``
+``python -m eval.report runs/playground runs/dog --output report.html``. A benchmark also fits on one picture:
+``python -m eval.sheet runs/playground sheet.png --prompt 1``.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
-from ether_diffusion.evaluation.collection import Benchmark, distinct_names, read_folders
+from ether_diffusion.evaluation.controls.findings import OUTLINE
+from ether_diffusion.evaluation.controls.pages import ControlSection, read_section
+from ether_diffusion.evaluation.subjects.benchmark import Benchmark, read_benchmark
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, Metric, Result, comparisons
 from ether_diffusion.evaluation.tables import caption, format_difference, shown_metrics
 from ether_diffusion.files import write_text
-from ether_diffusion.page.pictures import Picture, thumbnail
+from ether_diffusion.images import load_image
+from ether_diffusion.page.pictures import Picture, picture_grid, save_picture, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
-from ether_diffusion.page.text import number
+from ether_diffusion.page.text import distinct_names, number
 from ether_diffusion.runs.curves import moving_average
-from ether_diffusion.runs.record import Run
+from ether_diffusion.runs.record import Run, read_run
 from ether_diffusion.runs.report import evenly_spaced, short_path
 
 MAX_PICTURES = 1500
@@ -51,6 +56,32 @@ class SubjectSection:
     means: list[list[float | None]]
     prompts: list[PromptRow]
     left_out: int
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Benchmarks, studies of controls and training runs, each in the order of their folders."""
+
+    benchmarks: list[Benchmark]
+    studies: list[ControlSection]
+    runs: list[Run]
+
+
+def read_folders(folders: Sequence[Path]) -> Collection:
+    """What lies in the folders.
+
+    Raises:
+        FileNotFoundError: in one of them there is none of it.
+    """
+    found = Collection([], [], [])
+    for folder, name in zip(folders, distinct_names(folders), strict=True):
+        if (folder / "provenance.json").is_file():
+            found.runs.append(read_run(folder))
+        elif (folder / OUTLINE).is_file():
+            found.studies.append(read_section(folder, name))
+        else:
+            found.benchmarks.append(read_benchmark(folder, name))
+    return found
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -211,6 +242,50 @@ def step_grid(run: Run) -> tuple[list[int], list[tuple[str, list[Picture]]]]:
         ]
         rows.append((title, pictures))
     return steps, rows
+
+
+def draw_sheet(folder: Path, subjects: Sequence[str] = (), prompt: int = 0) -> Image.Image:
+    """One picture of a benchmark: a row per subject, its reference, then every method at its best rate for one prompt.
+
+    Args:
+        folder: where ``eval/dreambench.py`` wrote.
+        subjects: rows; all where none is named.
+        prompt: the number of the subject's prompt that is shown, of its first image.
+
+    Raises:
+        FileNotFoundError: it is no benchmark's folder, or pictures are gone.
+        ValueError: a subject is not in it, or has no such prompt.
+    """
+    benchmark = read_benchmark(folder, folder.name)
+    arms, rows = benchmark.shown_arms, []
+    for subject in subjects or benchmark.subjects:
+        if subject not in benchmark.subjects:
+            raise ValueError(f"{folder} has no subject {subject!r}; it has {', '.join(benchmark.subjects)}")
+        found = [results[0] for row in arms if (results := benchmark.results_of(row, subject))]
+        prompts = list(dict.fromkeys(image["prompt"] for image in found[0]["images"]))
+        if not 0 <= prompt < len(prompts):
+            raise ValueError(f"{subject} has the prompts 0 to {len(prompts) - 1}, not {prompt}")
+        files = [
+            benchmark.picture(result, next(i["file"] for i in result["images"] if i["prompt"] == prompts[prompt]))
+            for result in found
+        ]
+        rows.append((prompts[prompt], [load_image(path) for path in (found[0]["references"][0], *files)]))
+    return picture_grid(rows, ["reference", *(str(row["arm"]) for row in arms)])
+
+
+def sheet_main(arguments: Sequence[str] | None = None) -> None:
+    """Write the sheet of the benchmark named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m eval.sheet", description="One picture of a benchmark.")
+    parser.add_argument("folder", type=Path, help="the benchmark's folder, such as runs/playground")
+    parser.add_argument("picture", type=Path, help="the PNG file to write")
+    parser.add_argument("--subjects", nargs="*", default=[], help="default: all")
+    parser.add_argument("--prompt", type=int, default=0, help="number of the prompt that is shown")
+    given = parser.parse_args(arguments)
+    try:
+        save_picture(draw_sheet(given.folder, given.subjects, given.prompt), given.picture)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    print(given.picture)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,9 +1,10 @@
-"""Numbers and tables as text: the one formatter and the one writer of Markdown tables."""
+"""What pages and tables write: numbers by one formatter, Markdown tables by one writer, names of folders."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 def number(value: float | None, spec: str = ".3f", missing: str = "") -> str:
@@ -31,3 +32,15 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_col
     rule = "".join("---|" if column in text_columns else "---:|" for column in range(len(heads)))
     lines = [f"| {' | '.join(heads)} |", f"|{rule}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """What tells the folders apart: their names or, where these are the same, those of their parents above."""
+    parts = [folder.resolve().parts for folder in folders]
+    while len({part[-1] for part in parts}) == 1 < len(set(parts)):
+        parts = [part[:-1] for part in parts]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names

@@ -13,13 +13,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from ether_diffusion.evaluation import sheet
-from ether_diffusion.evaluation.collection import distinct_names
-from ether_diffusion.evaluation.controls.differences import write_differences
-from ether_diffusion.evaluation.controls.findings import write_outline
-from ether_diffusion.evaluation.overview import MAX_PICTURES, main, write_report
+from ether_diffusion.evaluation.controls.findings import write_differences, write_outline
+from ether_diffusion.evaluation.overview import MAX_PICTURES, main, sheet_main, write_report
 from ether_diffusion.evaluation.tables import write_tables
 from ether_diffusion.page.pictures import GAP, SIDE, TITLE
+from ether_diffusion.page.text import distinct_names
 from ether_diffusion.playground.pairs import write_pairs
 
 ARMS = {("base", None): 0.1, ("lora", 1e-3): 0.3, ("lora", 1e-2): 0.2, ("ether", 6e-2): 0.4}
@@ -216,7 +214,7 @@ def test_the_program_names_its_page(bench: Path, run: Path, capsys: pytest.Captu
 
 
 def test_the_sheet_has_a_row_per_subject_and_a_column_per_method(bench: Path, tmp_path: Path) -> None:
-    sheet.main([str(bench), str(tmp_path / "sheet.png"), "--subjects", "dog", "--prompt", "1"])
+    sheet_main([str(bench), str(tmp_path / "sheet.png"), "--subjects", "dog", "--prompt", "1"])
     picture = Image.open(tmp_path / "sheet.png").convert("RGB")
     assert picture.size == (4 * (SIDE + GAP) + GAP, TITLE + TITLE + SIDE + GAP)  # reference, base, ether, lora
     row = 2 * TITLE + SIDE // 2
@@ -224,7 +222,7 @@ def test_the_sheet_has_a_row_per_subject_and_a_column_per_method(bench: Path, tm
     assert colours == [(0, 0, 255), *[(255, 0, 0)] * 3]
     for arguments in (["--subjects", "cow"], ["--prompt", "2"]):
         with pytest.raises(SystemExit):
-            sheet.main([str(bench), str(tmp_path / "other.png"), *arguments])
+            sheet_main([str(bench), str(tmp_path / "other.png"), *arguments])
     assert not (tmp_path / "other.png").exists()
 
 

@@ -1,24 +1,31 @@
-"""What a study of controls found, in numbers: its results, by rate and at the best one."""
+"""What a study of controls found: its results by rate and at the best one, and whether one method is better.
+
+The unit is the training: methods are compared within each seed that both have, and the interval is over the seeds.
+Pairs of one training are no units, since another seed changes what a method reaches on all of them.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from ether_diffusion.evaluation.runner import RESULTS, why_missing
+from ether_diffusion.evaluation.statistics import Comparison, compare
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.control import CLIP_T, FID, KID
 from ether_diffusion.metrics.control_tasks import Segmentation
 from ether_diffusion.page.text import number
 
 OUTLINE = "study.json"
-RESULTS = "results"
 PAIRS = "pairs"
+DIFFERENCES = "differences.json"
 """Names in a study's folder."""
 MEASURES = {measure.key: measure for measure in (*Segmentation.measures, FID, KID, CLIP_T)}
 """What is scored; by the first of them rates are chosen and arms are ordered."""
@@ -132,7 +139,7 @@ class Findings:
         for key, rows in self.results.items():
             last = rows[-1] if rows else {}
             if not rows:
-                told.append(f"{key} (not done yet)")
+                told.append(why_missing(self.folder, key))
             elif "diverged" in last:
                 told.append(f"{key} (diverged, {last['diverged']}, so that its rate is left out)")
             elif last["steps"] < self.last_step:
@@ -192,3 +199,76 @@ def spread(rows: Sequence[ControlResult], key: str = MIOU) -> float | None:
 def _rank(setting: Setting) -> float:
     value = mean(setting.last)
     return -math.inf if math.isnan(value) else value
+
+
+def differences(findings: Findings, against: Sequence[str]) -> list[Comparison]:
+    """The mIoU of every arm minus that of each arm of ``against``, at the best rates, corrected for their number.
+
+    Two arms of ``against`` are compared once, not in both directions, so that the correction counts them once.
+
+    Args:
+        findings: of the study.
+        against: arms; those that are not finished are left out.
+    """
+    values = _by_seed(findings)
+    pairs: list[tuple[str, str]] = []
+    for other in against:
+        pairs += [(arm, other) for arm in values if other in values and arm != other and (other, arm) not in pairs]
+    return compare(values, list(dict.fromkeys(pairs)))
+
+
+def _by_seed(findings: Findings) -> dict[str, dict[str, float]]:
+    """MIoU of every arm at its best rate, by the seed; seeds without a score are left out."""
+    values: dict[str, dict[str, float]] = {}
+    for arm, setting in findings.best.items():
+        means = {str(row["seed"]): row["scores"][MIOU]["mean"] for row in sorted(setting.last, key=itemgetter("seed"))}
+        values[arm] = {seed: mean for seed, mean in means.items() if mean is not None}
+    return values
+
+
+def write_differences(study: Path, against: Sequence[str]) -> list[Comparison]:
+    """Write ``differences.json`` of a study's folder; return the comparisons.
+
+    What another process finishes meanwhile is taken in. The JSON has for every arm its rate and its score by seed
+    (``arms``), and the ``comparisons``: ``arm``, ``rival``, the ``seeds`` that both have, the mean ``difference`` over
+    them, the ends ``low`` and ``high`` of its 95 % interval, ``p``, and ``p_holm``. Of one seed the last four are null.
+
+    Args:
+        study: its folder.
+        against: see :func:`differences`.
+    """
+    while True:
+        findings = read_findings(study)
+        found = differences(findings, against)
+        if read_findings(study).compared == findings.compared:
+            break
+    values = _by_seed(findings)
+    content: dict[str, Any] = {
+        "measure": MIOU,
+        "arms": {arm: {"rate": findings.best[arm].rate, "by_seed": of_arm} for arm, of_arm in values.items()},
+        "comparisons": [_line(each, values) for each in found],
+    }
+    write_text(study / DIFFERENCES, json.dumps(content, indent=1))
+    return found
+
+
+def _line(found: Comparison, values: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """A comparison in :data:`DIFFERENCES`."""
+    estimate = found.difference
+    return {
+        "arm": found.arm,
+        "rival": found.rival,
+        "seeds": [int(seed) for seed in values[found.arm] if seed in values[found.rival]],
+        "difference": estimate.mean,
+        "low": estimate.low,
+        "high": estimate.high,
+        "p": estimate.p,
+        "p_holm": found.p_holm,
+    }
+
+
+def read_differences(findings: Findings) -> list[Comparison]:
+    """The comparisons that the study's :data:`DIFFERENCES` names, of the findings as they are now; none without it."""
+    path = findings.folder / DIFFERENCES
+    known = json.loads(path.read_text(encoding="utf-8")).get("comparisons", []) if path.is_file() else []
+    return differences(findings, list(dict.fromkeys(each["rival"] for each in known)))

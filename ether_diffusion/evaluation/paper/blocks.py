@@ -11,7 +11,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ from tqdm import tqdm
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.host import attach
 from ether_diffusion.evaluation.figures import Line, Panel, score_line, write_figure
-from ether_diffusion.evaluation.paper.kept import kept_bytes
+from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig
 from ether_diffusion.evaluation.subjects.benchmark import run_benchmark
-from ether_diffusion.evaluation.subjects.jobs import BenchmarkConfig
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, Result, all_results, primary, summarize
 from ether_diffusion.evaluation.tables import caption, format_score, judges_line
 from ether_diffusion.files import write_text
@@ -85,6 +84,22 @@ def step(unet: nn.Module, parameters: Sequence[nn.Parameter], inputs: dict[str, 
     for parameter in parameters:
         parameter.grad = None
     return time.perf_counter() - began
+
+
+def kept_bytes(work: Callable[[], object], own: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages that ``work`` keeps for a backward, those of its ``own`` tensors left out."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in own}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        work()
+    return sum(kept.values())
 
 
 def step_bytes(unet: nn.Module, parameters: Sequence[nn.Parameter], inputs: dict[str, Any]) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ether_diffusion.evaluation.collection import distinct_names
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.distances import (
@@ -22,7 +21,7 @@ from ether_diffusion.metrics.distances import (
     is_trained,
     trained_layers,
 )
-from ether_diffusion.page.text import markdown_table
+from ether_diffusion.page.text import distinct_names, markdown_table
 from ether_diffusion.runs.drawing import load_pipeline, load_run
 from ether_diffusion.runs.record import read_run
 

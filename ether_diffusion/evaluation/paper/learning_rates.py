@@ -17,9 +17,8 @@ import numpy as np
 
 from ether_diffusion.evaluation.figures import Line, Panel, score_line, write_figure
 from ether_diffusion.evaluation.statistics import mean_interval
-from ether_diffusion.evaluation.subjects.anchors import BASE
+from ether_diffusion.evaluation.subjects.arms import BASE, BenchmarkConfig
 from ether_diffusion.evaluation.subjects.benchmark import run_benchmark
-from ether_diffusion.evaluation.subjects.jobs import BenchmarkConfig
 from ether_diffusion.evaluation.subjects.summary import (
     BY_KEY,
     Metric,

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from ether_diffusion import pipelines
-from ether_diffusion.evaluation.subjects.anchors import ANSWERS
-from ether_diffusion.evaluation.subjects.jobs import BenchmarkConfig, Job, all_jobs
-from ether_diffusion.evaluation.subjects.protocols import load_protocol
+from ether_diffusion.evaluation.runner import Job, Study, run_study, train, why_missing
+from ether_diffusion.evaluation.subjects.arms import (
+    ANSWERS,
+    BASE,
+    BenchmarkConfig,
+    all_jobs,
+    asked_of,
+    is_anchor,
+    method_of,
+    settings_hash,
+    training_of,
+    truths_of,
+)
+from ether_diffusion.evaluation.subjects.protocols import Subject, load_protocol
+from ether_diffusion.evaluation.subjects.summary import (
+    Metric,
+    Result,
+    all_results,
+    arm_order,
+    best_rates,
+    primary,
+    summarize,
+)
 from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.images import list_images
@@ -31,52 +48,67 @@ from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
-from ether_diffusion.registry import METHODS
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run
-from ether_diffusion.runs.folder import git_revision, list_checkpoints, read_provenance
+from ether_diffusion.runs.folder import git_revision
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
+from ether_diffusion.training.loop import TrainingDivergedError
 
-logger = logging.getLogger(__name__)
-
-DISTRIBUTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SCORES_VERSION = 2
 """Raised when the scores of an image change, so that images that were scored before are scored again."""
 JOBS = "jobs.json"
 """In the output folder: the keys of all jobs, so that a reader sees what is missing."""
 
 
-def take_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Which of how many processes this one is, as ``accelerate launch`` or torchrun say.
-
-    The processes of a benchmark share jobs, not gradients: each is to train alone, so what would join them is taken
-    out of this process's environment, and of several GPUs each sees its own.
-    """
-    index, count = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
-    if count > 1:
-        local = int(environment.get("LOCAL_RANK", 0))
-        visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[local % len(visible)] if visible else str(local)
-    for name in DISTRIBUTED:
-        os.environ.pop(name, None)
-    return index, count
-
-
 @dataclass
-class Bench:
-    """Where jobs are done.
+class Bench(Study[Subject]):
+    """Where the jobs of a benchmark are done.
 
     Attributes:
         config: the benchmark's settings.
+        subjects: what is learnt.
         judges: who scores.
         device: where to draw.
     """
 
     config: BenchmarkConfig
+    subjects: list[Subject]
     judges: Judges
     device: torch.device
     _seen: dict[str, References] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def output_dir(self) -> Path:  # type: ignore[override]
+        """Where runs, images and results go."""
+        return self.config.output_dir
+
+    @classmethod
+    def load(cls, config: BenchmarkConfig, device: torch.device) -> Bench:
+        """Look for the subjects and load the judges.
+
+        Raises:
+            ImportError, OSError, ValueError: a subject or a judge is missing, or a setting is impossible.
+        """
+        subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
+        for job in all_jobs(config, subjects):
+            if not is_anchor(job):
+                training_of(job, config, config.output_dir)  # a mistake in the last arm shows before the first one runs
+        judges = load_judges(config.dino, config.clip, config.lpips, config.lpips_net, config.lpips_size, device)
+        return cls(config, subjects, judges, device)
+
+    def jobs(self) -> list[Job[Subject]]:
+        """Every job, subject by subject, the anchors first."""
+        return all_jobs(self.config, self.subjects)
+
+    def write_outline(self, jobs: Sequence[Job[Subject]]) -> None:
+        """Write the keys of all jobs, and the settings."""
+        write_text(self.output_dir / JOBS, json.dumps([job.key for job in jobs], indent=1))
+        settings = json.loads(json.dumps(asdict(self.config), default=str))
+        write_text(self.output_dir / "config.yaml", yaml.safe_dump(settings))
+
+    def summarize(self, jobs: Sequence[Job[Subject]]) -> tuple[str, list[str]]:
+        """Write tables of what is done."""
+        return write_summary(self.output_dir, jobs)
 
     @cached_property
     def base(self) -> DiffusionPipeline:
@@ -88,27 +120,7 @@ class Bench:
         """The identity of the base's UNet."""
         return base_hash(self.base.unet)
 
-    def run(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Do the jobs that are not done; return the errors of those that failed, by key.
-
-        Raises:
-            TrainingInterruptedError: Ctrl-C or SIGTERM; the same jobs go on where they were.
-        """
-        failed: dict[str, str] = {}
-        for job in (progress := tqdm(jobs, unit="job")):
-            progress.set_postfix_str(job.key)
-            try:
-                self.run_job(job)
-            except TrainingInterruptedError:
-                raise
-            except Exception as error:  # one failure must not cost the others
-                logger.error("%s failed: %s", job.key, first_line(error))
-                logger.debug("traceback", exc_info=True)
-                failed[job.key] = f"{type(error).__name__}: {error}"
-                write_text(self.config.output_dir / "results" / f"{job.key}.error.txt", failed[job.key])
-        return failed
-
-    def run_job(self, job: Job) -> None:
+    def run_job(self, job: Job[Subject]) -> None:
         """Train, draw and score one subject, each unless it is there; the scores are written last.
 
         Images that other judges scored are scored anew. A training that diverged is a result, too: without images.
@@ -138,29 +150,28 @@ class Bench:
             facts |= self._identity(job) | {"diverged": first_line(error), "images": []}
         else:
             facts |= json.loads((images / "facts.json").read_text()) | self._score(job, images)
-        result.with_name(f"{result.stem}.error.txt").unlink(missing_ok=True)
         write_text(result, json.dumps(facts, default=str))
         if not self.config.keep_runs and run.exists():
             shutil.rmtree(run)
 
-    def _judged_by(self, job: Job) -> dict[str, Any]:
+    def _judged_by(self, job: Job[Subject]) -> dict[str, Any]:
         """What the scores of its images depend on: judges, truths, and the set of scores that there is."""
         return {**self.judges.weights, "truths": job.subject.truths_fingerprint, "scores": SCORES_VERSION}
 
-    def _references(self, job: Job) -> References:
+    def _references(self, job: Job[Subject]) -> References:
         """The subject's references, seen by the judges once and not by each of its jobs."""
         if job.subject.name not in self._seen:
             references = list_images(job.subject.references)
-            self._seen = {job.subject.name: References(references, self.judges, job.truths(self.config))}
+            self._seen = {job.subject.name: References(references, self.judges, truths_of(job, self.config))}
         return self._seen[job.subject.name]
 
-    def _path(self, kind: str, job: Job, suffix: str = "") -> Path:
+    def _path(self, kind: str, job: Job[Subject], suffix: str = "") -> Path:
         return self.config.output_dir / kind / f"{job.key}{suffix}"
 
-    def _identity(self, job: Job) -> dict[str, Any]:
-        return {"settings_hash": job.hash(self.config), "base_hash": self.base_hash}
+    def _identity(self, job: Job[Subject]) -> dict[str, Any]:
+        return {"settings_hash": settings_hash(job, self.config), "base_hash": self.base_hash}
 
-    def _images(self, job: Job) -> Path:
+    def _images(self, job: Job[Subject]) -> Path:
         """The folder of the job's images, drawn with what it trains if it is not there; whole or not at all."""
         folder, run = self._path("images", job), self._path("runs", job)
         if folder.is_dir():
@@ -168,39 +179,22 @@ class Bench:
             return folder
         facts = self._identity(job)
         pipe = self.base
-        if job.trains:
-            facts |= self._train(job, run)
-            pipe = load_run(run, self.device)
-            facts["distances"] = mean_distances(components(pipe), components(self.base), job.method)
-            if METHODS[job.method].is_own:
+        if not is_anchor(job):
+            mark = "".join(map(str, facts.values()))
+            known = train(training_of(job, self.config, run), dreambooth.run, mark)
+            facts |= {name: known[name] for name in ("trained_parameters", "seconds")}
+            pipe, method = load_run(run, self.device), method_of(job)
+            facts["distances"] = mean_distances(components(pipe), components(self.base), method.name)
+            if method.is_own:
                 pipelines.fuse(pipe)  # to draw as fast as the base does
         with atomic_path(folder) as temporary:
-            for name, asked in job.asked(self.config).items():
+            for name, asked in asked_of(job, self.config).items():
                 (temporary / name).mkdir(parents=True)
                 self._draw(pipe, asked, temporary / name, job)
             write_text(temporary / "facts.json", json.dumps(facts))
         return folder
 
-    def _train(self, job: Job, run: Path) -> dict[str, Any]:
-        """Train, or go on from the last checkpoint of the same training, unless it is finished."""
-        config, marker = job.training_config(self.config, run), run / "job.txt"
-        mark = "".join(map(str, self._identity(job).values()))
-        known = read_provenance(run)
-        if known and marker.is_file() and marker.read_text() == mark:
-            if list_checkpoints(run / "checkpoints"):
-                config.resume = "latest"
-        else:
-            known = {}
-        if known.get("status") != "finished":
-            config.overwrite = config.resume is None
-            write_text(marker, mark)
-            AcceleratorState._reset_state(True)  # of the run before
-            GradientState._reset_state()
-            dreambooth.run(config)
-            known = read_provenance(run)
-        return {name: known[name] for name in ("trained_parameters", "seconds")}
-
-    def _draw(self, pipe: DiffusionPipeline, asked: Asked, folder: Path, job: Job) -> None:
+    def _draw(self, pipe: DiffusionPipeline, asked: Asked, folder: Path, job: Job[Subject]) -> None:
         config = self.config
         if job.arm in ANSWERS:
             drawn = ANSWERS[job.arm](asked, job.subject)
@@ -211,9 +205,9 @@ class Bench:
         ):
             picture.save(folder / name)
 
-    def _score(self, job: Job, images: Path) -> dict[str, Any]:
+    def _score(self, job: Job[Subject], images: Path) -> dict[str, Any]:
         """What the judges say, by kind of image: rows with the file and the prompt of each."""
-        asked = job.asked(self.config)
+        asked = asked_of(job, self.config)
         paths = {kind: [images / kind / name for name in each.names] for kind, each in asked.items()}
         references = self._references(job)
         scored = score_images(paths["images"], asked["images"].prompts, references, self.judges, self.config.token)
@@ -221,7 +215,7 @@ class Bench:
         if paths["class_images"]:
             rows["class_images"] = score_class_images(paths["class_images"], references, self.judges)
         if paths["unrelated"]:
-            before = self._images(job.of_base) / "unrelated"
+            before = self._images(replace(job, arm=BASE, settings={}, rate=None)) / "unrelated"
             base = [before / name for name in asked["unrelated"].names]
             rows["unrelated"] = score_drift(paths["unrelated"], base, self.judges)
         return {
@@ -238,12 +232,77 @@ class Bench:
             },
         }
 
-    def _check(self, known: Mapping[str, Any], path: Path, job: Job) -> None:
+    def _check(self, known: Mapping[str, Any], path: Path, job: Job[Subject]) -> None:
         """Refuse what is there if it was made with other settings or photos, or from another base."""
         what = {"settings_hash": "other settings or photos", "base_hash": "another base"}
         if changed := [what[name] for name, value in self._identity(job).items() if known[name] != value]:
             reasons = " and ".join(changed)
             raise ValueError(f"{path} was made with {reasons}: remove it, or choose another output_dir")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A folder that ``eval/dreambench.py`` or ``eval.subject_fidelity`` wrote.
+
+    Attributes:
+        name: what tells it from the page's others.
+        folder: absolute.
+        results: one per job, or per subject of existing images.
+        rows: of the summary: arms at their learning rates.
+        missing: what is not in it, in words.
+        judges: who scored.
+    """
+
+    name: str
+    folder: Path
+    results: list[Result]
+    rows: list[dict[str, Any]]
+    missing: list[str]
+    judges: dict[str, dict[str, str]]
+
+    @property
+    def shown_arms(self) -> list[dict[str, Any]]:
+        """Of every arm the row of :func:`best_rates`: what pictures and tables by subject are of."""
+        return [row for row in best_rates([row for row in self.rows if row["images"]]) if row["scores"]]
+
+    @property
+    def primary(self) -> Metric:
+        """The score that decides."""
+        return primary(self.rows)
+
+    @property
+    def subjects(self) -> list[str]:
+        """Of all results, in their order."""
+        return list(dict.fromkeys(result["subject"] for result in self.results))
+
+    def results_of(self, row: dict[str, Any], subject: str) -> list[Result]:
+        """The results of an arm's row for one subject, a result per seed."""
+        key = (row["arm"], row["learning_rate"], subject)
+        return [r for r in self.results if (r["arm"], r["learning_rate"], r["subject"]) == key]
+
+    def picture(self, result: Result, file: str) -> Path:
+        """Where an image of a result lies."""
+        return self.folder / result["folder"] / file
+
+
+def read_benchmark(folder: Path, name: str) -> Benchmark:
+    """Read a benchmark's folder, finished or not, or one of scores of existing images.
+
+    Raises:
+        FileNotFoundError: it is none.
+    """
+    folder = folder.resolve()
+    results = all_results(folder)
+    summary = folder / "summary.json"
+    if not results or not (summary.is_file() or (folder / JOBS).is_file()):
+        raise FileNotFoundError(f"{folder} holds neither a benchmark, nor a study of controls, nor a training run")
+    if (folder / JOBS).is_file():
+        keys: list[str] = json.loads((folder / JOBS).read_text(encoding="utf-8"))
+        missing = [why_missing(folder, key) for key in keys if not (folder / "results" / f"{key}.json").is_file()]
+    else:
+        missing = json.loads(summary.read_text(encoding="utf-8"))["missing"]
+    arms = sorted(results, key=lambda r: arm_order(r["arm"]))  # the anchors, then the methods by their names
+    return Benchmark(name, folder, results, summarize(arms), missing, results[0]["judges"])
 
 
 def run_benchmark(config: BenchmarkConfig) -> bool:
@@ -255,32 +314,7 @@ def run_benchmark(config: BenchmarkConfig) -> bool:
     Raises:
         SystemExit: a setting is impossible, a judge is missing, a signal came, or, in a single process, jobs failed.
     """
-    index, count = take_share()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
-        jobs = all_jobs(config, subjects)
-        for job in (job for job in jobs if job.trains):
-            job.training_config(config, config.output_dir)  # a mistake in the last arm shows before the first one runs
-        judges = load_judges(config.dino, config.clip, config.lpips, config.lpips_net, config.lpips_size, device)
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    write_text(config.output_dir / JOBS, json.dumps([job.key for job in jobs], indent=1))
-    write_text(config.output_dir / "config.yaml", yaml.safe_dump(json.loads(json.dumps(asdict(config), default=str))))
-    try:
-        failed = Bench(config, judges, device).run(jobs[index::count])
-    except TrainingInterruptedError as error:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(128 + error.signal) from None
-    text, missing = write_summary(config.output_dir, jobs)
-    print(text)
-    for key, reason in failed.items():
-        print(f"{key}: {reason}", file=sys.stderr)
-    if failed:
-        print(f"{len(failed)} jobs failed; the same command tries them again", file=sys.stderr)
-        if count == 1:  # one of several processes would take the others with it
-            raise SystemExit(1)
-    return not missing
+    return run_study(lambda device: Bench.load(config, device))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

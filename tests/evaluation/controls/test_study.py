@@ -16,16 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy import stats
 
+from ether_diffusion.evaluation.controls import pages as control_pages
 from ether_diffusion.evaluation.controls import study as control_study
-from ether_diffusion.evaluation.controls import tables as control_tables
 from ether_diffusion.evaluation.controls.accuracy import main as accuracy
-from ether_diffusion.evaluation.controls.differences import ONE_SEED, differences, read_differences, write_differences
-from ether_diffusion.evaluation.controls.findings import read_findings, write_outline
-from ether_diffusion.evaluation.controls.jobs import ControlStudyConfig, all_jobs
-from ether_diffusion.evaluation.controls.section import read_section
-from ether_diffusion.evaluation.controls.study import Study
-from ether_diffusion.evaluation.controls.tables import rates_table, steps_caption, table, write_study
+from ether_diffusion.evaluation.controls.findings import differences, read_differences, read_findings, write_outline
+from ether_diffusion.evaluation.controls.pages import read_section, write_compared, write_study
+from ether_diffusion.evaluation.controls.study import ControlStudy, ControlStudyConfig, all_jobs, training_of
 from ether_diffusion.evaluation.overview import write_report
+from ether_diffusion.evaluation.tables import ONE_SEED, control_rates_table, controls_table, steps_caption
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
 from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
 from ether_diffusion.runs.record import read_run
@@ -62,8 +60,8 @@ def study_of(folder: Path, **changes: Any) -> ControlStudyConfig:
     return ControlStudyConfig(**values | changes)
 
 
-def run(config: ControlStudyConfig) -> Study:
-    study, jobs = Study(config, torch.device("cpu")), all_jobs(config)
+def run(config: ControlStudyConfig) -> ControlStudy:
+    study, jobs = ControlStudy(config, torch.device("cpu")), all_jobs(config)
     write_outline(config.output_dir, [job.key for job in jobs], config.eval_steps[-1], config.data)
     for job in jobs:
         study.run_job(job)
@@ -87,7 +85,7 @@ def test_jobs_are_every_rate_of_every_arm_by_turns(tmp_path: Path) -> None:
         "a@1/seed-4",
         "a@2/seed-4",
     ]
-    assert [job.config(tmp_path, 1).seed for job in seeded] == [3, 3, 3, 4, 4, 4]
+    assert [training_of(job, tmp_path, 1).seed for job in seeded] == [3, 3, 3, 4, 4, 4]
     assert all_jobs(study_of(tmp_path, arms={"a": {"learning_rate": ["3e-3"]}}))[0].rate == 3e-3
     one = all_jobs(study_of(tmp_path, arms={"a": {"encoder_lr": "3e-3", "learning_rate": 1}, "b": {"encoder_lr": 2}}))
     assert [(job.key, job.rate) for job in one] == [("a@1/seed-0", 1.0), ("b@2/seed-0", 2.0)]
@@ -116,7 +114,7 @@ def test_impossible_settings(changes: dict[str, Any], message: str, tmp_path: Pa
     def prepare() -> None:
         config = study_of(tmp_path, **changes)
         for job in all_jobs(config):
-            job.config(tmp_path, 2)
+            training_of(job, tmp_path, 2)
 
     with pytest.raises(ValueError, match=message):
         prepare()
@@ -165,7 +163,7 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
     best = read_findings(tmp_path / "study").best
     row = best["ETHER"].last[0]
     difference = row["scores"]["miou"]["mean"] - best["encoder alone"].last[0]["scores"]["miou"]["mean"]
-    text = write_differences(tmp_path / "study", ["encoder alone", "not done"])
+    text = write_compared(tmp_path / "study", ["encoder alone", "not done"])
     assert f"| ETHER | encoder alone | {difference:+.3f} |  | 1 |" in text
     assert ONE_SEED in text
 
@@ -232,12 +230,12 @@ def test_the_table_has_every_arm_at_its_best_rate_by_ascending_miou(tmp_path: Pa
     rows = [result("a", 1, 0.1, 1), result("a", 1, 0.5), result("a", 2, 0.6), result("b", 1, 0.55)]
     write_results(tmp_path, [*rows, result("c", 1, 0.9, 1)], ["d/seed-0"])
     findings = read_findings(tmp_path)
-    assert table(findings.best).splitlines()[2:4] == [
+    assert controls_table(findings.best).splitlines()[2:4] == [
         "| b | 1 | 1,000 | 10 | 0.550 | 12.35 ± 1.00 |",
         "| a | 2 | 1,000 | 10 | 0.600 | 12.35 ± 1.00 |",
     ]
-    assert "± is the standard deviation over the sample numbers" in table(findings.best)
-    assert rates_table(findings).splitlines()[2:3] == ["| a | 0.500 (1) | 0.600 (2) |"]
+    assert "± is the standard deviation over the sample numbers" in controls_table(findings.best)
+    assert control_rates_table(findings).splitlines()[2:3] == ["| a | 0.500 (1) | 0.600 (2) |"]
     assert findings.left_out == ["c@1/seed-0 (at step 1 of 2)", "d/seed-0 (not done yet)"]
 
 
@@ -252,14 +250,14 @@ def test_seeds_are_averaged_and_a_rate_at_which_one_diverged_is_left_out(tmp_pat
     del diverged["scores"]
     write_results(tmp_path, [*rows, result("a", 3, 0.9), diverged])
     findings = read_findings(tmp_path)
-    assert table(findings.best).splitlines() == [
+    assert controls_table(findings.best).splitlines() == [
         "| method | rate | adapter | control | mIoU | FID |",
         "|---|---:|---:|---:|---:|---:|",
         "| a | 1 | 1,000 | 10 | 0.550 ± 0.071 | 12.35 ± 0.00 |",
         "",
         "Means over 2 seeds of the training; ± is their standard deviation.",
     ]
-    assert rates_table(findings).splitlines()[2] == "| a | 0.550 (1) | 0.525 (2) | diverged (3) |  |"
+    assert control_rates_table(findings).splitlines()[2] == "| a | 0.550 (1) | 0.525 (2) | diverged (3) |  |"
     assert findings.left_out == [
         "a@3/seed-0 (another seed diverged)",
         "a@3/seed-1 (diverged, not finite at step 7, so that its rate is left out)",
@@ -288,7 +286,7 @@ def test_a_score_that_is_not_a_number_is_no_best(tmp_path: Path) -> None:
     nothing = result("a", 1, 0.5)
     nothing["scores"]["miou"] = {"mean": None, "spread": None}
     write_results(tmp_path, [nothing, result("a", 2, 0.1)])
-    assert "| a | 2 | 1,000 | 10 | 0.100 |" in table(read_findings(tmp_path).best)
+    assert "| a | 2 | 1,000 | 10 | 0.100 |" in controls_table(read_findings(tmp_path).best)
     write_results(tmp_path / "other", [nothing])
     assert "| a | 1 | 1,000 | 10 |  | 12.35 ± 1.00 |" in write_study(tmp_path / "other")
 
@@ -315,7 +313,7 @@ THREE_SEEDS = {"a": (0.50, 0.61, 0.40), "b": (0.55, 0.68, 0.43), "c": (0.70, 0.6
 
 def test_differences_are_taken_within_seeds_and_their_interval_is_over_the_seeds(tmp_path: Path) -> None:
     write_results(tmp_path, results_of(THREE_SEEDS))
-    text = write_differences(tmp_path, ["a"])
+    text = write_compared(tmp_path, ["a"])
     content = json.loads((tmp_path / "differences.json").read_text())
     assert content["measure"] == "miou"
     assert content["arms"]["b"] == {"rate": 1, "by_seed": {"0": 0.55, "1": 0.68, "2": 0.43}}
@@ -344,14 +342,14 @@ def test_differences_are_taken_within_seeds_and_their_interval_is_over_the_seeds
 def test_differences_do_not_depend_on_the_order_of_the_results(tmp_path: Path) -> None:
     for name, rows in {"one": results_of(THREE_SEEDS), "two": results_of(THREE_SEEDS)[::-1]}.items():
         write_results(tmp_path / name, rows)
-        write_differences(tmp_path / name, ["a", "b"])
+        write_compared(tmp_path / name, ["a", "b"])
     for file in ("differences.json", "differences.md"):
         assert (tmp_path / "one" / file).read_text() == (tmp_path / "two" / file).read_text()
 
 
 def test_differences_are_of_what_is_there_now(tmp_path: Path) -> None:
     write_results(tmp_path, results_of(THREE_SEEDS))
-    write_differences(tmp_path, ["a"])
+    write_compared(tmp_path, ["a"])
     (tmp_path / "results" / "b@1" / "seed-1").rename(tmp_path / "elsewhere")
     found = {each.arm: each.difference for each in read_differences(read_findings(tmp_path))}
     assert found["c"].mean == pytest.approx((0.70 - 0.50 + 0.75 - 0.40) / 2)
@@ -361,7 +359,7 @@ def test_differences_are_of_what_is_there_now(tmp_path: Path) -> None:
 def test_two_arms_are_compared_once(tmp_path: Path) -> None:
     """Or Holm's correction would count one question twice."""
     write_results(tmp_path, results_of(THREE_SEEDS))
-    write_differences(tmp_path, ["a", "b", "a"])
+    write_compared(tmp_path, ["a", "b", "a"])
     findings = read_findings(tmp_path)
     found = read_differences(findings)
     assert {(each.arm, each.rival) for each in found} == {("b", "a"), ("c", "a"), ("c", "b")}
@@ -370,12 +368,12 @@ def test_two_arms_are_compared_once(tmp_path: Path) -> None:
 
 def test_one_seed_has_no_interval_and_table_and_page_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     captions = []
-    monkeypatch.setattr(control_tables, "write_figure", lambda *_, caption, **__: captions.append(caption))
+    monkeypatch.setattr(control_pages, "write_figure", lambda *_, caption, **__: captions.append(caption))
     write_results(tmp_path, results_of({"a": (0.5,), "b": (0.6,)}))
     text = write_study(tmp_path)
     assert ONE_SEED in text
     assert captions == [[ONE_SEED]]
-    text = write_differences(tmp_path, ["a"])
+    text = write_compared(tmp_path, ["a"])
     assert "| b | a | +0.100 |  | 1 |" in text
     assert ONE_SEED in text
     (line,) = json.loads((tmp_path / "differences.json").read_text())["comparisons"]
@@ -395,18 +393,18 @@ def test_curves_name_their_seeds_also_where_a_study_is_not_finished(tmp_path: Pa
     write_results(tmp_path, rows)
     findings = read_findings(tmp_path)
     assert steps_caption(findings.scored) == "Means over 1 to 2 seeds of the training."
-    assert ONE_SEED in table(findings.best)  # it has only the seed that both have
+    assert ONE_SEED in controls_table(findings.best)  # it has only the seed that both have
 
 
 def test_rates_of_one_seed_say_so_and_have_no_range(tmp_path: Path) -> None:
     results = [result("a", rate, miou, seed=seed) for rate, miou in ((1, 0.5), (2, 0.6)) for seed in (0, 1)]
     write_results(tmp_path / "one", results[::2])
-    text = rates_table(read_findings(tmp_path / "one"))
+    text = control_rates_table(read_findings(tmp_path / "one"))
     assert "highest - lowest" not in text
     assert ONE_SEED in text
-    assert ONE_SEED in table(read_findings(tmp_path / "one").best)
+    assert ONE_SEED in controls_table(read_findings(tmp_path / "one").best)
     write_results(tmp_path / "two", results)
-    text = rates_table(read_findings(tmp_path / "two"))
+    text = control_rates_table(read_findings(tmp_path / "two"))
     assert "| a | 0.500 (1) | 0.600 (2) | 0.100 |" in text
     assert ONE_SEED not in text
 
@@ -414,7 +412,7 @@ def test_rates_of_one_seed_say_so_and_have_no_range(tmp_path: Path) -> None:
 def test_samples_do_not_depend_on_the_batch_and_are_not_drawn_twice(tmp_path: Path) -> None:
     settings = {"method": "ether", "encoder_lr": 0.1, "output_dir": tmp_path / "run", "max_train_steps": 2}
     control.run(ControlConfig(**TRAINING | settings))
-    study = Study(study_of(tmp_path / "study"), torch.device("cpu"))
+    study = ControlStudy(study_of(tmp_path / "study"), torch.device("cpu"))
     pipe, facts = load_run(tmp_path / "run"), read_run(tmp_path / "run")
     drawn = {}
     for size in (1, 4):
@@ -456,7 +454,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 
 def jobs_of(recipe: str, folder: Path) -> dict[str, ControlConfig]:
     flags = ["--config", str(CONFIGS / recipe), "--output_dir", str(folder)]
-    return {job.key: job.config(folder, 1) for job in all_jobs(parse_config(ControlStudyConfig, flags))}
+    return {job.key: training_of(job, folder, 1) for job in all_jobs(parse_config(ControlStudyConfig, flags))}
 
 
 def test_the_recipe_has_six_ways_at_three_rates(tmp_path: Path) -> None:

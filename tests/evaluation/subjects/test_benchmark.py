@@ -21,10 +21,20 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion import registry
+from ether_diffusion.evaluation import runner
+from ether_diffusion.evaluation.runner import Job, take_share
 from ether_diffusion.evaluation.subjects import benchmark
-from ether_diffusion.evaluation.subjects.anchors import BASE, COPIES, NOISE
-from ether_diffusion.evaluation.subjects.benchmark import Bench, take_share
-from ether_diffusion.evaluation.subjects.jobs import BenchmarkConfig, Job, all_jobs
+from ether_diffusion.evaluation.subjects.arms import (
+    BASE,
+    COPIES,
+    NOISE,
+    BenchmarkConfig,
+    all_jobs,
+    is_anchor,
+    method_of,
+    training_of,
+)
+from ether_diffusion.evaluation.subjects.benchmark import Bench
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.metrics.backbones import Picture, as_rgb
@@ -64,13 +74,13 @@ def judges() -> Any:
     return Judges(Colours(), Colours())  # type: ignore[arg-type]
 
 
-def jobs_of(config: BenchmarkConfig, subjects: list[Subject]) -> list[Job]:
+def jobs_of(config: BenchmarkConfig, subjects: list[Subject]) -> list[Job[Subject]]:
     """The jobs for which a model draws: the base and what is trained."""
-    return [job for job in all_jobs(config, subjects) if job.trains or job.arm == BASE]
+    return [job for job in all_jobs(config, subjects) if not is_anchor(job) or job.arm == BASE]
 
 
-def run_jobs(jobs: list[Job], config: BenchmarkConfig, judges: Judges) -> dict[str, str]:
-    return Bench(config, judges, CPU).run(jobs)
+def run_jobs(jobs: list[Job[Subject]], config: BenchmarkConfig, judges: Judges) -> dict[str, str]:
+    return runner.run_jobs(Bench(config, [job.subject for job in jobs], judges, CPU), jobs)
 
 
 @pytest.fixture
@@ -94,7 +104,7 @@ def config(tmp_path: Path, base_folder: Path) -> BenchmarkConfig:
     )
 
 
-def rows_of(config: BenchmarkConfig, job: Job) -> dict[str, Any]:
+def rows_of(config: BenchmarkConfig, job: Job[Subject]) -> dict[str, Any]:
     return json.loads((config.output_dir / "results" / f"{job.key}.json").read_text())
 
 
@@ -102,7 +112,7 @@ def test_every_rate_is_an_arm_beside_the_base(config: BenchmarkConfig, dog: Subj
     config.seeds = [0, 5]
     keys = [job.key for job in jobs_of(config, [dog])]
     assert keys == [f"{arm}/dog/seed-{seed}" for seed in (0, 5) for arm in ("base", "ether@0.1", "ether@0.2")]
-    training = jobs_of(config, [dog])[2].training_config(config, Path("run"))
+    training = training_of(jobs_of(config, [dog])[2], config, Path("run"))
     assert (training.method, training.learning_rate, training.seed) == ("ether", 0.2, 0)
     assert training.instance_prompt == "a photo of qwe dog"
     assert training.max_train_steps == 2
@@ -112,13 +122,13 @@ def test_arms_take_what_they_do_not_name_from_the_shared_settings(config: Benchm
     config.training |= {"method": "naive", "learning_rate": "6e-2"}  # so YAML reads 6e-2
     config.arms = {"1": {"n_blocks": 1}, "2": {"method": "lora", "learning_rate": ["1e-3", 1e-2]}}
     base, one, *two = jobs_of(config, [dog])
-    assert (base.method, base.settings) == ("ether_plus", {})
-    assert (one.key, one.method, one.training_config(config, Path("x")).learning_rate) == (
+    assert (method_of(base).name, base.settings) == ("ether_plus", {})
+    assert (one.key, method_of(one).name, training_of(one, config, Path("x")).learning_rate) == (
         *("1/dog/seed-0", "naive"),
         0.06,
     )
     assert [job.key for job in two] == ["2@0.001/dog/seed-0", "2@0.01/dog/seed-0"]
-    assert [job.training_config(config, Path("x")).learning_rate for job in two] == [1e-3, 1e-2]
+    assert [training_of(job, config, Path("x")).learning_rate for job in two] == [1e-3, 1e-2]
     config.arms = {"1": {"learning_rate": "fast"}}
     with pytest.raises(ValueError, match="arm 1: the learning rate 'fast' is no number"):
         jobs_of(config, [dog])
@@ -135,10 +145,10 @@ def test_what_the_benchmark_sets_itself_is_refused() -> None:
 
 def test_class_images_are_shared_by_the_subjects_of_a_class(config: BenchmarkConfig, dog: Subject) -> None:
     job = jobs_of(config, [dog])[1]
-    assert job.training_config(config, Path("x")).class_data_dir is None
+    assert training_of(job, config, Path("x")).class_data_dir is None
     config.training |= {"with_prior_preservation": True}
     job = jobs_of(config, [replace(dog, class_word="stuffed animal")])[1]
-    training = job.training_config(config, Path("x"))
+    training = training_of(job, config, Path("x"))
     assert training.class_data_dir == config.output_dir / "class_images" / "stuffed-animal"
     assert training.class_prompt == "a photo of a stuffed animal"
 
@@ -146,7 +156,7 @@ def test_class_images_are_shared_by_the_subjects_of_a_class(config: BenchmarkCon
 def test_a_setting_that_does_not_exist_is_refused_with_its_arm(config: BenchmarkConfig, dog: Subject) -> None:
     config.arms = {"mine": {"metod": "ether"}}
     with pytest.raises(ValueError, match=r"arm mine: .*metod"):
-        jobs_of(config, [dog])[1].training_config(config, Path("run"))
+        training_of(jobs_of(config, [dog])[1], config, Path("run"))
     with pytest.raises(ValueError, match="cannot be called base"):
         BenchmarkConfig(Path("x"), arms={"base": {}}, training={"pretrained_model_name_or_path": "x"})
     with pytest.raises(ValueError, match="needs pretrained_model"):
@@ -409,7 +419,7 @@ def test_every_method_is_loaded_as_it_was_trained(
 ) -> None:
     """The run's own last sample, drawn with the model in memory, is drawn again."""
     settings = {**config.training, "method": method, "learning_rate": 1e-2}
-    training = Job(method, settings, dog, 0).training_config(config, tmp_path / "run")
+    training = training_of(Job(method, settings, dog, 0), config, tmp_path / "run")
     training.num_validation_images, training.num_inference_steps = 1, 3
     training.validation_prompt = ["a qwe dog"]
     AcceleratorState._reset_state(True)
@@ -435,9 +445,9 @@ def test_a_process_takes_its_share_and_trains_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is restored
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert take_share() == (1, 3)
-    assert benchmark.os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert runner.os.environ["CUDA_VISIBLE_DEVICES"] == "1"
     for visible, own in (("4,5,7", "5"), ("2", "2")):
         take_share({"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": visible})
-        assert benchmark.os.environ["CUDA_VISIBLE_DEVICES"] == own
-    assert "WORLD_SIZE" not in benchmark.os.environ
+        assert runner.os.environ["CUDA_VISIBLE_DEVICES"] == own
+    assert "WORLD_SIZE" not in runner.os.environ
     assert take_share() == (0, 1)

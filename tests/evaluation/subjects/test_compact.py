@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from ether_diffusion.evaluation.subjects.compact import read_compact, write_compact
-from ether_diffusion.evaluation.subjects.summary import comparisons, summarize
+from ether_diffusion.evaluation.subjects.summary import comparisons, read_compact, summarize, write_compact
 
 
 def result(arm: str, subject: str, seed: int, value: float) -> dict[str, Any]:

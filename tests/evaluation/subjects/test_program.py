@@ -12,9 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from ether_diffusion.evaluation.subjects.anchors import ANCHORS
+from ether_diffusion.evaluation.subjects.arms import ANCHORS, BenchmarkConfig, all_jobs, is_anchor, training_of
 from ether_diffusion.evaluation.subjects.benchmark import main
-from ether_diffusion.evaluation.subjects.jobs import BenchmarkConfig, all_jobs
 from ether_diffusion.evaluation.subjects.protocols import load_protocol
 from ether_diffusion.evaluation.subjects.summary import REAL
 
@@ -94,8 +93,8 @@ def test_the_configs_name_settings_that_exist(tmp_path: Path) -> None:
     for path in sorted(of_subjects):
         config = BenchmarkConfig(output_dir=tmp_path, **yaml.safe_load(path.read_text()))
         for job in all_jobs(config, load_protocol("playground", None, tmp_path)):
-            if job.trains:
-                job.training_config(config, tmp_path)
+            if not is_anchor(job):
+                training_of(job, config, tmp_path)
 
 
 def test_the_script_says_what_it_takes() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ether_diffusion.evaluation.subjects.jobs import Job
+from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.evaluation.subjects.summary import REAL, best_rates, comparisons, primary, summarize
 from ether_diffusion.evaluation.tables import scores_table, summary_text, write_summary

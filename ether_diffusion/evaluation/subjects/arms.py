@@ -1,18 +1,23 @@
-"""The settings of a benchmark, and the jobs that they stand for."""
+"""The arms of a benchmark: what is trained, the anchors that give every column its scale, and the jobs of both."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from PIL import Image
+
 from ether_diffusion.data.randomness import generator
-from ether_diffusion.evaluation.subjects.anchors import ANCHORS, BASE, TRUTH, anchors_of
+from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.subjects.protocols import Subject
+from ether_diffusion.images import list_images, load_image
 from ether_diffusion.metrics.judges import CLIP, DINO, LPIPS_SIZE
+from ether_diffusion.registry import METHODS, MethodEntry
 from ether_diffusion.runs.drawing import Asked
 from ether_diffusion.training.config import DreamBoothConfig
 
@@ -20,6 +25,58 @@ DRAWING = ("token", "images_per_prompt", "class_images", "num_inference_steps", 
 """Settings of a benchmark that its images depend on, beside those of the training."""
 OWN = ("output_dir", "overwrite", "resume", "seed", "instance_data_dir", "instance_prompt", "class_prompt")
 """Settings of the training that the benchmark sets itself."""
+
+
+BASE = "base"
+"""The base model itself, asked the same prompts."""
+TRUTH = "truth"
+"""True pictures of what is asked, other ones than those that the score compares with: a perfect model."""
+COPIES = "copies"
+"""The references, whatever is asked: a model that has learnt them by heart."""
+NOISE = "noise"
+"""Uniform noise."""
+
+Answer = Callable[[Asked, Subject], Iterator[Image.Image]]
+"""From what is asked and the subject to the pictures."""
+
+
+def true_answers(asked: Asked, subject: Subject) -> Iterator[Image.Image]:
+    """To each of the subject's own prompts one of its ``answers``, by the seed that is asked."""
+    each = len(asked.prompts) // len(subject.answers)
+    for number, seed in enumerate(asked.seeds):
+        answers = subject.answers[number // each]
+        yield load_image(answers[seed % len(answers)])
+
+
+def copied_answers(asked: Asked, subject: Subject) -> Iterator[Image.Image]:
+    """The references in turn."""
+    references = list_images(subject.references)
+    for number in range(len(asked.prompts)):
+        yield load_image(references[number % len(references)])
+
+
+def noisy_answers(asked: Asked, subject: Subject) -> Iterator[Image.Image]:
+    """Uniform noise of the first reference's size, from the seeds that are asked."""
+    width, height = load_image(list_images(subject.references)[0]).size
+    for seed in asked.seeds:
+        pixels = np.random.default_rng(seed % 2**63).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        yield Image.fromarray(pixels)
+
+
+ANSWERS: dict[str, Answer] = {TRUTH: true_answers, COPIES: copied_answers, NOISE: noisy_answers}
+"""The anchors that no model draws."""
+ANCHORS = {
+    BASE: "the base model",
+    TRUTH: "other drawings of what is asked",
+    COPIES: "the references, whatever is asked",
+    NOISE: "uniform noise",
+}
+"""All of them, and what they are."""
+
+
+def anchors_of(subject: Subject) -> list[str]:
+    """The anchors of a subject; without a known truth there is none of :data:`TRUTH`."""
+    return [name for name in ANCHORS if name != TRUTH or subject.truths]
 
 
 @dataclass
@@ -104,109 +161,86 @@ class BenchmarkConfig:
         return {**self.training, **self.arms[arm]}
 
 
-@dataclass(frozen=True)
-class Job:
-    """One subject learnt once, or for an anchor only asked for.
+def is_anchor(job: Job[Subject]) -> bool:
+    """Whether the job trains nothing."""
+    return job.arm in ANCHORS
 
-    Attributes:
-        arm: its name.
-        settings: all of the training's, but for what the benchmark sets itself; empty for an anchor.
-        subject: what is learnt.
-        seed: of training and images.
-        named_rate: its learning rate, where the arm names one: part of what it is called.
-    """
 
-    arm: str
-    settings: dict[str, Any]
-    subject: Subject
-    seed: int
-    named_rate: float | None = None
+def method_of(job: Job[Subject]) -> MethodEntry:
+    """What trains."""
+    return METHODS[str(job.settings.get("method", DreamBoothConfig.method))]
 
-    @property
-    def key(self) -> str:
-        """Its folder below the output folder."""
-        arm = self.arm if self.named_rate is None else f"{self.arm}@{self.named_rate:g}"
-        return f"{arm}/{self.subject.name}/seed-{self.seed}"
 
-    @property
-    def method(self) -> str:
-        """What trains: a method of train_dreambooth.py."""
-        return str(self.settings.get("method", DreamBoothConfig.method))
+def settings_hash(job: Job[Subject], config: BenchmarkConfig) -> str:
+    """Stands for all that its images depend on: training, references and drawing, but for the base's weights."""
+    settings: dict[str, Any] = {name: getattr(config, name) for name in DRAWING}
+    settings |= {"base": config.base_model, "training": job.settings, "prompts": _training_prompts(job, config)}
+    settings |= {"asked": job.subject.prompts, "references": job.subject.fingerprint}
+    settings["unrelated"] = job.subject.unrelated if config.drift else ()
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
-    @property
-    def trains(self) -> bool:
-        """Whether it is no anchor."""
-        return self.arm not in ANCHORS
 
-    @property
-    def of_base(self) -> Job:
-        """The base, asked the same."""
-        return Job(BASE, {}, self.subject, self.seed)
+def asked_of(job: Job[Subject], config: BenchmarkConfig) -> dict[str, Asked]:
+    """All images of the job: of the subject, of the class, for unrelated prompts; every arm has the same seeds."""
 
-    def hash(self, config: BenchmarkConfig) -> str:
-        """Stands for all that its images depend on: training, references and drawing, but for the base's weights."""
-        settings: dict[str, Any] = {name: getattr(config, name) for name in DRAWING}
-        settings |= {"base": config.base_model, "training": self.settings, "prompts": self._prompts(config)}
-        settings |= {"asked": self.subject.prompts, "references": self.subject.fingerprint}
-        settings["unrelated"] = self.subject.unrelated if config.drift else ()
-        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-    def asked(self, config: BenchmarkConfig) -> dict[str, Asked]:
-        """All images of the job: of the subject, of the class, for unrelated prompts; every arm has the same seeds."""
-        images = self._ask("image", self.prompts(config), config.images_per_prompt)
-        if self.arm == TRUTH:  # it is known for the subject's own prompts
-            return {"images": images, "class_images": Asked([], []), "unrelated": Asked([], [])}
-        return {
-            "images": images,
-            "class_images": self._ask("class", self._prompts(config)[1:], config.class_images),
-            "unrelated": self._ask("unrelated", self.subject.unrelated, int(config.drift)),
-        }
-
-    def prompts(self, config: BenchmarkConfig) -> list[str]:
-        """The subject's prompts with the token."""
-        return [prompt.format(token=config.token) for prompt in self.subject.prompts]
-
-    def truths(self, config: BenchmarkConfig) -> dict[str, tuple[Path, ...]]:
-        """The true pictures of each prompt, where they are known."""
-        return dict(zip(self.prompts(config), self.subject.truths, strict=True)) if self.subject.truths else {}
-
-    def _prompts(self, config: BenchmarkConfig) -> list[str]:
-        """The prompts of the training: of the subject, and of its class."""
-        words = {"token": config.token, "class": self.subject.class_word}
-        return [prompt.format(**words) for prompt in (config.instance_prompt, config.class_prompt)]
-
-    def _ask(self, stream: str, prompts: Sequence[str], each: int) -> Asked:
+    def ask(stream: str, prompts: Sequence[str], each: int) -> Asked:
         asked = [prompt for prompt in prompts for _ in range(each)]
-        return Asked(asked, [generator(self.seed, stream, number).initial_seed() for number in range(len(asked))])
+        return Asked(asked, [generator(job.seed, stream, number).initial_seed() for number in range(len(asked))])
 
-    def training_config(self, config: BenchmarkConfig, folder: Path) -> DreamBoothConfig:
-        """The settings of its training run, which draws no samples of its own; class images are shared by class.
-
-        Raises:
-            ValueError: a setting is not one of train_dreambooth.py's, or impossible.
-        """
-        instance_prompt, class_prompt = self._prompts(config)
-        own = {
-            "output_dir": folder,
-            "seed": self.seed,
-            "instance_data_dir": self.subject.references,
-            "instance_prompt": instance_prompt,
-            "class_prompt": class_prompt,
-            "num_validation_images": 0,
-        }
-        settings = {**self.settings, **own}
-        if settings.get("with_prior_preservation"):
-            shared = config.output_dir / "class_images" / self.subject.class_word.replace(" ", "-")
-            settings.setdefault("class_data_dir", shared)
-        settings.setdefault("checkpointing_steps", 200)
-        settings.setdefault("checkpoints_total_limit", 1)
-        try:
-            return DreamBoothConfig(**settings)
-        except TypeError as error:
-            raise ValueError(f"arm {self.arm}: {error}") from None
+    images = ask("image", _prompts(job, config), config.images_per_prompt)
+    if job.arm == TRUTH:  # it is known for the subject's own prompts
+        return {"images": images, "class_images": Asked([], []), "unrelated": Asked([], [])}
+    return {
+        "images": images,
+        "class_images": ask("class", _training_prompts(job, config)[1:], config.class_images),
+        "unrelated": ask("unrelated", job.subject.unrelated, int(config.drift)),
+    }
 
 
-def all_jobs(config: BenchmarkConfig, subjects: list[Subject]) -> list[Job]:
+def truths_of(job: Job[Subject], config: BenchmarkConfig) -> dict[str, tuple[Path, ...]]:
+    """The true pictures of each prompt, where they are known."""
+    return dict(zip(_prompts(job, config), job.subject.truths, strict=True)) if job.subject.truths else {}
+
+
+def training_of(job: Job[Subject], config: BenchmarkConfig, folder: Path) -> DreamBoothConfig:
+    """The settings of its training run, which draws no samples of its own; class images are shared by class.
+
+    Raises:
+        ValueError: a setting is not one of train_dreambooth.py's, or impossible.
+    """
+    instance_prompt, class_prompt = _training_prompts(job, config)
+    own = {
+        "output_dir": folder,
+        "seed": job.seed,
+        "instance_data_dir": job.subject.references,
+        "instance_prompt": instance_prompt,
+        "class_prompt": class_prompt,
+        "num_validation_images": 0,
+    }
+    settings = {**job.settings, **own}
+    if settings.get("with_prior_preservation"):
+        shared = config.output_dir / "class_images" / job.subject.class_word.replace(" ", "-")
+        settings.setdefault("class_data_dir", shared)
+    settings.setdefault("checkpointing_steps", 200)
+    settings.setdefault("checkpoints_total_limit", 1)
+    try:
+        return DreamBoothConfig(**settings)
+    except TypeError as error:
+        raise ValueError(f"arm {job.arm}: {error}") from None
+
+
+def _prompts(job: Job[Subject], config: BenchmarkConfig) -> list[str]:
+    """The subject's prompts with the token."""
+    return [prompt.format(token=config.token) for prompt in job.subject.prompts]
+
+
+def _training_prompts(job: Job[Subject], config: BenchmarkConfig) -> list[str]:
+    """The prompts of the training: of the subject, and of its class."""
+    words = {"token": config.token, "class": job.subject.class_word}
+    return [prompt.format(**words) for prompt in (config.instance_prompt, config.class_prompt)]
+
+
+def all_jobs(config: BenchmarkConfig, subjects: list[Subject]) -> list[Job[Subject]]:
     """Every job of a benchmark, subject by subject, the anchors first.
 
     Raises:

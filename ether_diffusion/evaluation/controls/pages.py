@@ -1,7 +1,8 @@
-"""What the page of many runs shows of a study of controls."""
+"""A study of controls to look at: its files (a table as the paper's Table 3, curves as its Fig. 6), and its page."""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,26 +11,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ether_diffusion.control.conditions import load_condition
-from ether_diffusion.data.pairs import PairFiles
-from ether_diffusion.evaluation.controls.differences import difference_caption, read_differences
-from ether_diffusion.evaluation.controls.findings import ControlResult, Findings, Setting, mean, read_findings, spread
-from ether_diffusion.evaluation.controls.tables import (
+from ether_diffusion.data.pairs import PairFiles, read_listing
+from ether_diffusion.evaluation.controls.findings import (
+    ControlResult,
+    Findings,
+    Setting,
+    mean,
+    read_differences,
+    read_findings,
+    spread,
+    write_differences,
+)
+from ether_diffusion.evaluation.figures import Line, Panel, write_figure
+from ether_diffusion.evaluation.statistics import Comparison
+from ether_diffusion.evaluation.tables import (
+    control_rates_table,
+    controls_table,
+    difference_caption,
+    differences_table,
     figure,
-    first_sample,
+    judges_line,
     known_measures,
-    panels,
-    shown_pairs,
     spread_caption,
     steps_caption,
 )
-from ether_diffusion.evaluation.figures import Panel
-from ether_diffusion.evaluation.statistics import Comparison
+from ether_diffusion.files import write_text
 from ether_diffusion.metrics.control_tasks import Measure
-from ether_diffusion.page.pictures import Picture, data_uri, thumbnail
+from ether_diffusion.page.pictures import Picture, data_uri, picture_grid, save_picture, thumbnail
 from ether_diffusion.page.svg import COLOURS, TEXT, Curve, dress, figure_style, inline_svg
 
+SHOWN_PAIRS = 8
 THUMBNAIL = 128
 
 
@@ -169,3 +183,72 @@ def _difference_figure(where: str, other: str, found: Sequence[Comparison]) -> C
 
 def _small_figure() -> Figure:
     return Figure(figsize=(4.2, 2.8), layout="constrained")
+
+
+def panels(settings: Sequence[Setting]) -> list[Panel]:
+    """One panel per arm: mIoU against the step, a line for each rate, the mean over the seeds that came there."""
+    arms: dict[str, list[Line]] = {}
+    for setting in settings:
+        line = Line(setting.label or "default", list(setting.steps), [mean(rows) for rows in setting.steps.values()])
+        arms.setdefault(setting.arm, []).append(line)
+    return [Panel(f"{arm}: mIoU", "step", lines) for arm, lines in arms.items()]
+
+
+def shown_pairs(findings: Findings) -> list[PairFiles]:
+    """The first pairs that all arms drew; none where they are no longer where they were."""
+    drawn = min((row["pairs"] for setting in findings.best.values() for row in setting.last), default=0)
+    try:
+        return read_listing(findings.data)[: min(SHOWN_PAIRS, drawn)]
+    except (OSError, ValueError):
+        return []
+
+
+def first_sample(findings: Findings, setting: Setting, place: int) -> Path:
+    """What an arm drew first for the pair at a place of the listing."""
+    return findings.folder / setting.last[0]["folder"] / f"{place:05d}-0.png"
+
+
+def sheet(findings: Findings) -> Image.Image | None:
+    """The first conditions, their originals, and the first sample of every arm beneath."""
+    entries = shown_pairs(findings)
+    if not entries or not all(entry.condition for entry in entries):
+        return None
+    rows: list[tuple[str, list[Image.Image]]] = [
+        ("condition", [load_condition(str(entry.condition), True) for entry in entries]),
+        ("original", [Image.open(entry.image) for entry in entries]),
+    ]
+    for arm, setting in findings.best.items():
+        files = [first_sample(findings, setting, place) for place in range(len(entries))]
+        if all(path.is_file() for path in files):
+            rows.append((f"{arm}, mIoU {figure(mean(setting.last))}", [Image.open(path) for path in files]))
+    return picture_grid(rows, [])
+
+
+def write_study(folder: Path) -> str:
+    """Write ``table.md``, ``results.json``, ``steps.png`` and ``samples.png`` of what is done; return the tables."""
+    findings = read_findings(folder)
+    text = controls_table(findings.best)
+    if by_rate := control_rates_table(findings):
+        text += f"\n{by_rate}"
+    if left_out := findings.left_out:
+        text += f"\nNot in the tables: {'; '.join(left_out)}\n"
+    if findings.best:
+        first = next(iter(findings.best.values())).last[0]
+        text += "".join(f"\n{warning}\n" for warning in first.get("warnings", []))
+        text += f"\n{judges_line(first.get('judges', {}))}\n"
+    write_text(folder / "table.md", text)
+    done = {key: rows for key, rows in findings.results.items() if rows}
+    write_text(folder / "results.json", json.dumps(done, indent=1))
+    if drawn := panels(findings.scored):
+        told = steps_caption(findings.scored)
+        write_figure(folder / "steps.png", drawn, columns=3, share_y=True, caption=[told])
+    if (picture := sheet(findings)) is not None:
+        save_picture(picture, folder / "samples.png")
+    return text
+
+
+def write_compared(folder: Path, against: Sequence[str]) -> str:
+    """Write ``differences.json`` and ``differences.md`` of a study's folder; return the table."""
+    text = differences_table(write_differences(folder, against))
+    write_text(folder / "differences.md", text)
+    return text
