@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,6 @@ from ether_diffusion.runs.drawing import Asked, draw, load_pipeline
 
 DISTANCES = (0.1, 0.2, 0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
 """‖T - I‖_F of a block; each method takes those that it can have."""
-CONFIGS = {"ether": "ether", "ether_plus": "ether_plus", "oft": "naive", "naive": "naive"}
-"""Which adapter carries a method's random transforms: OFT's rotations are blocks like any others."""
-
-
-def possible(method: str, distance: float, width: int) -> bool:
-    """Whether a block of ``width`` features of the method can be at that distance from the identity."""
-    if method == "ether":
-        return math.isclose(distance, 2.0)
-    if method == "ether_plus":
-        return distance <= 2**0.5 + 1e-9
-    return method == "naive" or distance < rotation_limit(width)
 
 
 def rotation_limit(width: int) -> float:
@@ -57,27 +47,27 @@ def rotation_limit(width: int) -> float:
     return 2 * math.sqrt(width - width % 2)
 
 
-def relaxed_pair(n_blocks: int, width: int, distance: float, dice: torch.Generator) -> tuple[Tensor, Tensor]:
+def relaxed_pair(n_blocks: int, width: int, distance: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random unit u and v (n, width) with ‖H⁺ - I‖_F = √(2 - 2 (u·v)²) = ``distance`` ≤ √2 in every block."""
-    u, aside = F.normalize(torch.randn(2, n_blocks, width, generator=dice), dim=-1)
+    u, aside = F.normalize(torch.randn(2, n_blocks, width, generator=rng), dim=-1)
     aside = F.normalize(aside - (aside * u).sum(-1, keepdim=True) * u, dim=-1)
     cosine = math.sqrt(max(0.0, 1 - distance**2 / 2))
     return u, cosine * u + math.sqrt(1 - cosine**2) * aside
 
 
-def free_blocks(n_blocks: int, width: int, distance: float, dice: torch.Generator) -> Tensor:
+def free_blocks(n_blocks: int, width: int, distance: float, rng: torch.Generator) -> Tensor:
     """I + G with Gaussian G of norm ``distance`` in every block, (n, width, width)."""
-    noise = torch.randn(n_blocks, width, width, generator=dice)
+    noise = torch.randn(n_blocks, width, width, generator=rng)
     return torch.eye(width) + distance * noise / noise.flatten(1).norm(dim=1)[:, None, None]
 
 
-def rotations(n_blocks: int, width: int, distance: float, dice: torch.Generator) -> Tensor:
+def rotations(n_blocks: int, width: int, distance: float, rng: torch.Generator) -> Tensor:
     """Random Q = (I + S)(I - S)⁻¹ with ‖Q - I‖_F = ``distance`` in every block, (n, width, width), as OFT has them.
 
     An eigenvalue iσ of S turns by the angle 2 arctan σ, so that ‖Q - I‖² = Σ 4 sin²(arctan sσ) for a scale s of S,
     which grows with s and is solved for by bisection.
     """
-    noise = torch.randn(n_blocks, width, width, generator=dice, dtype=torch.float64)
+    noise = torch.randn(n_blocks, width, width, generator=rng, dtype=torch.float64)
     skew = noise - noise.mT
     sigma = torch.linalg.eigvals(skew).imag.abs()
     low, high = torch.full((n_blocks, 1), -40.0), torch.full((n_blocks, 1), 40.0)
@@ -90,20 +80,57 @@ def rotations(n_blocks: int, width: int, distance: float, dice: torch.Generator)
     return torch.linalg.solve(eye - skew, eye + skew).float()
 
 
+Vectors = Mapping[str, nn.Parameter]
+"""Of one projection's adapter, by their names."""
+
+
+def _relax(vectors: Vectors, n_blocks: int, distance: float, rng: torch.Generator) -> None:
+    for u, v in (("u", "v"), ("u_out", "v_out")):
+        vectors[u].data, vectors[v].data = relaxed_pair(n_blocks, vectors[u].shape[1], distance, rng)
+
+
+def _rotate(vectors: Vectors, n_blocks: int, distance: float, rng: torch.Generator) -> None:
+    vectors["blocks"].data = rotations(n_blocks, vectors["blocks"].shape[1], distance, rng)
+
+
+def _free(vectors: Vectors, n_blocks: int, distance: float, rng: torch.Generator) -> None:
+    vectors["blocks"].data = free_blocks(n_blocks, vectors["blocks"].shape[1], distance, rng)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Random transforms of one method.
+
+    Attributes:
+        carrier: the adapter that carries them: OFT's rotations are blocks like any others.
+        reaches: whether a block of so many features can be at a distance from the identity.
+        move: puts vectors of n blocks at a distance; None where every initial direction is at the only one.
+    """
+
+    carrier: str
+    reaches: Callable[[float, int], bool]
+    move: Callable[[Vectors, int, float, torch.Generator], None] | None
+
+
+KINDS = {
+    "ether": Kind("ether", lambda distance, width: math.isclose(distance, 2.0), None),
+    "ether_plus": Kind("ether_plus", lambda distance, width: distance <= 2**0.5 + 1e-9, _relax),
+    "oft": Kind("naive", lambda distance, width: distance < rotation_limit(width), _rotate),
+    "naive": Kind("naive", lambda distance, width: True, _free),
+}
+"""By the name of the method."""
+
+
 @contextmanager
 def perturbed(model: nn.Module, method: str, n_blocks: int, distance: float, seed: int) -> Iterator[None]:
     """Inside, every attention projection of ``model`` has a random transform of the method at that distance."""
-    adapter = attach(model, EtherConfig(CONFIGS[method], n_blocks, seed=seed), "perturbation")
+    kind = KINDS[method]
+    adapter = attach(model, EtherConfig(kind.carrier, n_blocks, seed=seed), "perturbation")
     try:
         for path, transform in adapter.methods().items():
-            vectors, dice = dict(transform.named_parameters()), generator(seed, "perturbation", path)
-            shape: dict[str, Any] = {"n_blocks": n_blocks, "distance": distance, "dice": dice}
-            if method == "ether_plus":
-                for left, right in (("u", "v"), ("u_out", "v_out")):
-                    vectors[left].data, vectors[right].data = relaxed_pair(width=vectors[left].shape[1], **shape)
-            elif method != "ether":
-                make: Callable[..., Tensor] = rotations if method == "oft" else free_blocks
-                vectors["blocks"].data = make(width=vectors["blocks"].shape[1], **shape)
+            if kind.move is not None:
+                rng = generator(seed, "perturbation", path)
+                kind.move(dict(transform.named_parameters()), n_blocks, distance, rng)
         yield
     finally:
         adapter.detach()
@@ -124,7 +151,7 @@ def study(
         pipe: the base.
         asked: what to draw, the same for all.
         judges: DINO compares with the base's own images, CLIP with the prompts.
-        methods: of ``CONFIGS``.
+        methods: of ``KINDS``.
         distances: per block.
         n_blocks: blocks per projection.
         settings: batch_size, num_inference_steps, guidance_scale.
@@ -135,7 +162,7 @@ def study(
     """
     narrowest = min(target.in_features for target in find_targets(pipe.unet)) // n_blocks
     arms = [("base", 0.0)]
-    arms += [(method, each) for method in methods for each in distances if possible(method, each, narrowest)]
+    arms += [(method, each) for method in methods for each in distances if KINDS[method].reaches(each, narrowest)]
     images: dict[tuple[str, float], list[Image.Image]] = {}
     rows: list[dict[str, Any]] = []
     texts = judges.clip.text_features(asked.prompts)
@@ -207,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", default="playground", help="Hub id, folder or playground (default: %(default)s)")
     parser.add_argument("--prompts", nargs="+", required=True)
     parser.add_argument("--images_per_prompt", type=int, default=4)
-    parser.add_argument("--methods", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
+    parser.add_argument("--methods", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--distances", nargs="+", type=float, default=list(DISTANCES), help="per block")
     parser.add_argument("--n_blocks", type=int, default=4)
     parser.add_argument("--output_dir", type=Path, required=True)

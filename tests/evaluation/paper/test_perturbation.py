@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from ether_diffusion import playground
 from ether_diffusion.core.targets import find_targets
-from ether_diffusion.evaluation.paper.perturbation import main, perturbed, possible, rotation_limit, rotations
+from ether_diffusion.evaluation.paper.perturbation import KINDS, main, perturbed, rotation_limit, rotations
 from ether_diffusion.metrics.distances import effective_weights, transforms
 from ether_diffusion.pipelines.fingerprint import base_hash
 
@@ -35,7 +35,7 @@ def test_every_projection_is_that_far_from_itself(pipe: DiffusionPipeline, metho
     projections = [target.path for target in find_targets(pipe.unet)]
     before = dict(effective_weights(pipe.unet, projections))
     with perturbed(pipe.unet, method, N, distance, seed=3):
-        moved = dict(transforms(pipe.unet, {"oft": "naive"}.get(method, method)))
+        moved = dict(transforms(pipe.unet, KINDS[method].carrier))
         after = dict(effective_weights(pipe.unet))
     sides = 2 if method == "ether_plus" else 1
     assert len(moved) == sides * len(before)
@@ -49,11 +49,11 @@ def test_every_projection_is_that_far_from_itself(pipe: DiffusionPipeline, metho
 
 
 def test_what_a_method_cannot_reach_is_left_out() -> None:
-    assert [possible("ether", d, 8) for d in (1.0, 2.0, 2.1)] == [False, True, False]
-    assert [possible("ether_plus", d, 8) for d in (0.1, 2**0.5, 1.5)] == [True, True, False]
-    assert [possible("oft", d, 8) for d in (5.6, 5.7)] == [True, False]
+    assert [KINDS["ether"].reaches(d, 8) for d in (1.0, 2.0, 2.1)] == [False, True, False]
+    assert [KINDS["ether_plus"].reaches(d, 8) for d in (0.1, 2**0.5, 1.5)] == [True, True, False]
+    assert [KINDS["oft"].reaches(d, 8) for d in (5.6, 5.7)] == [True, False]
     assert rotation_limit(9) == rotation_limit(8) == 2 * 8**0.5
-    assert possible("naive", 100, 8)
+    assert KINDS["naive"].reaches(100, 8)
 
 
 def test_the_study_draws_and_scores_every_transform(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
