@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 
 
 class Sizes(Protocol):
-    """The settings that a method of peft is built from; a training's settings have them."""
+    """The settings that a method of peft is built from."""
 
-    n_blocks: int
-    rank: int
+    @property
+    def n_blocks(self) -> int:
+        """Diagonal blocks of each projection."""
+
+    @property
+    def rank(self) -> int:
+        """Rank, or number of reflections."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ether_diffusion.pipelines.file import first_line, is_local_name
 from ether_diffusion.playground import base_folder
-from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.sections import BaseSection
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class BaseModelError(RuntimeError):
     """The base model cannot be loaded, or is of a kind that cannot be trained."""
 
 
-def load_base(config: TrainingConfig, mixed_precision: str) -> DiffusionPipeline:
+def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
     """Load the base as a pipeline, frozen; whether it is SD or SDXL its own ``model_index.json`` tells.
 
     Frozen parts are kept in the precision of the computation, the autoencoder and all that is trained in fp32.
@@ -35,21 +35,19 @@ def load_base(config: TrainingConfig, mixed_precision: str) -> DiffusionPipeline
     Raises:
         BaseModelError: nothing is found under that name, the Hub cannot be reached, or it is no Stable Diffusion.
     """
-    name = base_folder(config.pretrained_model_name_or_path)
+    name = base_folder(base.pretrained_model_name_or_path)
     if not Path(name).is_dir() and is_local_name(name):
         raise BaseModelError(f"there is no folder {name} with a base model: check the path")
-    source = {"revision": config.revision} if config.revision else {}
+    source = {"revision": base.revision} if base.revision else {}
     try:
         index = DiffusionPipeline.load_config(name, **source)
         _check_kind(name, str(index.get("_class_name")))
         dtypes: dict[str, torch.dtype] = {"default": DTYPES[mixed_precision], "vae": torch.float32}
-        if config.method == "full":
+        if base.entry.saved_as == "pipeline":
             dtypes["unet"] = torch.float32
-            if config.train_text_encoder:
+            if base.train_text_encoder:
                 dtypes |= {"text_encoder": torch.float32, "text_encoder_2": torch.float32}
-        pipe = DiffusionPipeline.from_pretrained(
-            name, dtype=dtypes, variant=config.variant, **source, **_without(index)
-        )
+        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtypes, variant=base.variant, **source, **_without(index))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
         if isinstance(error, ValueError) and Path(name).is_dir():
             raise BaseModelError(f"the base model {name} cannot be loaded: {first_line(error)}") from error

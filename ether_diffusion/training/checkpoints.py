@@ -15,7 +15,7 @@ from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import commit
 from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, step_of
-from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.sections import SavingSection
 from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, save_adapter
 
 WEIGHTS = "trained.safetensors"
@@ -32,17 +32,17 @@ class Checkpoints:
         accelerator: holds the optimiser and what is registered with it.
         pipe: the pipeline in training.
         trainables: what is trained in it.
-        config: where the run folder is and how many checkpoints to keep.
+        saving: where the run folder is and how many checkpoints to keep.
     """
 
     def __init__(
-        self, accelerator: Accelerator, pipe: DiffusionPipeline, trainables: list[Trainable], config: TrainingConfig
+        self, accelerator: Accelerator, pipe: DiffusionPipeline, trainables: list[Trainable], saving: SavingSection
     ) -> None:
         self.accelerator = accelerator
         self.pipe = pipe
         self.trainables = trainables
-        self.config = config
-        self.folder = config.output_dir / "checkpoints"
+        self.saving = saving
+        self.folder = saving.output_dir / "checkpoints"
         if accelerator.is_main_process:
             for leftover in self.folder.glob(".step-*"):  # of a process that was killed while it saved
                 shutil.rmtree(leftover)
@@ -60,8 +60,8 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             commit(temporary, path)
-            if self.config.checkpoints_total_limit is not None:
-                remove_checkpoints(list_checkpoints(self.folder)[: -max(1, self.config.checkpoints_total_limit)])
+            if self.saving.checkpoints_total_limit is not None:
+                remove_checkpoints(list_checkpoints(self.folder)[: -max(1, self.saving.checkpoints_total_limit)])
         self.accelerator.wait_for_everyone()
 
     def load(self, path: Path) -> int:
@@ -80,7 +80,7 @@ class Checkpoints:
             (Path(folder) / WEIGHTS).write_bytes(serialize(state))
             for name in dict.fromkeys(trainable.adapter for trainable in self.trainables):
                 own = Path(folder) if name == ADAPTER_NAME else Path(folder) / name
-                save_adapter(self.pipe, name, self.config, own)
+                save_adapter(self.pipe, name, self.saving.pretrained_model_name_or_path, own)
 
     def _load_weights(self, models: list[object], folder: str) -> None:
         models.clear()

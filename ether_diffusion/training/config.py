@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.registry import METHODS, MethodEntry, Rate
 from ether_diffusion.runs.folder import RunSection
+from ether_diffusion.training.sections import AdapterSection
+
+Section = TypeVar("Section")
 
 Method = Literal[tuple(METHODS)]  # type: ignore[valid-type]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
@@ -206,7 +209,21 @@ class TrainingConfig:
 
     def ether_config(self) -> EtherConfig:
         """The adapter's part of the settings, for the methods of this library."""
-        return EtherConfig(self.method, self.n_blocks, self.two_sided, self.target_patterns, self.seed)
+        return self.section(AdapterSection).ether_config()
+
+    def section(self, kind: type[Section]) -> Section:
+        """One of :mod:`ether_diffusion.training.sections`, taken out of the settings."""
+        return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})  # type: ignore[arg-type]
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where latents, prompts and maps are cached."""
+        return self.cache_dir or self.output_dir / "cache"
+
+    @property
+    def private_conditions(self) -> bool:
+        """Whether the samples show conditions of the user's own training pairs."""
+        return False
 
     @property
     def run(self) -> RunSection:

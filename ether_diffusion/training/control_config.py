@@ -91,6 +91,11 @@ class ControlConfig(TrainingConfig):
         self._check_controlnet()
 
     @property
+    def private_conditions(self) -> bool:
+        """Whether the samples show conditions of the user's own training pairs."""
+        return self.train_data_dir != "playground" and not self.validation_image
+
+    @property
     def has_maps(self) -> bool:
         """Whether the conditions are semantic maps."""
         return self.condition in ("map", "segmentation")

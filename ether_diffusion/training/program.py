@@ -29,6 +29,7 @@ from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
 from ether_diffusion.training.samples import scheduler_class
+from ether_diffusion.training.sections import BaseSection, ComputeSection
 from ether_diffusion.training.setup import make_accelerator
 from ether_diffusion.training.trainables import Trainable
 
@@ -91,13 +92,13 @@ def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
         FileNotFoundError: a folder is missing, or there is nothing to resume.
         ValueError: a setting is impossible.
     """
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config.section(ComputeSection))
     with accelerator.main_process_first():
         checkpoint = open_run_folder(config.run) if accelerator.is_main_process or config.resume else None
     check()
     if config.sampler != "base":
         scheduler_class(config.sampler)
-    pipe = load_base(config, accelerator.mixed_precision).to(accelerator.device)
+    pipe = load_base(config.section(BaseSection), accelerator.mixed_precision).to(accelerator.device)
     config = replace(
         config,
         mixed_precision=accelerator.mixed_precision,
