@@ -70,13 +70,12 @@ class Job(Generic[Subject]):
 
 
 class Study(ABC, Generic[Subject]):
-    """What the loop does not know of a study: its jobs, and what is to be done with each.
+    """What the loop does not know of a study: its jobs, and what is to be done with each."""
 
-    Attributes:
-        output_dir: where runs, images and results go.
-    """
-
-    output_dir: Path
+    @property
+    @abstractmethod
+    def output_dir(self) -> Path:
+        """Where runs, images and results go."""
 
     @abstractmethod
     def jobs(self) -> list[Job[Subject]]:

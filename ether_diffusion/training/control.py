@@ -33,7 +33,7 @@ from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.controls import make_control
 from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.finish import finish
-from ether_diffusion.training.loop import Lane, Settings, Task, train
+from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.program import record_start, run_program, start_run
 from ether_diffusion.training.samples import Sampler, Shown
@@ -91,7 +91,7 @@ def run(config: ControlConfig) -> Path:
     lane = Lane(config.section(SavingSection), config.section(HubSection), trainables, sampler, shown, provenance)
     train(
         Task(pipe, model, partial(batches, pairs, config.section(BatchSection), accelerator, pipe), [lane]),
-        Settings.of(config.section),
+        LoopSettings.of(config),
         accelerator,
         start.checkpoint,
     )

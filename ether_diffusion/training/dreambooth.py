@@ -25,7 +25,7 @@ from ether_diffusion.training.conditioning import encode_prompts_once
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.finish import finish
-from ether_diffusion.training.loop import Lane, Settings, Task, train
+from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.program import record_start, run_program, start_run
 from ether_diffusion.training.samples import Sampler, Shown
@@ -110,7 +110,7 @@ def run(config: DreamBoothConfig) -> Path:
     task = Task(
         pipe, model, partial(batches, streams, config.section(BatchSection), accelerator, pipe), lanes, together
     )
-    train(task, Settings.of(config.section), accelerator, start.checkpoint)
+    train(task, LoopSettings.of(config), accelerator, start.checkpoint)
     report = finish(pipe, lanes, accelerator)
     if together is not None and accelerator.is_main_process:
         together.update(status="finished")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +30,8 @@ from ether_diffusion.training.sections import HubSection, LoopSection, Optimizer
 from ether_diffusion.training.trainables import Trainable
 
 logger = logging.getLogger(__name__)
+
+Section = TypeVar("Section")
 
 MAX_SKIPPED_STEPS = 30
 """The scaler halves its scale of 65536 at every skipped step: after 30 it is far below any that helps."""
@@ -104,8 +106,15 @@ class Task:
         return [trainable for lane in self.lanes for trainable in lane.trainables]
 
 
+class Sectioned(Protocol):
+    """Settings that sections can be taken out of."""
+
+    def section(self, kind: type[Section]) -> Section:
+        """One of :mod:`ether_diffusion.training.sections`."""
+
+
 @dataclass(frozen=True)
-class Settings:
+class LoopSettings:
     """What the loop and its parts need of the settings."""
 
     loop: LoopSection
@@ -113,16 +122,13 @@ class Settings:
     saving: SavingSection
 
     @classmethod
-    def of(cls, section: Callable[[type[Any]], Any]) -> Settings:
-        """Take them out of the settings.
-
-        Args:
-            section: from a section's class to the section.
-        """
-        return cls(section(LoopSection), section(OptimizerSection), section(SavingSection))
+    def of(cls, settings: Sectioned) -> LoopSettings:
+        """Take them out of the settings."""
+        take = settings.section
+        return cls(take(LoopSection), take(OptimizerSection), take(SavingSection))
 
 
-def train(task: Task, settings: Settings, accelerator: Accelerator, start: Path | None) -> None:
+def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: Path | None) -> None:
     """Train to ``max_train_steps``, from the checkpoint ``start`` if there is one.
 
     Raises:

@@ -181,7 +181,7 @@ class ControlStudy(Study[None]):
     device: torch.device
 
     @property
-    def output_dir(self) -> Path:  # type: ignore[override]
+    def output_dir(self) -> Path:
         """Where runs, pictures and results go."""
         return self.config.output_dir
 

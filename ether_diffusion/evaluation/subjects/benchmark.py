@@ -78,7 +78,7 @@ class Bench(Study[Subject]):
     _seen: dict[str, References] = field(default_factory=dict, init=False, repr=False)
 
     @property
-    def output_dir(self) -> Path:  # type: ignore[override]
+    def output_dir(self) -> Path:
         """Where runs, images and results go."""
         return self.config.output_dir
 
