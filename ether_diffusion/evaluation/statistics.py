@@ -268,7 +268,10 @@ def coverage_table(rows: Sequence[dict[str, float | str | int]], rounds: int) ->
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program: simulate, print the table, write ``coverage.json`` and ``coverage.md``."""
-    parser = argparse.ArgumentParser(prog="python eval/coverage.py", description=simulate.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python eval/coverage.py",
+        description="How often intervals of a mean over few subjects hold the true mean.",
+    )
     parser.add_argument("--rounds", type=int, default=4000, help="data sets per column (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, required=True)
