@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ether_diffusion import registry
 from ether_diffusion.evaluation import runner
-from ether_diffusion.evaluation.runner import Job, take_share
+from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.subjects import benchmark
 from ether_diffusion.evaluation.subjects.arms import (
     BASE,
@@ -436,18 +436,3 @@ def test_every_method_is_loaded_as_it_was_trained(
     base.unet.config.sample_size = pipe.unet.config.sample_size
     before = np.asarray(next(draw(base, asked, **arguments))).astype(int)  # type: ignore[arg-type]
     assert np.abs(before - sample).max() > 3
-
-
-def test_a_process_takes_its_share_and_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is restored
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert take_share() == (1, 3)
-    assert runner.os.environ["CUDA_VISIBLE_DEVICES"] == "1"
-    for visible, own in (("4,5,7", "5"), ("2", "2")):
-        take_share({"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": visible})
-        assert runner.os.environ["CUDA_VISIBLE_DEVICES"] == own
-    assert "WORLD_SIZE" not in runner.os.environ
-    assert take_share() == (0, 1)
