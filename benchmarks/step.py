@@ -32,7 +32,7 @@ from arms import ARMS
 from models import MODELS, Batch, build, latents, make_batch, predict, synchronise
 from torch import Tensor, nn
 
-from ether_diffusion.evaluation.kept import kept_bytes
+from ether_diffusion.evaluation.paper.blocks import kept_bytes
 
 
 def loss(model: nn.Module, parameters: list[nn.Parameter], batch: Batch) -> Tensor:

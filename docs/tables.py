@@ -17,21 +17,32 @@ from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from ether_diffusion.evaluation.anchors import ANCHORS, BASE
-from ether_diffusion.evaluation.compact import read_compact
-from ether_diffusion.evaluation.coverage import table as coverage_table
-from ether_diffusion.evaluation.statistics import compare, mean_interval
-from ether_diffusion.evaluation.summary import BY_KEY, Result, Row, best_rates, comparisons, summarize, unit_values
-from ether_diffusion.evaluation.tables import comparisons_table, format_difference, markdown_table
+from ether_diffusion.evaluation.statistics import compare, coverage_table, mean_interval
+from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE
+from ether_diffusion.evaluation.subjects.summary import (
+    BY_KEY,
+    Result,
+    Row,
+    best_rates,
+    comparisons,
+    read_compact,
+    summarize,
+    unit_values,
+)
+from ether_diffusion.evaluation.tables import comparisons_table, format_difference, format_score
 from ether_diffusion.files import write_text
+from ether_diffusion.page.text import markdown_table, number
+from ether_diffusion.registry import METHODS
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 PAGES = (DOCS.parent / "README.md", DOCS / "evaluation.md", DOCS / "performance.md")
 BLOCK = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
+SIZES = {"naive": "n = 4", "lora": "r = 4", "oft": "n = 4", "boft": "n = 4", "hra": "r = 8"}
+"""In the studies whose results are in the tables."""
 TITLES = {
-    **{"ether": "ETHER", "ether_plus": "ETHER+", "naive": "Naive n = 4", "lora": "LoRA r = 4", "oft": "OFT n = 4"},
-    **{"full": "full finetuning", "hra": "HRA r = 8", "boft": "BOFT n = 4"},
+    **{name: f"{entry.title} {SIZES[name]}" if name in SIZES else entry.title for name, entry in METHODS.items()},
+    "full": METHODS["full"].title.lower(),
     **{"truth": "*truth*", "base": "*base*", "copies": "*copies of the references*", "noise": "*noise*"},
 }
 MINUS = "−"
@@ -47,13 +58,9 @@ def benchmark(name: str) -> list[Result]:
     return read_compact(RESULTS / f"{name}.json")
 
 
-def interval(row: Row, key: str, digits: int = 3) -> str:
+def with_interval(row: Row, key: str) -> str:
     """A score's mean with its interval."""
-    found = row["scores"].get(key)
-    if found is None:
-        return ""
-    ends = "" if found["low"] is None else f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
-    return f"{found['mean']:.{digits}f}{ends}"
+    return format_score({**row["scores"][key], "spread": None}) if key in row["scores"] else ""
 
 
 def method_parameters() -> str:
@@ -66,9 +73,9 @@ def method_parameters() -> str:
         ["`ether_plus`, one-sided", "y = W H⁺ x + b", "ether_plus_one_sided", "at most √2", "the identity"],
         ["`naive` (the paper's control)", "y = W N x + b, N any block-diagonal", "naive", "unbounded", "the identity"],
     ]
-    lines = ["| method | forward | parameters on SD1.5 | ‖T − I‖ per block | start |", "|---|---|---:|---|---|"]
-    lines += [f"| {name} | {what} | {counts[key]:,} | {bound} | {start} |" for name, what, key, bound, start in rows]
-    return "\n".join(lines) + "\n"
+    heads = ["method", "forward", "parameters on SD1.5", "‖T − I‖ per block", "start"]
+    lines = [[name, what, f"{counts[key]:,}", bound, start] for name, what, key, bound, start in rows]
+    return markdown_table(heads, lines, text_columns=(0, 1, 3, 4))
 
 
 def step_costs() -> str:
@@ -104,9 +111,9 @@ def _subjects(keys: tuple[str, ...]) -> str:
     lines = [
         [
             TITLES[row["arm"]],
-            "" if row["learning_rate"] is None else f"{row['learning_rate']:g}",
+            number(row["learning_rate"], "g"),
             f"{row['parameters']:,}" if row["parameters"] else "",
-            interval(row, keys[0]),
+            with_interval(row, keys[0]),
             *("" if key not in row["scores"] else f"{row['scores'][key]['mean']:.3f}" for key in keys[1:]),
         ]
         for row in order
@@ -143,8 +150,8 @@ def rates() -> str:
         for row in of_arm:
             cell = f"{row['learning_rate']:g}: {row['scores']['truth']['mean']:.3f}"
             cells.append(f"**{cell}**" if row["learning_rate"] == best[arm] else cell)
-        lines.append(f"| {TITLES[arm]} | {', '.join(cells)} |")
-    return "\n".join(["| method | learning rate: truth-likeness |", "|---|---|", *lines]) + "\n"
+        lines.append([TITLES[arm], ", ".join(cells)])
+    return markdown_table(["method", "learning rate: truth-likeness"], lines, text_columns=(0, 1))
 
 
 def control() -> str:
@@ -166,7 +173,7 @@ def control() -> str:
                 ", ".join(f"{value:.3f}" for value in entry["miou"]),
                 f"{mean_interval(entry['miou']).mean:.3f}",
                 "" if each is None else format_difference(each.difference),
-                "" if each is None or each.p_holm is None else f"{each.p_holm:.2f}",
+                number(None if each is None else each.p_holm, ".2f"),
             ]
         )
     seeds = ", ".join(map(str, found["seeds"]))

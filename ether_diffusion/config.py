@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-METHODS = ("ether", "ether_plus", "naive")
+from ether_diffusion.registry import OWN_METHODS
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,9 @@ class EtherConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(
-                f"unknown method {self.method!r}{suggestion(self.method, METHODS)}; there are: {', '.join(METHODS)}"
-            )
+        if self.method not in OWN_METHODS:
+            near, known = suggestion(self.method, OWN_METHODS), ", ".join(OWN_METHODS)
+            raise ValueError(f"unknown method {self.method!r}{near}; there are: {known}")
         if not isinstance(self.n_blocks, int) or self.n_blocks < 1:
             raise ValueError(f"n_blocks must be a whole number of at least 1, not {self.n_blocks!r}")
         if not isinstance(self.targets, str):

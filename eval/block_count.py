@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torchvision, which nothing here needs
 
-from ether_diffusion.evaluation.blocks import main
+from ether_diffusion.evaluation.paper.blocks import main
 
 if __name__ == "__main__":
     main()

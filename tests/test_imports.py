@@ -91,7 +91,7 @@ def test_dreambooth_imports_neither_controls_nor_figures_nor_other_pipelines() -
             "diffusers.models.controlnets.controlnet",
             "diffusers.pipelines.controlnet.pipeline_controlnet",
             "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
-            "ether_diffusion.control.encoder",
+            "ether_diffusion.pipelines.control_encoder",
             "ether_diffusion.training.control",
         }
         & after

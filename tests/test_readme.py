@@ -13,7 +13,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 import ether_diffusion as ether
-from ether_diffusion.control.encoder import ControlEncoder, attach_control
+from ether_diffusion.pipelines.control_encoder import ControlEncoder
+from ether_diffusion.pipelines.control_hook import attach_control
 from ether_diffusion.playground.world import write_subject
 from ether_diffusion.training.dreambooth import main as train_dreambooth
 

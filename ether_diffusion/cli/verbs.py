@@ -50,41 +50,41 @@ STUDY = Group(
             Program(
                 "lr_robustness",
                 "quality against the learning rate",
-                "ether_diffusion.evaluation.robustness:main",
+                "ether_diffusion.evaluation.paper.learning_rates:main",
             ),
             Program(
                 "block_count",
                 "quality, time and memory against the number of blocks",
-                "ether_diffusion.evaluation.blocks:main",
+                "ether_diffusion.evaluation.paper.blocks:main",
             ),
             Program(
                 "control_study",
                 "control accuracy of several methods, scored while they train",
-                "ether_diffusion.evaluation.control_study:main",
+                "ether_diffusion.evaluation.controls.study:main",
             ),
         ),
         "Weights": (
             Program(
                 "perturbation",
                 "random transforms of growing distance",
-                "ether_diffusion.evaluation.perturbation:main",
+                "ether_diffusion.evaluation.paper.perturbation:main",
             ),
             Program(
                 "hyperspherical_energy",
                 "change of the hyperspherical energy in runs",
-                "ether_diffusion.evaluation.energy:main",
+                "ether_diffusion.evaluation.paper.energy:main",
             ),
         ),
         "Pictures that exist": (
             Program(
                 "subject_fidelity",
                 "score pictures of a subject against its photos",
-                "ether_diffusion.evaluation.folders:main",
+                "ether_diffusion.evaluation.subjects.folders:main",
             ),
             Program(
                 "control_accuracy",
                 "score pictures against maps, edges, depth or a face",
-                "ether_diffusion.evaluation.control_accuracy:main",
+                "ether_diffusion.evaluation.controls.accuracy:main",
             ),
         ),
         "Statistics": (
@@ -109,10 +109,10 @@ ETHER = Group(
             Program(
                 "bench",
                 "train, draw and score many subjects with many methods",
-                "ether_diffusion.evaluation.benchmark:main",
+                "ether_diffusion.evaluation.subjects.benchmark:main",
             ),
             STUDY,
-            Program("report", "one offline page of many runs", "ether_diffusion.evaluation.report:main"),
+            Program("report", "one offline page of many runs", "ether_diffusion.evaluation.overview:main"),
         ),
         "First steps": (
             Program("demo", "learn a drawn subject on a small base and score it", "ether_diffusion.demo:main"),

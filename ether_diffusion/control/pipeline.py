@@ -15,9 +15,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.control.hook import control_of
-from ether_diffusion.data.conditions import MAP_PALETTE, map_picture
-from ether_diffusion.data.pairs import load_condition
+from ether_diffusion.control.conditions import MAP_PALETTE, load_condition, map_picture
+from ether_diffusion.pipelines.control_hook import control_of
 
 logger = logging.getLogger(__name__)
 

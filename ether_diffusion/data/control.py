@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
+from ether_diffusion.control.conditions import CANNY_HIGH, CANNY_LOW, canny
 from ether_diffusion.data.augment import Augmentation, draw_crop, pixel_values, unit_values
 from ether_diffusion.data.buckets import check_resolution
-from ether_diffusion.data.conditions import CANNY_HIGH, CANNY_LOW, canny
 from ether_diffusion.data.pairs import Pair, PairSource
 from ether_diffusion.data.subject import Example
 

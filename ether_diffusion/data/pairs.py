@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from PIL import Image, ImageOps
 
-from ether_diffusion.data.conditions import COLOURED, colour_map, load_map, map_picture
-from ether_diffusion.data.images import UnreadableImageError, check_folder, list_images, load_caption, load_image
+from ether_diffusion.control.conditions import load_condition, map_picture
+from ether_diffusion.images import UnreadableImageError, check_folder, list_images, load_caption, load_image
 
 LAYOUTS = ("metadata.jsonl", "prompt.json")
 SHOWN_PROBLEMS = 8
@@ -251,27 +251,6 @@ def plain_listing(folder: str | Path) -> list[PairFiles]:
         ValueError: it holds no readable picture.
     """
     return [PairFiles(path, None, load_caption(path) or "", path.name) for path in list_images(folder)]
-
-
-def load_condition(path: str | Path, is_map: bool) -> Image.Image:
-    """A condition as the model is to see it, RGB: a picture as it looks, a map of grey class ids in colours.
-
-    Raises:
-        UnreadableImageError: the file is broken, or the map holds class ids without a colour.
-        OSError: the file cannot be opened.
-    """
-    try:
-        return _coloured(load_image, load_map, path) if is_map else load_image(path)
-    except ValueError as error:
-        raise error if isinstance(error, UnreadableImageError) else UnreadableImageError(f"{path}: {error}") from error
-
-
-def _coloured(
-    as_picture: Callable[[str | Path], Image.Image], as_ids: Callable[[str | Path], Any], path: str | Path
-) -> Image.Image:
-    with Image.open(path) as image:
-        coloured = image.mode in COLOURED
-    return as_picture(path) if coloured else colour_map(as_ids(path))
 
 
 def _problems(entry: PairFiles) -> list[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ether_diffusion.data.augment import Augmentation, augment, cover, is_deterministic
 from ether_diffusion.data.buckets import bucket_sizes, check_resolution, nearest_bucket
-from ether_diffusion.data.images import list_images, load_caption, load_image
+from ether_diffusion.images import list_images, load_caption, load_image
 
 _PREPROCESSING_VERSION = 1  # raise it when load_image or augment change the pixels they make
 

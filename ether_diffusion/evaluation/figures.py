@@ -10,15 +10,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 
-from ether_diffusion.evaluation.summary import Metric
+from ether_diffusion.evaluation.subjects.summary import Metric
 from ether_diffusion.files import atomic_path
 
 COLOURS = ("#3a5bc7", "#c2571a", "#0f8277", "#a8479b", "#8a7318", "#55606e", "#b3312c", "#1c1d21")
 MARKERS = "osD^vPX*"
-SIDE, GAP, TITLE = 96, 4, 18
-"""Pixels of a grid: side of a picture, space between two, height of a line of text."""
 
 
 @dataclass(frozen=True)
@@ -109,26 +106,3 @@ def _draw(axes: Axes, panel: Panel, labels: list[str]) -> None:
     axes.grid(color="#e4e2dd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def picture_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], heads: Sequence[str]) -> Image.Image:
-    """Rows of pictures, each under its name, with a head over every column; small ones are magnified by pixels."""
-    columns = max([len(heads), *(len(pictures) for _, pictures in rows)])
-    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, TITLE + len(rows) * (TITLE + SIDE + GAP)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for column, head in enumerate(heads):
-        pen.text((GAP + column * (SIDE + GAP), 3), head, fill="#66676e", font=font)
-    for number, (title, pictures) in enumerate(rows):
-        top = TITLE + number * (TITLE + SIDE + GAP)
-        pen.text((GAP, top + 2), title, fill="#1c1d21", font=font)
-        for column, picture in enumerate(pictures):
-            small = max(picture.size) < SIDE
-            method = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
-            sheet.paste(picture.convert("RGB").resize((SIDE, SIDE), method), (GAP + column * (SIDE + GAP), top + TITLE))
-    return sheet
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG atomically."""
-    with atomic_path(path) as temporary:
-        picture.save(temporary, "PNG")

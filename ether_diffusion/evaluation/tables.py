@@ -1,17 +1,18 @@
-"""The tables of a benchmark as Markdown, each with a caption that says what its intervals are of."""
+"""The tables of benchmarks and studies of controls as Markdown, with captions that say what intervals are of."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.evaluation.anchors import ANCHORS
-from ether_diffusion.evaluation.compact import write_compact
-from ether_diffusion.evaluation.jobs import Job
+from ether_diffusion.evaluation.controls.findings import MEASURES, MIOU, Findings, Setting, mean, spread
+from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.statistics import Comparison, Estimate
-from ether_diffusion.evaluation.summary import (
+from ether_diffusion.evaluation.subjects.arms import ANCHORS
+from ether_diffusion.evaluation.subjects.summary import (
     METRICS,
     REAL,
     Metric,
@@ -22,14 +23,15 @@ from ether_diffusion.evaluation.summary import (
     primary,
     read_results,
     summarize,
+    write_compact,
 )
 from ether_diffusion.files import write_text
+from ether_diffusion.metrics.control_tasks import Measure
+from ether_diffusion.page.text import interval, markdown_table, number
 
-
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """A Markdown table whose first columns are text and whose others stand to the right."""
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * text_columns + "---:|" * (len(heads) - text_columns)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+DIGITS = {"fid": 2}
+"""Of scores that have not three."""
+ONE_SEED = "One seed of the training: there is no interval, since another seed may give another order."
 
 
 def shown_metrics(rows: Iterable[Row]) -> list[Metric]:
@@ -39,11 +41,11 @@ def shown_metrics(rows: Iterable[Row]) -> list[Metric]:
 
 
 def scores_table(rows: list[Row]) -> str:
-    """The rows of :func:`~ether_diffusion.evaluation.summary.summarize`: mean ± spread over seeds [interval]."""
+    """The rows of :func:`~ether_diffusion.evaluation.subjects.summary.summarize`: mean ± spread [interval]."""
     metrics = shown_metrics(rows)
     lines = []
     for row in rows:
-        rate = "" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
+        rate = number(row["learning_rate"], "g")
         parameters = f"{row['parameters']:,}" if row["parameters"] else ""
         note = f" ({row['diverged']} diverged)" if row["diverged"] else ""
         cells = [format_score(row["scores"].get(metric.key)) for metric in metrics]
@@ -61,7 +63,7 @@ def comparisons_table(found: Sequence[Comparison], metric: Metric) -> str:
         [
             each.rival,
             format_difference(each.difference),
-            "" if each.p_holm is None else f"{each.p_holm:.2g}",
+            number(each.p_holm, ".2g"),
             str(each.difference.units),
             "" if each.p_holm is None else "separated" if each.separated else "not separated",
         ]
@@ -72,17 +74,12 @@ def comparisons_table(found: Sequence[Comparison], metric: Metric) -> str:
 
 def format_score(found: Mapping[str, float | None] | None) -> str:
     """A score with its spread and interval: ``0.412 ± 0.010 [0.380, 0.441]``; nothing where there is none."""
-    if found is None:
-        return ""
-    spread = "" if found["spread"] is None else f" ± {found['spread']:.3f}"
-    interval = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return f"{found['mean']:.3f}{spread}{interval}"
+    return "" if found is None else interval(found["mean"], found["low"], found["high"], spread=found["spread"])
 
 
 def format_difference(found: Estimate) -> str:
     """A difference with its sign and interval: ``+0.051 [+0.012, +0.090]``."""
-    interval = "" if found.low is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
-    return f"{found.mean:+.3f}{interval}"
+    return interval(found.mean, found.low, found.high, "+.3f")
 
 
 def caption(rows: Sequence[Row], compared: Sequence[Comparison]) -> list[str]:
@@ -119,7 +116,7 @@ def judges_line(judges: Mapping[str, Mapping[str, str]]) -> str:
     return f"Judges: {', '.join(named)}." if named else ""
 
 
-def write_summary(folder: Path, jobs: list[Job]) -> tuple[str, list[str]]:
+def write_summary(folder: Path, jobs: Sequence[Job[Any]]) -> tuple[str, list[str]]:
     """Write the files of :func:`write_tables` of the jobs that are done.
 
     Other processes may finish jobs and write the same files meanwhile; whoever writes last has read all of them.
@@ -164,3 +161,110 @@ def summary_text(results: list[Result], missing: Sequence[str], judges: Mapping[
     if missing:
         parts.append(f"Not in these tables ({len(missing)}): {', '.join(missing)}\n")
     return "\n".join(part for part in parts if part)
+
+
+def known_measures(settings: Iterable[Setting]) -> list[Measure]:
+    """What all the settings were scored by."""
+    scores = [row["scores"] for setting in settings for row in setting.last]
+    return [measure for key, measure in MEASURES.items() if all(key in found for found in scores)]
+
+
+def controls_table(best: dict[str, Setting]) -> str:
+    """One row per arm at its best rate: parameters of the adapter and of the encoder, and the scores."""
+    if not best:
+        return "nothing can be compared yet\n"
+    keys = {measure.key: measure.title for measure in known_measures(best.values())}
+    first = next(iter(best.values()))
+    heads = ["method", "rate", "adapter", "control", *keys.values()]
+    rows = []
+    for arm, setting in best.items():
+        facts = [setting.label, *(f"{count:,}" for count in setting.counts)]
+        rows.append([arm, *facts, *(cell(setting, key) for key in keys)])
+    if originals := first.last[0]["originals"]:
+        rows.append(["*originals*", "", "", "", *(figure(originals.get(key), key) for key in keys)])
+    return markdown_table(heads, rows) + f"\n{spread_caption(len(first.seeds))}\n"
+
+
+def spread_caption(seeds: int) -> str:
+    """What the means and ± of a table of so many seeds are over."""
+    if seeds > 1:
+        return f"Means over {seeds} seeds of the training; ± is their standard deviation."
+    return f"{ONE_SEED} ± is the standard deviation over the sample numbers."
+
+
+def control_rates_table(findings: Findings) -> str:
+    """MIoU at every rate, a row for each arm that has several.
+
+    Of several seeds also the highest less the lowest, where none diverged; of one seed that would be noise.
+    """
+    arms: dict[str, dict[float, float]] = {}
+    for setting in findings.finished:
+        if setting.rate is not None:
+            arms.setdefault(setting.arm, {})[setting.rate] = mean(setting.last)
+    for arm, rate in findings.diverged:
+        if rate is not None:
+            arms.setdefault(arm, {})[rate] = math.nan
+    several = {arm: dict(sorted(values.items())) for arm, values in arms.items() if len(values) > 1}
+    if not several:
+        return ""
+    widest, seeds = max(map(len, several.values())), len(findings.finished[0].seeds) if findings.finished else 1
+    rows = []
+    for arm, values in several.items():
+        cells = [f"{figure(value) or 'diverged'} ({rate:g})" for rate, value in values.items()]
+        row = [arm, *cells, *[""] * (widest - len(cells))]
+        if seeds > 1:
+            whole = not any(map(math.isnan, values.values()))
+            row.append(figure(max(values.values()) - min(values.values())) if whole else "")
+        rows.append(row)
+    heads = ["method", *(f"rate {place + 1}" for place in range(widest))]
+    told = f"Means over {seeds} seeds of the training." if seeds > 1 else ONE_SEED
+    return f"{markdown_table([*heads, *(['highest - lowest'] if seeds > 1 else [])], rows)}\n{told}\n"
+
+
+def cell(setting: Setting, key: str = MIOU) -> str:
+    """A score of a setting's last step with its spread."""
+    deviation = spread(setting.last, key)
+    return figure(mean(setting.last, key), key) + ("" if deviation is None else f" ± {figure(deviation, key)}")
+
+
+def figure(value: float | None, key: str = MIOU) -> str:
+    """A score's value, with as many digits as mean something."""
+    return number(value, f".{DIGITS.get(key, 3)}f")
+
+
+def steps_caption(settings: Iterable[Setting]) -> str:
+    """Of how many seeds the points of :func:`panels` are; those of an unfinished study may differ."""
+    counts = {len(rows) for setting in settings for rows in setting.steps.values()}
+    fewest, most = min(counts, default=1), max(counts, default=1)
+    if most < 2:
+        return ONE_SEED
+    span = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return f"Means over {span} seeds of the training."
+
+
+def differences_table(found: Sequence[Comparison]) -> str:
+    """A row for each comparison, and what its interval is over."""
+    if not found:
+        return "nothing can be compared yet\n"
+    rows = [
+        [
+            each.arm,
+            each.rival,
+            format_difference(each.difference),
+            number(each.p_holm, ".2g"),
+            str(each.difference.units),
+        ]
+        for each in found
+    ]
+    heads = ["method", "minus", f"difference in {MEASURES[MIOU].title}, 95 % interval", "p (Holm)", "seeds"]
+    return f"{markdown_table(heads, rows, (0, 1))}\n{difference_caption(found)}\n"
+
+
+def difference_caption(found: Sequence[Comparison]) -> str:
+    """What the intervals are over."""
+    if max(each.difference.units for each in found) < 2:
+        return ONE_SEED
+    return (
+        f"Intervals: Student's t over the seeds of the training, within which methods are compared; "
+        f"p is corrected for {len(found)} comparisons. The rate of a method is the best of these results."
+    )

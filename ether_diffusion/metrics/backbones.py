@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPTokenizer
 
-from ether_diffusion.data.images import load_image
+from ether_diffusion.images import load_image
 from ether_diffusion.playground import judge_folder
 
 BATCH = 32

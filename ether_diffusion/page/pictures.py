@@ -1,13 +1,19 @@
-"""Pictures inside a page: thumbnails as data URIs."""
+"""Pictures inside a page, as data URIs, and sheets of pictures as files."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from ether_diffusion.files import atomic_path
+
+SIDE, GAP, TITLE = 96, 4, 18
+"""Pixels of a grid: side of a picture, space between two, height of a line of text."""
 
 
 @dataclass(frozen=True)
@@ -41,3 +47,26 @@ def data_uri(image: Image.Image, size: int, flat: bool = False) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=82, lossless=flat)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def picture_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], heads: Sequence[str]) -> Image.Image:
+    """Rows of pictures, each under its name, with a head over every column; small ones are magnified by pixels."""
+    columns = max([len(heads), *(len(pictures) for _, pictures in rows)])
+    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, TITLE + len(rows) * (TITLE + SIDE + GAP)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for column, head in enumerate(heads):
+        pen.text((GAP + column * (SIDE + GAP), 3), head, fill="#66676e", font=font)
+    for number, (title, pictures) in enumerate(rows):
+        top = TITLE + number * (TITLE + SIDE + GAP)
+        pen.text((GAP, top + 2), title, fill="#1c1d21", font=font)
+        for column, picture in enumerate(pictures):
+            small = max(picture.size) < SIDE
+            method = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+            sheet.paste(picture.convert("RGB").resize((SIDE, SIDE), method), (GAP + column * (SIDE + GAP), top + TITLE))
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG atomically."""
+    with atomic_path(path) as temporary:
+        picture.save(temporary, "PNG")

@@ -21,7 +21,7 @@ from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import atomic_path
 
 if TYPE_CHECKING:
-    from ether_diffusion.control.encoder import ControlEncoder
+    from ether_diffusion.pipelines.control_encoder import ControlEncoder
 
 FILE_NAME = "ether_weights.safetensors"
 FORMAT_VERSION = "1"
@@ -135,7 +135,10 @@ def _new_encoder(settings: str | None) -> ControlEncoder | None:
     """The control encoder that the metadata describe, without its weights."""
     if settings is None:
         return None
-    from ether_diffusion.control.encoder import ControlEncoder, ControlEncoderConfig  # imports the ControlNets
+    from ether_diffusion.pipelines.control_encoder import (  # imports the ControlNets
+        ControlEncoder,
+        ControlEncoderConfig,
+    )
 
     values = json.loads(settings)
     channels = tuple(map(int, values["channels"]))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.control.hook import Control, control_of
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.host import Host, host_of
+from ether_diffusion.pipelines.control_hook import Control, control_of
 from ether_diffusion.pipelines.file import COMPONENTS, CONTROL
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ether_diffusion.control.hook import Control, attach_control
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.host import Host, attach_made
 from ether_diffusion.core.plan import check_mixable
+from ether_diffusion.pipelines.control_hook import Control, attach_control
 from ether_diffusion.pipelines.file import AdapterFile
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.pipelines.fitting import fit, warn_if_other_base

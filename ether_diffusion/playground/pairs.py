@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ether_diffusion.data.conditions import colour_map, palette_map
+from ether_diffusion.control.conditions import colour_map, palette_map
 from ether_diffusion.data.pairs import Pair
 from ether_diffusion.files import atomic_path
 from ether_diffusion.playground.world import draw, random_caption, random_scene

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +21,6 @@ import torch
 import yaml
 
 from ether_diffusion.files import write_text
-from ether_diffusion.training.checkpoints import find_checkpoint, list_checkpoints, remove_checkpoints, step_of
-from ether_diffusion.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,28 @@ MODEL_FILES = (
 """What runs of full and of peft's methods write too; only in a folder with a run are they a run's own."""
 
 
-def open_run_folder(config: TrainingConfig) -> Path | None:
+@dataclass(frozen=True)
+class RunSection:
+    """What a run folder needs of a training's settings.
+
+    Attributes:
+        output_dir: the run folder.
+        overwrite: whether a run that is there already may be replaced.
+        resume: the checkpoint to continue from: "latest", or its name; None for a new run.
+        base_model: name of the base.
+        settings: all settings as plain YAML values, which ``config.yaml`` holds.
+        config_hash: of those that the result depends on.
+    """
+
+    output_dir: Path
+    overwrite: bool
+    resume: str | None
+    base_model: str
+    settings: Mapping[str, Any]
+    config_hash: str
+
+
+def open_run_folder(run: RunSection) -> Path | None:
     """Make sure that the run can be written, and return the checkpoint to continue from, if one is asked for.
 
     Raises:
@@ -61,10 +83,10 @@ def open_run_folder(config: TrainingConfig) -> Path | None:
         FileExistsError: the folder holds a run, and neither resume nor overwrite was asked for.
         OSError: the folder cannot be written.
     """
-    folder = config.output_dir
-    if config.resume is not None:
-        return find_checkpoint(folder, config.resume)
-    if _present(folder) and not config.overwrite:
+    folder = run.output_dir
+    if run.resume is not None:
+        return find_checkpoint(folder, run.resume)
+    if _present(folder) and not run.overwrite:
         state = read_provenance(folder).get("status", "unfinished")
         resumable = ", --resume latest to continue it" if list_checkpoints(folder / "checkpoints") else ""
         raise FileExistsError(
@@ -92,20 +114,20 @@ def _present(folder: Path) -> list[Path]:
     return [folder / name for name in own if (folder / name).exists()]
 
 
-def write_config(config: TrainingConfig) -> None:
+def write_config(run: RunSection) -> None:
     """Write the resolved settings as ``config.yaml``, which ``--config`` reads back, to start another such run."""
-    settings = {key: value for key, value in config.to_dict().items() if key not in ("overwrite", "resume")}
+    settings = {key: value for key, value in run.settings.items() if key not in ("overwrite", "resume")}
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    write_text(config.output_dir / "config.yaml", text)
+    write_text(run.output_dir / "config.yaml", text)
 
 
-def changed_settings(config: TrainingConfig, base_hash: Mapping[str, str | None]) -> list[str]:
+def changed_settings(run: RunSection, base_hash: Mapping[str, str | None]) -> list[str]:
     """What differs from how the run in the folder was started, the base's weights included, as "name: old → new"."""
-    path = config.output_dir / "config.yaml"
+    path = run.output_dir / "config.yaml"
     old = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
-    old["base_hash"] = read_provenance(config.output_dir).get("base_hash", base_hash)
+    old["base_hash"] = read_provenance(run.output_dir).get("base_hash", base_hash)
     ignored = {"resume", "overwrite", "output_dir"}
-    new = {key: value for key, value in config.to_dict().items() if key not in ignored} | {"base_hash": base_hash}
+    new = {key: value for key, value in run.settings.items() if key not in ignored} | {"base_hash": base_hash}
     return [f"{key}: {old[key]} → {new[key]}" for key in new if key in old and old[key] != new[key]]
 
 
@@ -121,12 +143,12 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 class Provenance:
     """What stands beside every result: settings' hash, versions, git revision, hash of the base, status."""
 
-    def __init__(self, config: TrainingConfig, facts: Mapping[str, Any]) -> None:
-        self.folder = config.output_dir
+    def __init__(self, run: RunSection, facts: Mapping[str, Any]) -> None:
+        self.folder = run.output_dir
         before = read_provenance(self.folder)
         self.content: dict[str, Any] = {
-            "config_hash": config.hash(),
-            "base_model": config.pretrained_model_name_or_path,
+            "config_hash": run.config_hash,
+            "base_model": run.base_model,
             "git_revision": git_revision(),
             "versions": versions(),
             "started": before.get("started", now()),
@@ -138,6 +160,46 @@ class Provenance:
         """Change facts and write ``provenance.json``."""
         self.content.update(facts)
         write_text(self.folder / "provenance.json", json.dumps(self.content, indent=1, ensure_ascii=False))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first; half-written ones have other names."""
+    found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def remove_checkpoints(paths: Sequence[Path]) -> None:
+    """Delete checkpoints; killed meanwhile, it leaves none that looks whole."""
+    for path in paths:
+        doomed = path.with_name(f".{path.name}.old")
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def find_checkpoint(output_dir: Path, wanted: str) -> Path:
+    """The checkpoint that ``--resume`` names: "latest", or the name of one.
+
+    Raises:
+        FileNotFoundError: the run has no such checkpoint; the message lists those it has.
+    """
+    found = list_checkpoints(output_dir / "checkpoints")
+    if not found:
+        raise FileNotFoundError(
+            f"nothing to resume: {output_dir} holds no checkpoints; start the run without --resume "
+            "(with --overwrite, if the folder holds one without checkpoints)"
+        )
+    if wanted == "latest":
+        return found[-1]
+    for path in found:
+        if wanted in (path.name, str(path)) or wanted == str(step_of(path)):
+            return path
+    names = ", ".join(path.name for path in found)
+    raise FileNotFoundError(f"{output_dir} holds no checkpoint {wanted!r}; it has: {names}; or pass --resume latest")
+
+
+def step_of(path: Path) -> int:
+    """The number of optimisation steps behind the checkpoint at ``path``."""
+    return int(path.name.removeprefix("step-"))
 
 
 def forget_after(folder: Path, step: int) -> None:

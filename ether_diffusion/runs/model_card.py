@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ether_diffusion import playground
 from ether_diffusion.files import write_text
-from ether_diffusion.runs.record import Run, SamplePrompt, format_score, read_run
-from ether_diffusion.training.config import ETHER_METHODS
+from ether_diffusion.page.text import number
+from ether_diffusion.runs.record import Run, SamplePrompt, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TAGS = ("text-to-image", "diffusers", "diffusers-training", "stable-diffusion")
@@ -32,7 +32,7 @@ def write_model_card(run_dir: str | Path) -> Path:
     data = ModelCardData(
         base_model=run.base if is_hub_id(run.base) else None,
         library_name="diffusers",
-        tags=["ether" if run.method in ETHER_METHODS else run.method, *TAGS, *(["dreambooth"] if subject else [])],
+        tags=["ether" if run.entry.is_own else run.method, *TAGS, *(["dreambooth"] if subject else [])],
         instance_prompt=run.instance_prompt,
     )
     card = ModelCard.from_template(
@@ -45,7 +45,7 @@ def write_model_card(run_dir: str | Path) -> Path:
         loading=loading_code(run),
         settings={key: markdown(value) for key, value in run.settings(MORE_SETTINGS).items()},
         scores={
-            markdown(metric): {markdown(column): format_score(value) for column, value in row.items()}
+            markdown(metric): {markdown(column): number(value, missing="–") for column, value in row.items()}
             for metric, row in run.scores.items()
         },
         caption=markdown(run.judging.caption) if run.judging else None,
@@ -92,15 +92,15 @@ def _control_loading_code(run: Run) -> str:
             kind = "DiffusionPipeline"
             imports.insert(1, "from diffusers import DiffusionPipeline")
         lines = [f"pipe = {kind}.from_pretrained({folder if run.method == 'full' else base})"]
-        if run.base == playground.NAME and run.method != "full":
+        if run.base == playground.NAME and run.entry.saved_as != "pipeline":
             imports.insert(1, "from ether_diffusion import playground")
             lines = ["pipe = ether.StableDiffusionControlPipeline.from_pipe(playground.load())"]
     if run.peft_components:
         imports.append("from peft import PeftModel")
         lines += _peft_lines(run)
-    elif run.method == "lora":
+    elif run.entry.saved_as == "lora":
         lines.append(f"pipe.load_lora_weights({folder})")
-    if run.controlnet is None or run.method in ETHER_METHODS:
+    if run.controlnet is None or run.entry.is_own:
         lines.append(f"ether.load(pipe, {folder})")
     else:
         imports.remove("import ether_diffusion as ether")
@@ -138,13 +138,13 @@ def _subject_loading_code(run: Run) -> str:
     folder, base = _literal(_public_name(run)), _base_literal(run)
     imports = ["from diffusers import DiffusionPipeline"]
     pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
-    if run.base == playground.NAME and run.method != "full":
+    if run.base == playground.NAME and run.entry.saved_as != "pipeline":
         imports, pipeline = ["from ether_diffusion import playground"], "pipe = playground.load()"
-    if run.method == "full":
+    if run.entry.saved_as == "pipeline":
         lines = [f"pipe = DiffusionPipeline.from_pretrained({folder})"]
-    elif run.method == "lora":
+    elif run.entry.saved_as == "lora":
         lines = [pipeline, f"pipe.load_lora_weights({folder})"]
-    elif run.method in ETHER_METHODS:
+    elif run.entry.is_own:
         imports.insert(0, "import ether_diffusion as ether")
         lines = [pipeline, f"ether.load(pipe, {folder})"]
     else:

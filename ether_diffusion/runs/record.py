@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -12,24 +11,12 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 
 import yaml
 
+from ether_diffusion.page.text import number
 from ether_diffusion.pipelines.file import CONTROL
+from ether_diffusion.registry import METHODS, MethodEntry
 from ether_diffusion.runs.folder import read_provenance
-from ether_diffusion.training.config import OF_PEFT
 
 T = TypeVar("T")
-
-METHODS = {
-    "ether_plus": ("ETHER+", ("n_blocks", "targets")),
-    "ether": ("ETHER", ("n_blocks", "targets")),
-    "naive": ("Naive", ("n_blocks", "targets")),
-    "lora": ("LoRA", ("rank", "targets")),
-    "oft": ("OFT", ("n_blocks", "targets")),
-    "boft": ("BOFT", ("n_blocks", "targets")),
-    "hra": ("HRA", ("rank", "targets")),
-    "full": ("Full finetuning", ()),
-    "none": ("A control encoder", ()),
-}
-"""Each method as people write it, and the settings that are its own."""
 
 CONDITIONS = {
     "image": "control images",
@@ -174,9 +161,14 @@ class Run:
         return str(self.config["method"])
 
     @property
+    def entry(self) -> MethodEntry:
+        """The method's entry in the registry."""
+        return METHODS[self.method]
+
+    @property
     def method_name(self) -> str:
         """The method as people write it: ``ETHER+``."""
-        return "ControlNet" if (self.method, self.control) == ("none", "controlnet") else METHODS[self.method][0]
+        return "ControlNet" if (self.method, self.control) == ("none", "controlnet") else self.entry.title
 
     @property
     def base(self) -> str:
@@ -209,7 +201,7 @@ class Run:
     @property
     def peft_components(self) -> list[str]:
         """The components that the run saved as peft folders; LoRA has diffusers' own format, but for a ControlNet."""
-        if self.method not in OF_PEFT and not (self.method == "lora" and self.control == "controlnet"):
+        if self.entry.saved_as != "peft" and not (self.entry.saved_as == "lora" and self.control == "controlnet"):
             return []
         return [component for component in self.provenance.trained_parameters if component != CONTROL]
 
@@ -253,7 +245,7 @@ class Run:
         """
         rate = max((next(iter(row["lr"].values())) for row in self.metrics), default=None)
         values = {"learning_rate": rate} | {key: value for key, value in self.config.items() if value is not None}
-        names = ("method", *METHODS[self.method][1], *HIGHLIGHTS, *more)
+        names = ("method", *self.entry.settings, *HIGHLIGHTS, *more)
         return {name: format_value(values[name]) for name in names if values.get(name) is not None}
 
 
@@ -323,16 +315,11 @@ def format_value(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:g}" if math.isfinite(value) else "–"
+            return number(value, "g", "–")
         case list() | tuple():
             return ", ".join(format_value(item) for item in value) or "–"
         case _:
             return str(value)
-
-
-def format_score(value: float | None) -> str:
-    """A score to the third decimal, ``–`` for none."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -10,13 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from ether_diffusion.files import write_text
 from ether_diffusion.page.pictures import Picture, thumbnail
 from ether_diffusion.page.render import render
+from ether_diffusion.page.text import number
 from ether_diffusion.runs.curves import draw_curves
-from ether_diffusion.runs.record import Run, SamplePrompt, format_score, format_value, read_run
+from ether_diffusion.runs.record import Run, SamplePrompt, format_value, read_run
 
 MAX_STEPS = 12  # sample steps in the grid
 MAX_FIRST_SCREEN = 6  # pictures in each column of the first screen
@@ -59,7 +61,13 @@ def write_report(run_dir: str | Path) -> Path:
     shown = evenly_spaced(run.sample_steps, MAX_STEPS)
     page = render(
         Path(__file__).with_name("report.html.jinja"),
-        {"value": format_value, "score": format_score, "duration": _duration, "date": _date, "short": short_path},
+        {
+            "value": format_value,
+            "score": partial(number, missing="–"),
+            "duration": _duration,
+            "date": _date,
+            "short": short_path,
+        },
         run=run,
         provenance=run.provenance,
         galleries=[

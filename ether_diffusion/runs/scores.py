@@ -16,8 +16,8 @@ from statistics import fmean
 
 from torch import Tensor
 
-from ether_diffusion.data.images import UnreadableImageError
 from ether_diffusion.files import write_text
+from ether_diffusion.images import UnreadableImageError
 from ether_diffusion.metrics.backbones import ANYTORCH
 from ether_diffusion.metrics.judges import add_judges, judges_of
 from ether_diffusion.metrics.scoring import Judges, References, score_images

@@ -13,7 +13,7 @@ from torch import nn
 
 from ether_diffusion.pipelines.file import first_line, is_local_name
 from ether_diffusion.playground import base_folder
-from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.sections import BaseSection
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class BaseModelError(RuntimeError):
     """The base model cannot be loaded, or is of a kind that cannot be trained."""
 
 
-def load_base(config: TrainingConfig, mixed_precision: str) -> DiffusionPipeline:
+def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
     """Load the base as a pipeline, frozen; whether it is SD or SDXL its own ``model_index.json`` tells.
 
     Frozen parts are kept in the precision of the computation, the autoencoder and all that is trained in fp32.
@@ -37,21 +37,19 @@ def load_base(config: TrainingConfig, mixed_precision: str) -> DiffusionPipeline
     Raises:
         BaseModelError: nothing is found under that name, the Hub cannot be reached, or it is no Stable Diffusion.
     """
-    name = base_folder(config.pretrained_model_name_or_path)
+    name = base_folder(base.pretrained_model_name_or_path)
     if not Path(name).is_dir() and is_local_name(name):
         raise BaseModelError(f"there is no folder {name} with a base model: check the path")
-    source = {"revision": config.revision} if config.revision else {}
+    source = {"revision": base.revision} if base.revision else {}
     try:
         index = DiffusionPipeline.load_config(name, **source)
         _check_kind(name, str(index.get("_class_name")))
         dtypes: dict[str, torch.dtype] = {"default": DTYPES[mixed_precision], "vae": torch.float32}
-        if config.method == "full":
+        if base.entry.saved_as == "pipeline":
             dtypes["unet"] = torch.float32
-            if config.train_text_encoder:
+            if base.train_text_encoder:
                 dtypes |= {"text_encoder": torch.float32, "text_encoder_2": torch.float32}
-        pipe = DiffusionPipeline.from_pretrained(
-            name, dtype=dtypes, variant=config.variant, **source, **_without(index)
-        )
+        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtypes, variant=base.variant, **source, **_without(index))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
         if isinstance(error, ValueError) and Path(name).is_dir():
             raise BaseModelError(f"the base model {name} cannot be loaded: {first_line(error)}") from error
@@ -60,27 +58,6 @@ def load_base(config: TrainingConfig, mixed_precision: str) -> DiffusionPipeline
         if isinstance(component, nn.Module):
             component.requires_grad_(False)
     return pipe
-
-
-def is_xl(pipe: DiffusionPipeline) -> bool:
-    """Whether the base is SDXL: two text encoders, time ids."""
-    return getattr(pipe, "text_encoder_2", None) is not None or getattr(pipe, "tokenizer_2", None) is not None
-
-
-def text_encoders(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
-    """The text encoders of the base by component name."""
-    names = ("text_encoder", "text_encoder_2")
-    return {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
-
-
-def native_resolution(pipe: DiffusionPipeline) -> int:
-    """Side in pixels of the images that the base was made for."""
-    return int(pipe.unet.config.sample_size) * vae_factor(pipe)
-
-
-def vae_factor(pipe: DiffusionPipeline) -> int:
-    """Pixels per latent."""
-    return 2 ** (len(pipe.vae.config.block_out_channels) - 1)
 
 
 def _without(index: dict[str, Any]) -> dict[str, Any]:

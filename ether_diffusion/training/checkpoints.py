@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -17,7 +14,8 @@ from torch import Tensor
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import commit
-from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, step_of
+from ether_diffusion.training.sections import SavingSection
 from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, save_adapter
 
 WEIGHTS = "trained.safetensors"
@@ -34,17 +32,17 @@ class Checkpoints:
         accelerator: holds the optimiser and what is registered with it.
         pipe: the pipeline in training.
         trainables: what is trained in it.
-        config: where the run folder is and how many checkpoints to keep.
+        saving: where the run folder is and how many checkpoints to keep.
     """
 
     def __init__(
-        self, accelerator: Accelerator, pipe: DiffusionPipeline, trainables: list[Trainable], config: TrainingConfig
+        self, accelerator: Accelerator, pipe: DiffusionPipeline, trainables: list[Trainable], saving: SavingSection
     ) -> None:
         self.accelerator = accelerator
         self.pipe = pipe
         self.trainables = trainables
-        self.config = config
-        self.folder = config.output_dir / "checkpoints"
+        self.saving = saving
+        self.folder = saving.output_dir / "checkpoints"
         if accelerator.is_main_process:
             for leftover in self.folder.glob(".step-*"):  # of a process that was killed while it saved
                 shutil.rmtree(leftover)
@@ -62,8 +60,8 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             commit(temporary, path)
-            if self.config.checkpoints_total_limit is not None:
-                remove_checkpoints(list_checkpoints(self.folder)[: -max(1, self.config.checkpoints_total_limit)])
+            if self.saving.checkpoints_total_limit is not None:
+                remove_checkpoints(list_checkpoints(self.folder)[: -max(1, self.saving.checkpoints_total_limit)])
         self.accelerator.wait_for_everyone()
 
     def load(self, path: Path) -> int:
@@ -82,7 +80,7 @@ class Checkpoints:
             (Path(folder) / WEIGHTS).write_bytes(serialize(state))
             for name in dict.fromkeys(trainable.adapter for trainable in self.trainables):
                 own = Path(folder) if name == ADAPTER_NAME else Path(folder) / name
-                save_adapter(self.pipe, name, self.config, own)
+                save_adapter(self.pipe, name, self.saving.pretrained_model_name_or_path, own)
 
     def _load_weights(self, models: list[object], folder: str) -> None:
         models.clear()
@@ -116,43 +114,3 @@ def _zero_vectors(saved: dict[str, Tensor], prefix: str) -> list[str]:
     """What is wrong with an adapter's vectors themselves."""
     vectors = {key: value for key, value in saved.items() if key.startswith(prefix)}
     return state_problems(vectors, vectors)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first; half-written ones have other names."""
-    found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=step_of)
-
-
-def remove_checkpoints(paths: Sequence[Path]) -> None:
-    """Delete checkpoints; killed meanwhile, it leaves none that looks whole."""
-    for path in paths:
-        doomed = path.with_name(f".{path.name}.old")
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)
-
-
-def find_checkpoint(output_dir: Path, wanted: str) -> Path:
-    """The checkpoint that ``--resume`` names: "latest", or the name of one.
-
-    Raises:
-        FileNotFoundError: the run has no such checkpoint; the message lists those it has.
-    """
-    found = list_checkpoints(output_dir / "checkpoints")
-    if not found:
-        raise FileNotFoundError(
-            f"nothing to resume: {output_dir} holds no checkpoints; start the run without --resume "
-            "(with --overwrite, if the folder holds one without checkpoints)"
-        )
-    if wanted == "latest":
-        return found[-1]
-    for path in found:
-        if wanted in (path.name, str(path)) or wanted == str(step_of(path)):
-            return path
-    names = ", ".join(path.name for path in found)
-    raise FileNotFoundError(f"{output_dir} holds no checkpoint {wanted!r}; it has: {names}; or pass --resume latest")
-
-
-def step_of(path: Path) -> int:
-    """The number of optimisation steps behind the checkpoint at ``path``."""
-    return int(path.name.removeprefix("step-"))

@@ -48,14 +48,14 @@ def generate_class_images(sampler: Sampler, folder: Path, prompt: str, number: i
 
 def _check_record(sampler: Sampler, folder: Path, prompt: str) -> None:
     """Compare with what the images that are there were generated with, or write it down."""
-    config = sampler.config
+    section = sampler.section
     now = {
         "prompt": prompt,
         "base_hash": base_hash(sampler.pipe.unet),
         "resolution": sampler.resolution,
-        "sampler": config.sampler,
-        "num_inference_steps": config.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
+        "sampler": section.sampler,
+        "num_inference_steps": section.num_inference_steps,
+        "guidance_scale": section.guidance_scale,
     }
     path = folder / RECORD
     if not path.is_file():

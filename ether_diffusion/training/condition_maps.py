@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import device as Device
 from tqdm import tqdm
 
-from ether_diffusion.data.conditions import palette_map
-from ether_diffusion.data.pairs import Pair, PairSource, load_condition
+from ether_diffusion.control.conditions import load_condition, palette_map
+from ether_diffusion.data.pairs import Pair, PairSource
 from ether_diffusion.files import atomic_path
 from ether_diffusion.metrics.segmentation import Segmenter
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.data.cache import TensorCache, module_hash
-from ether_diffusion.training.base_model import is_xl, text_encoders
+from ether_diffusion.pipelines.components import is_xl, text_encoders
 
 
 class Conditioning(Protocol):

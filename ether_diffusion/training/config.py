@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.registry import METHODS, MethodEntry, Rate
+from ether_diffusion.runs.folder import RunSection
+from ether_diffusion.training.sections import AdapterSection
 
-ETHER_METHODS = ("ether", "ether_plus", "naive")
-OF_PEFT = ("oft", "boft", "hra")
-"""Adapters that are saved as peft folders; LoRA has diffusers' own format."""
+Section = TypeVar("Section")
 
-LEARNING_RATES = {
-    "ether": 6e-3,
-    "ether_plus": 6e-3,
-    "naive": 6e-5,
-    "oft": 6e-5,
-    "boft": 6e-5,
-    "hra": 6e-5,
-    "lora": 6e-4,
-    "full": 5e-6,
-}
-"""Learning rate of every method where none is given: the paper's (App. C); see :data:`GUESSED_RATES`."""
-GUESSED_RATES = ("boft", "hra")
-"""Methods whose default rate is OFT's, which is related to them: a guess that nobody has tried."""
-
-Method = Literal["ether", "ether_plus", "naive", "full", "lora", "oft", "boft", "hra", "none"]
+Method = Literal[tuple(METHODS)]  # type: ignore[valid-type]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
 Tracker = Literal["tensorboard", "wandb"]
 Schedule = Literal[
@@ -112,7 +99,7 @@ class TrainingConfig:
     resume: str | None = None
     seed: int = 0
 
-    method: Method = "ether_plus"
+    method: Method = "ether_plus"  # type: ignore[valid-type]
     n_blocks: int = 4
     two_sided: bool = True
     targets: list[str] | str = "attention"
@@ -186,15 +173,28 @@ class TrainingConfig:
         """The UNet's learning rate: as given, or the method's; for prodigy, which finds its own, 1."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1.0 if self.optimizer == "prodigy" else self._default_rates()[self.method]
+        return 1.0 if self.optimizer == "prodigy" else self.default_rate.value
 
     @property
     def guessed_rate(self) -> bool:
         """Whether the learning rate is a default that nobody has tried."""
-        return self.learning_rate is None and self.optimizer != "prodigy" and self.method in GUESSED_RATES
+        return self.learning_rate is None and self.optimizer != "prodigy" and self.default_rate.source == "guessed"
 
-    def _default_rates(self) -> dict[str, float]:
-        return LEARNING_RATES
+    @property
+    def entry(self) -> MethodEntry:
+        """The method's entry in the registry."""
+        return METHODS[self.method]
+
+    @property
+    def default_rate(self) -> Rate:
+        """The method's learning rate where none is given.
+
+        Raises:
+            ValueError: the method learns nothing here.
+        """
+        if self.entry.rate is None:
+            raise ValueError(f"method={self.method} has no learning rate here: it is for train_controlnet.py")
+        return self.entry.rate
 
     def rate_of(self, component: str) -> float:
         """The learning rate of a trained component: that of the method, or of the text encoders."""
@@ -209,7 +209,33 @@ class TrainingConfig:
 
     def ether_config(self) -> EtherConfig:
         """The adapter's part of the settings, for the methods of this library."""
-        return EtherConfig(self.method, self.n_blocks, self.two_sided, self.target_patterns, self.seed)
+        return self.section(AdapterSection).ether_config()
+
+    def section(self, kind: type[Section]) -> Section:
+        """One of :mod:`ether_diffusion.training.sections`, taken out of the settings."""
+        return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})  # type: ignore[arg-type]
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where latents, prompts and maps are cached."""
+        return self.cache_dir or self.output_dir / "cache"
+
+    @property
+    def private_conditions(self) -> bool:
+        """Whether the samples show conditions of the user's own training pairs."""
+        return False
+
+    @property
+    def run(self) -> RunSection:
+        """What the run folder needs of the settings."""
+        return RunSection(
+            self.output_dir,
+            self.overwrite,
+            self.resume,
+            self.pretrained_model_name_or_path,
+            self.to_dict(),
+            self.hash(),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain YAML and JSON values, in the order in which they are defined."""
@@ -294,10 +320,9 @@ class DreamBoothConfig(TrainingConfig):
         """Refuse what several subjects in one run cannot have."""
         if self.instance_data_dir != Path():
             raise ValueError("give either instance_data_dir, for one subject, or subjects_dir, for several")
-        if self.method not in ("ether", "ether_plus"):
-            raise ValueError(
-                f"subjects_dir trains ether and ether_plus, whose vectors samples can share; not {self.method}"
-            )
+        if not self.entry.per_sample:
+            able = " and ".join(entry.name for entry in METHODS.values() if entry.per_sample)
+            raise ValueError(f"subjects_dir trains {able}, whose vectors samples can share; not {self.method}")
         if self.aspect_ratio_buckets:
             raise ValueError("subjects_dir trains on squares, which fit into one batch: leave out aspect_ratio_buckets")
         if self.mixed_precision == "fp16":

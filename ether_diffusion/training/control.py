@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, DiffusionPipeline
 
+from ether_diffusion.control.conditions import load_condition
 from ether_diffusion.data.augment import Augmentation
 from ether_diffusion.data.control import ControlPairs
 from ether_diffusion.data.pairs import (
@@ -18,15 +19,14 @@ from ether_diffusion.data.pairs import (
     FolderPairs,
     PairFiles,
     PairSource,
-    load_condition,
     plain_listing,
     read_listing,
 )
 from ether_diffusion.data.plan import BatchPlan, EndlessPlan
 from ether_diffusion.data.randomness import generator
+from ether_diffusion.pipelines.components import vae_factor
 from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground.pairs import HELD_OUT, draw_pair
-from ether_diffusion.training.base_model import vae_factor
 from ether_diffusion.training.batches import Batch, TrainingSamples, micro_batches, to_batch
 from ether_diffusion.training.condition_maps import SegmentedPairs
 from ether_diffusion.training.control_config import ControlConfig
@@ -34,10 +34,19 @@ from ether_diffusion.training.controls import make_control
 from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import control as main
-from ether_diffusion.training.loop import Lane, Task, train
+from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.program import record_start, start_run
 from ether_diffusion.training.samples import Sampler, Shown
+from ether_diffusion.training.sections import (
+    AdapterSection,
+    BatchSection,
+    ComputeSection,
+    ControlSection,
+    HubSection,
+    SampleSection,
+    SavingSection,
+)
 from ether_diffusion.training.setup import prepare_modules
 from ether_diffusion.training.trainables import check_trainables, make_trainables
 
@@ -60,23 +69,23 @@ def run(config: ControlConfig) -> Path:
     listing: list[PairFiles] = []
     start = start_run(config, lambda: listing.extend(list_files(config)))
     config, accelerator = start.config, start.accelerator
-    control = make_control(start.pipe, config)
+    control = make_control(start.pipe, config.section(ControlSection))
     pipe = start.pipe = control.pipe
-    check_trainables(control.components, config)
+    check_trainables(control.components, config.section(AdapterSection))
     objective = Objective(DDPMScheduler.from_config(pipe.scheduler.config), config.snr_gamma)
-    sampler = Sampler(pipe, config, accelerator, control)
+    sampler = Sampler(pipe, config.section(SampleSection), accelerator, control)
     with accelerator.main_process_first():  # the others read the maps that it made
         source = make_source(config, listing, accelerator)
     pairs = make_pairs(config, source, vae_factor(pipe))
     shown = make_shown(config, pairs)
-    trainables = [*make_trainables(control.components, config), *control.trainables]
+    trainables = [*make_trainables(control.components, config.section(AdapterSection)), *control.trainables]
     model = DenoisingModel(pipe, trainables, objective, control=control)
-    prepare_modules(pipe, config)
+    prepare_modules(pipe, config.section(ComputeSection))
     provenance = record_start(start, trainables, {"training_pairs": len(pairs.source)})
-    lane = Lane(config, trainables, sampler, shown, provenance)
+    lane = Lane(config.section(SavingSection), config.section(HubSection), trainables, sampler, shown, provenance)
     train(
-        Task(pipe, model, partial(batches, pairs, config, accelerator, pipe), [lane]),
-        config,
+        Task(pipe, model, partial(batches, pairs, config.section(BatchSection), accelerator, pipe), [lane]),
+        LoopSettings.of(config),
         accelerator,
         start.checkpoint,
     )
@@ -128,7 +137,7 @@ def make_source(config: ControlConfig, listing: list[PairFiles], accelerator: Ac
         source = FolderPairs(listing, maps=config.has_maps)
     if config.condition != "segmentation":
         return source
-    folder = (config.cache_dir or config.output_dir / "cache") / "maps"
+    folder = config.cache_folder / "maps"
     show = accelerator.is_main_process
     return SegmentedPairs(source, str(config.segmenter), folder, accelerator.device, show)
 
@@ -168,27 +177,27 @@ def make_shown(config: ControlConfig, pairs: ControlPairs) -> list[Shown]:
 
 def batches(
     pairs: ControlPairs,
-    config: ControlConfig,
+    section: BatchSection,
     accelerator: Accelerator,
     pipe: DiffusionPipeline,
     first_step: int,
     end_step: int,
 ) -> Iterator[list[list[Batch]]]:
     """This process's micro-batches of the steps."""
-    size = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
-    seed = generator(config.seed, STREAM).initial_seed()
+    size = section.train_batch_size * accelerator.num_processes * section.gradient_accumulation_steps
+    seed = generator(section.seed, STREAM).initial_seed()
     count = len(pairs.source)
     plan = EndlessPlan(size) if pairs.source.endless else BatchPlan([0] * count, size, seed)
     samples = TrainingSamples(
         pairs,
         STREAM,
-        config.seed,
+        section.seed,
         pipe.vae.config.latent_channels,
         vae_factor(pipe),
         pipe.scheduler.config.num_train_timesteps,
-        config.noise_offset,
+        section.noise_offset,
     )
     process = (accelerator.process_index, accelerator.num_processes)
-    steps, workers = (first_step, end_step), config.dataloader_num_workers
-    for stacked in micro_batches(samples, plan, steps, config.train_batch_size, process, workers):
+    steps, workers = (first_step, end_step), section.dataloader_num_workers
+    for stacked in micro_batches(samples, plan, steps, section.train_batch_size, process, workers):
         yield [[to_batch(stacked, pipe.vae, accelerator.device)]]

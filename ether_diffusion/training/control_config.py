@@ -5,20 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ether_diffusion.training.config import ETHER_METHODS, TrainingConfig
-
-CONTROL_LEARNING_RATES = {
-    "ether": 1e-3,
-    "ether_plus": 1e-3,
-    "naive": 1e-5,
-    "oft": 1e-5,
-    "boft": 1e-5,
-    "hra": 1e-5,
-    "lora": 1e-4,
-    "full": 1e-5,
-    "none": 1e-4,
-}
-"""The same for controls; LoRA's and full finetuning's, which the paper does not have, are from diffusers' scripts."""
+from ether_diffusion.registry import Rate
+from ether_diffusion.training.config import TrainingConfig
 
 ENCODER_LEARNING_RATE = 1e-4
 """The control encoder's highest learning rate (App. C)."""
@@ -103,6 +91,11 @@ class ControlConfig(TrainingConfig):
         self._check_controlnet()
 
     @property
+    def private_conditions(self) -> bool:
+        """Whether the samples show conditions of the user's own training pairs."""
+        return self.train_data_dir != "playground" and not self.validation_image
+
+    @property
     def has_maps(self) -> bool:
         """Whether the conditions are semantic maps."""
         return self.condition in ("map", "segmentation")
@@ -122,11 +115,13 @@ class ControlConfig(TrainingConfig):
                 raise ValueError("method=none, train_controlnet=nothing trains nothing: choose one of them otherwise")
             if not self.controlnet_model_name_or_path:
                 raise ValueError("a new ControlNet has zero convolutions: train_controlnet=connections at least")
-        elif self.method not in (*ETHER_METHODS, "none"):
+        elif not self.entry.is_own and self.method != "none":
             raise ValueError(f"method={self.method} adapts a given ControlNet only, with train_controlnet=nothing")
 
-    def _default_rates(self) -> dict[str, float]:
-        return CONTROL_LEARNING_RATES
+    @property
+    def default_rate(self) -> Rate:
+        """The method's learning rate where none is given."""
+        return self.entry.control_rate
 
     def rate_of(self, component: str) -> float:
         """The learning rate of a trained component: the method's, or that of the encoder and a ControlNet's weights."""

@@ -17,13 +17,14 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor, nn
 
-from ether_diffusion.control.encoder import ControlEncoder
-from ether_diffusion.control.hook import attach_control
 from ether_diffusion.control.pipeline import control_tensor, controlled
+from ether_diffusion.pipelines.components import is_xl, vae_factor
+from ether_diffusion.pipelines.control_encoder import ControlEncoder
+from ether_diffusion.pipelines.control_hook import attach_control
 from ether_diffusion.pipelines.file import CONTROL, first_line
-from ether_diffusion.training.base_model import BaseModelError, is_xl, vae_factor
+from ether_diffusion.training.base_model import BaseModelError
 from ether_diffusion.training.conditioning import UNetInputs
-from ether_diffusion.training.control_config import ControlConfig
+from ether_diffusion.training.sections import ControlSection
 from ether_diffusion.training.trainables import ADAPTER_NAME, CONTROLNET_WEIGHTS, Components, Trainable
 
 
@@ -32,13 +33,13 @@ class EncoderControl:
 
     Args:
         pipe: the base.
-        config: the settings.
+        section: the settings.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, config: ControlConfig) -> None:
+    def __init__(self, pipe: DiffusionPipeline, section: ControlSection) -> None:
         self.pipe = pipe
-        kind = "map" if config.has_maps else "image"
-        self.encoder = ControlEncoder.of(pipe.unet, vae_factor(pipe), kind, config.seed).to(pipe.unet.device)
+        kind = "map" if section.has_maps else "image"
+        self.encoder = ControlEncoder.of(pipe.unet, vae_factor(pipe), kind, section.seed).to(pipe.unet.device)
         self.control = attach_control(pipe.unet, self.encoder, ADAPTER_NAME)
 
     @property
@@ -69,7 +70,7 @@ class ControlNetControl:
 
     Args:
         pipe: the base.
-        config: the settings.
+        section: the settings.
 
     Attributes:
         pipe: a pipeline of diffusers with the ControlNet.
@@ -78,20 +79,20 @@ class ControlNetControl:
         BaseModelError: the ControlNet cannot be loaded, or does not fit the base.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, config: ControlConfig) -> None:
-        self.config = config
-        controlnet = _controlnet(pipe, config)
+    def __init__(self, pipe: DiffusionPipeline, section: ControlSection) -> None:
+        self.section = section
+        controlnet = _controlnet(pipe, section)
         self.controlnet = controlnet.to(pipe.unet.device)
         if controlnet.config.cross_attention_dim != pipe.unet.config.cross_attention_dim:
             raise BaseModelError(
-                f"{config.controlnet_model_name_or_path} reads prompts of {controlnet.config.cross_attention_dim} "
+                f"{section.controlnet_model_name_or_path} reads prompts of {controlnet.config.cross_attention_dim} "
                 f"features, the base makes {pipe.unet.config.cross_attention_dim}: they are of different models"
             )
         kind = StableDiffusionXLControlNetPipeline if is_xl(pipe) else StableDiffusionControlNetPipeline
         xl = {"force_zeros_for_empty_prompt": getattr(pipe.config, "force_zeros_for_empty_prompt", True)}
         more = xl if is_xl(pipe) else {"requires_safety_checker": False}
         self.pipe: DiffusionPipeline = kind(**pipe.components, controlnet=controlnet, **more)
-        self.pipe.register_to_config(_name_or_path=config.pretrained_model_name_or_path)
+        self.pipe.register_to_config(_name_or_path=section.pretrained_model_name_or_path)
 
     @property
     def components(self) -> Components:
@@ -101,7 +102,7 @@ class ControlNetControl:
     @property
     def trainables(self) -> list[Trainable]:
         """The ControlNet's own weights, as far as they are trained."""
-        wanted = self.config.train_controlnet
+        wanted = self.section.train_controlnet
         if wanted == "nothing":
             return []
         parts: list[nn.Module] = [self.controlnet]
@@ -135,25 +136,25 @@ class ControlNetControl:
         yield {"image": control_tensor(conditions, vae_factor(pipe))}
 
 
-def make_control(pipe: DiffusionPipeline, config: ControlConfig) -> EncoderControl | ControlNetControl:
-    """The way that ``config.control`` names.
+def make_control(pipe: DiffusionPipeline, section: ControlSection) -> EncoderControl | ControlNetControl:
+    """The way that ``section.control`` names.
 
     Raises:
         BaseModelError: the ControlNet cannot be loaded, or does not fit the base.
     """
-    return EncoderControl(pipe, config) if config.control == "encoder" else ControlNetControl(pipe, config)
+    return EncoderControl(pipe, section) if section.control == "encoder" else ControlNetControl(pipe, section)
 
 
-def _controlnet(pipe: DiffusionPipeline, config: ControlConfig) -> ControlNetModel:
+def _controlnet(pipe: DiffusionPipeline, section: ControlSection) -> ControlNetModel:
     """The ControlNet that is named, or a new one; frozen, in fp32 where its weights are trained."""
-    dtype = pipe.unet.dtype if config.train_controlnet == "nothing" else torch.float32
-    name = config.controlnet_model_name_or_path
+    dtype = pipe.unet.dtype if section.train_controlnet == "nothing" else torch.float32
+    name = section.controlnet_model_name_or_path
     if name is None:
         stages = vae_factor(pipe).bit_length()
         channels = (*(16, 32, 96, 256), *[256] * stages)[:stages]
         make = partial(ControlNetModel.from_unet, pipe.unet, conditioning_embedding_out_channels=channels)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.manual_seed(section.seed)
             return make().to(dtype).requires_grad_(False)
     try:
         return ControlNetModel.from_pretrained(name, dtype=dtype).requires_grad_(False)

@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler, DiffusionPipeline
 
 from ether_diffusion.data.augment import Augmentation
-from ether_diffusion.data.images import check_folder
+from ether_diffusion.data.cache import TensorCache
 from ether_diffusion.data.plan import BatchPlan
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
+from ether_diffusion.images import check_folder
+from ether_diffusion.pipelines.components import vae_factor
 from ether_diffusion.runs.folder import changed_settings, open_run_folder
-from ether_diffusion.training.base_model import vae_factor
 from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once, join, micro_batches, to_batch
 from ether_diffusion.training.class_images import generate_class_images
 from ether_diffusion.training.conditioning import encode_prompts_once
@@ -25,11 +26,19 @@ from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import dreambooth as main
-from ether_diffusion.training.loop import Lane, Task, train
+from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.program import record_start, start_run
 from ether_diffusion.training.samples import Sampler, Shown
-from ether_diffusion.training.setup import make_cache, prepare_modules
+from ether_diffusion.training.sections import (
+    AdapterSection,
+    BatchSection,
+    ComputeSection,
+    HubSection,
+    SampleSection,
+    SavingSection,
+)
+from ether_diffusion.training.setup import prepare_modules
 from ether_diffusion.training.subjects import subjects_of
 from ether_diffusion.training.trainables import (
     ADAPTER_NAME,
@@ -56,33 +65,46 @@ def run(config: DreamBoothConfig) -> Path:
     """
     start = start_run(config, lambda: check_subjects(config))
     config, accelerator, pipe = start.config, start.accelerator, start.pipe
-    components = trained_components(pipe, config)
-    check_trainables(components, config)
+    components = trained_components(pipe, config.section(AdapterSection))
+    check_trainables(components, config.section(AdapterSection))
     objective = Objective(DDPMScheduler.from_config(pipe.scheduler.config), config.snr_gamma)
     subjects = subjects_of(config)
-    samplers = [Sampler(pipe, each, accelerator) for each in subjects.values()]
+    samplers = [Sampler(pipe, each.section(SampleSection), accelerator) for each in subjects.values()]
     streams = [make_streams(pipe, each, own) for each, own in zip(subjects.values(), samplers, strict=True)]
     embeds = None
     if not config.train_text_encoder:
         prompts = [prompt for own in streams for stream in own for prompt in stream.subject.prompts]
         with accelerator.main_process_first():  # the others read what it cached
-            embeds = encode_prompts_once(pipe, prompts, make_cache(config))
-    trainables = [make_trainables(components, each, name or ADAPTER_NAME) for name, each in subjects.items()]
+            embeds = encode_prompts_once(pipe, prompts, TensorCache(config.cache_folder))
+    trainables = [
+        make_trainables(components, each.section(AdapterSection), name or ADAPTER_NAME)
+        for name, each in subjects.items()
+    ]
     names = [name for name in subjects if name is not None]
     everything = [trainable for own in trainables for trainable in own]
     model = DenoisingModel(pipe, everything, objective, config.prior_loss_weight, embeds, adapters=names)
-    prepare_modules(pipe, config)
+    prepare_modules(pipe, config.section(ComputeSection))
     if names and start.checkpoint and accelerator.is_main_process:
         for name, each in subjects.items():
-            for change in changed_settings(each, start.base_hash):
+            for change in changed_settings(each.run, start.base_hash):
                 logger.warning("resuming %s with another setting, %s", name, change)
     together = record_start(start, everything, {"subjects": names}) if names else None
     lanes = [
-        Lane(each, own, sampler, _shown(each), record_start(start, own, _facts(seen), each), name)
+        Lane(
+            each.section(SavingSection),
+            each.section(HubSection),
+            own,
+            sampler,
+            _shown(each),
+            record_start(start, own, _facts(seen), each),
+            name,
+        )
         for (name, each), own, sampler, seen in zip(subjects.items(), trainables, samplers, streams, strict=True)
     ]
-    task = Task(pipe, model, partial(batches, streams, config, accelerator, pipe), lanes, together)
-    train(task, config, accelerator, start.checkpoint)
+    task = Task(
+        pipe, model, partial(batches, streams, config.section(BatchSection), accelerator, pipe), lanes, together
+    )
+    train(task, LoopSettings.of(config), accelerator, start.checkpoint)
     report = finish(pipe, lanes, accelerator)
     if together is not None and accelerator.is_main_process:
         together.update(status="finished")
@@ -99,7 +121,7 @@ def check_subjects(config: DreamBoothConfig) -> None:
     for each in subjects_of(config).values():
         check_folder(each.instance_data_dir)
         if config.subjects_dir is not None and config.resume is None:
-            open_run_folder(each)
+            open_run_folder(each.run)
 
 
 def _shown(config: DreamBoothConfig) -> list[Shown]:
@@ -135,7 +157,7 @@ def make_streams(
         if subject.deterministic:
             show = sampler.accelerator.is_main_process
             with sampler.accelerator.main_process_first():  # the others read what it cached
-                cached = encode_once(subject, pipe.vae, make_cache(config), show)
+                cached = encode_once(subject, pipe.vae, TensorCache(config.cache_folder), show)
         channels, steps = pipe.vae.config.latent_channels, scheduler.num_train_timesteps
         return TrainingSamples(
             subject, name, config.seed, channels, vae_factor(pipe), steps, config.noise_offset, cached
@@ -152,24 +174,24 @@ def make_streams(
 
 def batches(
     lanes: list[list[TrainingSamples[SubjectFolder]]],
-    config: DreamBoothConfig,
+    section: BatchSection,
     accelerator: Accelerator,
     pipe: DiffusionPipeline,
     first_step: int,
     end_step: int,
 ) -> Iterator[list[list[Batch]]]:
     """This process's micro-batches of the steps: of every lane instance and class images side by side."""
-    size = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
+    size = section.train_batch_size * accelerator.num_processes * section.gradient_accumulation_steps
     process = (accelerator.process_index, accelerator.num_processes)
     loaders = [
         [
             micro_batches(
                 samples,
-                BatchPlan(samples.subject.sizes, size, generator(config.seed, samples.stream).initial_seed()),
+                BatchPlan(samples.subject.sizes, size, generator(section.seed, samples.stream).initial_seed()),
                 (first_step, end_step),
-                config.train_batch_size,
+                section.train_batch_size,
                 process,
-                config.dataloader_num_workers,
+                section.dataloader_num_workers,
             )
             for samples in streams
         ]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -20,17 +20,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ether_diffusion.core.adapter import Adapter
-from ether_diffusion.runs.folder import MetricsFile, Provenance, forget_after
+from ether_diffusion.runs.folder import MetricsFile, Provenance, forget_after, list_checkpoints
 from ether_diffusion.runs.report import write_report
 from ether_diffusion.training.batches import Batch
-from ether_diffusion.training.checkpoints import Checkpoints, list_checkpoints
-from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.checkpoints import Checkpoints
 from ether_diffusion.training.interrupts import Interrupts
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer, make_schedule
 from ether_diffusion.training.samples import Sampler, Shown, write_samples
+from ether_diffusion.training.sections import HubSection, LoopSection, OptimizerSection, SavingSection
 from ether_diffusion.training.trainables import Trainable
 
 logger = logging.getLogger(__name__)
+
+Section = TypeVar("Section")
 
 MAX_SKIPPED_STEPS = 30
 """The scaler halves its scale of 65536 at every skipped step: after 30 it is far below any that helps."""
@@ -57,7 +59,8 @@ class Lane:
     """One training: most runs have one; several share a batch, each with its own data, adapter and run folder.
 
     Attributes:
-        config: its settings, its run folder among them.
+        saving: what is written of it, and its run folder.
+        hub: its upload.
         trainables: what is trained.
         sampler: draws the sample grids.
         shown: what the sample grids show.
@@ -65,7 +68,8 @@ class Lane:
         name: of its adapter, where there are several lanes.
     """
 
-    config: TrainingConfig
+    saving: SavingSection
+    hub: HubSection
     trainables: list[Trainable]
     sampler: Sampler
     shown: list[Shown]
@@ -103,35 +107,58 @@ class Task:
         return [trainable for lane in self.lanes for trainable in lane.trainables]
 
 
-def train(task: Task, config: TrainingConfig, accelerator: Accelerator, start: Path | None) -> None:
-    """Train to ``config.max_train_steps``, from the checkpoint ``start`` if there is one.
+class Sectioned(Protocol):
+    """Settings that sections can be taken out of."""
+
+    def section(self, kind: type[Section]) -> Section:
+        """One of :mod:`ether_diffusion.training.sections`."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop and its parts need of the settings."""
+
+    loop: LoopSection
+    optimizer: OptimizerSection
+    saving: SavingSection
+
+    @classmethod
+    def of(cls, settings: Sectioned) -> LoopSettings:
+        """Take them out of the settings."""
+        take = settings.section
+        return cls(take(LoopSection), take(OptimizerSection), take(SavingSection))
+
+
+def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: Path | None) -> None:
+    """Train to ``max_train_steps``, from the checkpoint ``start`` if there is one.
 
     Raises:
         TrainingDivergedError: a loss or gradient was not finite; nothing of that step is kept.
         TrainingInterruptedError: a signal ended the run; a checkpoint was saved.
     """
-    optimizer = make_optimizer(task.trainables, config)
-    schedule = make_schedule(optimizer, config)
+    section = settings.loop
+    optimizer = make_optimizer(task.trainables, settings.optimizer)
+    schedule = make_schedule(optimizer, settings.optimizer)
     model, optimizer = accelerator.prepare(task.model, optimizer)
     accelerator.register_for_checkpointing(schedule)
-    checkpoints = Checkpoints(accelerator, task.pipe, task.trainables, config)
+    checkpoints = Checkpoints(accelerator, task.pipe, task.trainables, settings.saving)
     step = checkpoints.load(start) if start else 0
-    run = _Run(task, config, accelerator, checkpoints, step)
-    if step >= config.max_train_steps:
+    run = _Run(task, section, accelerator, checkpoints, step)
+    if step >= section.max_train_steps:
         logger.warning(
-            "the run is at step %d of %d already: raise --max_train_steps to go on", step, config.max_train_steps
+            "the run is at step %d of %d already: raise --max_train_steps to go on", step, section.max_train_steps
         )
-    micro_batches = task.batches(step, config.max_train_steps)
+    micro_batches = task.batches(step, section.max_train_steps)
     model.train()
     with Interrupts() as interrupts, run.progress_bar(step) as bar, run.failures_recorded():
         run.sample_if_due(step, interrupts)
-        while step < config.max_train_steps:
+        while step < section.max_train_steps:
             if received := _any_process(interrupts.received, accelerator):
                 checkpoints.save(step)
                 run.stop_for(received)
             began = time.perf_counter()
             losses: list[list[dict[str, Tensor]]] = []
-            for _ in range(config.gradient_accumulation_steps):
+            for _ in range(section.gradient_accumulation_steps):
                 with accelerator.accumulate(model):
                     losses.append(model(next(micro_batches)))
                     accelerator.backward(torch.stack([lane["loss"] for lane in losses[-1]]).sum())
@@ -146,7 +173,7 @@ def train(task: Task, config: TrainingConfig, accelerator: Accelerator, start: P
                 schedule.step()
             step += 1
             run.log(step, measured, rates, time.perf_counter() - began, bar)
-            if step == config.max_train_steps or step % config.checkpointing_steps == 0:
+            if step == section.max_train_steps or step % section.checkpointing_steps == 0:
                 checkpoints.save(step)
             run.sample_if_due(step, interrupts)
     accelerator.wait_for_everyone()
@@ -158,13 +185,13 @@ class _Run:
     def __init__(
         self,
         task: Task,
-        config: TrainingConfig,
+        section: LoopSection,
         accelerator: Accelerator,
         checkpoints: Checkpoints,
         start_step: int,
     ) -> None:
         self.task = task
-        self.config = config
+        self.section = section
         self.accelerator = accelerator
         self.checkpoints = checkpoints
         self.step = start_step
@@ -173,20 +200,20 @@ class _Run:
         self.began = time.perf_counter()
         self.metrics: list[MetricsFile] = []
         if accelerator.is_main_process:
-            for folder in dict.fromkeys([config.output_dir, *(lane.config.output_dir for lane in task.lanes)]):
+            for folder in dict.fromkeys([section.output_dir, *(lane.saving.output_dir for lane in task.lanes)]):
                 forget_after(folder, start_step)
-            self.metrics = [MetricsFile(lane.config.output_dir, start_step) for lane in task.lanes]
+            self.metrics = [MetricsFile(lane.saving.output_dir, start_step) for lane in task.lanes]
 
     def progress_bar(self, step: int) -> tqdm[Any]:
         hidden = not self.accelerator.is_main_process
-        total = self.config.max_train_steps
+        total = self.section.max_train_steps
         return tqdm(total=total, initial=step, desc="training", unit="step", disable=hidden, dynamic_ncols=True)
 
     def clip(self, means: list[dict[str, float]], step: int, rates: dict[str, float]) -> list[dict[str, float]]:
         """Clip every lane's gradients to their norm, and return its losses with it."""
         measured = []
         for lane, losses in zip(self.task.lanes, means, strict=True):
-            norm = float(self.accelerator.clip_grad_norm_(lane.parameters, self.config.max_grad_norm or math.inf))
+            norm = float(self.accelerator.clip_grad_norm_(lane.parameters, self.section.max_grad_norm or math.inf))
             self.check_finite(losses["loss"], norm, step, rates, lane.name)
             measured.append({**losses, "grad_norm": norm})
         return measured
@@ -212,13 +239,13 @@ class _Run:
 
         A signal gives the grid up; the run stops before its next step, so that resuming draws it.
         """
-        finished = step == self.config.max_train_steps
-        due = finished or step % self.config.validation_steps == 0
+        finished = step == self.section.max_train_steps
+        due = finished or step % self.section.validation_steps == 0
         if self.accelerator.is_main_process and due:
             stop = lambda: bool(interrupts.received)  # noqa: E731
             for lane in self.task.lanes:
-                folder = lane.config.output_dir / "samples" / f"step-{step:06d}"
-                if self.config.num_validation_images and not folder.is_dir():
+                folder = lane.saving.output_dir / "samples" / f"step-{step:06d}"
+                if self.section.num_validation_images and not folder.is_dir():
                     self._only(lane)
                     write_samples(lane.sampler, lane.trainables, lane.shown, step, stop)
             self.update("running", report=not finished)
@@ -279,7 +306,7 @@ class _Run:
             for lane in self.task.lanes:
                 lane.provenance.update(**facts)
                 if report:
-                    write_report(lane.config.output_dir)
+                    write_report(lane.saving.output_dir)
 
 
 def _means(losses: list[list[dict[str, Tensor]]], accelerator: Accelerator) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ether_diffusion.core.host import host_of
-from ether_diffusion.training.base_model import is_xl
+from ether_diffusion.pipelines.components import is_xl
 from ether_diffusion.training.batches import Batch, join
 from ether_diffusion.training.conditioning import Conditioning, UNetInputs, encode_prompts
 from ether_diffusion.training.diffusion import Objective

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from ether_diffusion.pipelines.components import native_resolution, text_encoders
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.runs.folder import (
@@ -23,10 +24,11 @@ from ether_diffusion.runs.folder import (
     open_run_folder,
     write_config,
 )
-from ether_diffusion.training.base_model import BaseModelError, load_base, native_resolution, text_encoders
+from ether_diffusion.training.base_model import BaseModelError, load_base
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
 from ether_diffusion.training.samples import scheduler_class
+from ether_diffusion.training.sections import BaseSection, ComputeSection
 from ether_diffusion.training.setup import make_accelerator
 from ether_diffusion.training.trainables import Trainable
 
@@ -88,13 +90,13 @@ def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
         FileNotFoundError: a folder is missing, or there is nothing to resume.
         ValueError: a setting is impossible.
     """
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config.section(ComputeSection))
     with accelerator.main_process_first():
-        checkpoint = open_run_folder(config) if accelerator.is_main_process or config.resume else None
+        checkpoint = open_run_folder(config.run) if accelerator.is_main_process or config.resume else None
     check()
     if config.sampler != "base":
         scheduler_class(config.sampler)
-    pipe = load_base(config, accelerator.mixed_precision).to(accelerator.device)
+    pipe = load_base(config.section(BaseSection), accelerator.mixed_precision).to(accelerator.device)
     config = replace(
         config,
         mixed_precision=accelerator.mixed_precision,
@@ -103,7 +105,7 @@ def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
     )
     hashes = {name: base_hash(getattr(pipe, name)) for name in ("unet", *text_encoders(pipe))}
     if checkpoint and accelerator.is_main_process:
-        for change in changed_settings(config, hashes):
+        for change in changed_settings(config.run, hashes):
             logger.warning("resuming with another setting, %s", change)
     return Start(config, accelerator, pipe, checkpoint, hashes)
 
@@ -119,7 +121,7 @@ def record_start(
     if accelerator.is_main_process and not start.checkpoint:
         clear_run_folder(config.output_dir)
     provenance = Provenance(
-        config,
+        config.run,
         {
             "base_hash": start.base_hash,
             "device": str(accelerator.device),
@@ -130,7 +132,7 @@ def record_start(
         },
     )
     if accelerator.is_main_process:
-        write_config(config)
+        write_config(config.run)
         provenance.update(status="running")
         if config.report_to and not accelerator.trackers:
             accelerator.init_trackers("ether-diffusion", {k: str(v) for k, v in config.to_dict().items()})

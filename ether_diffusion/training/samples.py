@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ether_diffusion.config import suggestion
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.training.conditioning import Conditioning
-from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.sections import SampleSection
 from ether_diffusion.training.trainables import Trainable
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Sampler:
 
     Args:
         pipe: the pipeline in training.
-        config: resolution, steps, guidance and scheduler of the samples; its resolution must be set.
+        section: resolution, steps, guidance and scheduler of the samples; its resolution must be set.
         accelerator: for its mixed precision.
         control: what makes the pipeline take conditions, where it is trained with a control.
 
@@ -54,19 +54,19 @@ class Sampler:
     def __init__(
         self,
         pipe: DiffusionPipeline,
-        config: TrainingConfig,
+        section: SampleSection,
         accelerator: Accelerator,
         control: Conditioning | None = None,
     ) -> None:
-        if config.resolution is None:
+        if section.resolution is None:
             raise ValueError("the resolution of samples is not set: give it in pixels")
-        self.config = config
-        self.resolution = config.resolution
+        self.section = section
+        self.resolution = section.resolution
         self.accelerator = accelerator
         self.control = control
         self.pipe = copy.copy(pipe)  # the same modules; from_pipe would cast them
-        if config.sampler != "base":
-            self.pipe.register_modules(scheduler=scheduler_class(config.sampler).from_config(pipe.scheduler.config))
+        if section.sampler != "base":
+            self.pipe.register_modules(scheduler=scheduler_class(section.sampler).from_config(pipe.scheduler.config))
         self.pipe.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
@@ -81,8 +81,8 @@ class Sampler:
                 prompts,
                 height=self.resolution,
                 width=self.resolution,
-                num_inference_steps=self.config.num_inference_steps,
-                guidance_scale=self.config.guidance_scale,
+                num_inference_steps=self.section.num_inference_steps,
+                guidance_scale=self.section.guidance_scale,
                 generator=generators,
                 output_type="latent",
                 **more,
@@ -113,9 +113,9 @@ def write_samples(
 
     Running out of memory costs the grid, not the run; ``stop`` gives it up between two images.
     """
-    config = sampler.config
-    folder = config.output_dir / "samples"
-    seeds = range(config.validation_seed, config.validation_seed + config.num_validation_images)
+    section = sampler.section
+    folder = section.output_dir / "samples"
+    seeds = range(section.validation_seed, section.validation_seed + section.num_validation_images)
     jobs = [(index, seed) for index in range(len(shown)) for seed in seeds]
     named = [(f"{number:02d}.png", index, seed) for number, (index, seed) in enumerate(jobs)]
     listing = [{"file": name, "seed": seed, **_entry(shown[index], index)} for name, index, seed in named]

@@ -11,82 +11,77 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from diffusers import DiffusionPipeline
 
-from ether_diffusion.data.cache import TensorCache
-from ether_diffusion.training.base_model import DTYPES, text_encoders
-from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.pipelines.components import text_encoders
+from ether_diffusion.training.base_model import DTYPES
+from ether_diffusion.training.sections import ComputeSection
 
 logger = logging.getLogger(__name__)
 
 
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """Accelerate as the config asks for, or as ``accelerate launch`` was configured.
+def make_accelerator(section: ComputeSection) -> Accelerator:
+    """Accelerate as the section asks for, or as ``accelerate launch`` was configured.
 
     Raises:
         ImportError: a tracker is not installed, or what the method or the optimiser need.
         ValueError: a precision that is not supported, or compilation on a CPU.
     """
-    check_installed(config)
-    if config.guessed_rate:
+    check_installed(section)
+    if section.guessed_rate:
         logger.warning(
             "learning_rate %g for %s is a guess that nobody has tried (OFT's rate): try several --learning_rate",
-            config.resolved_learning_rate,
-            config.method,
+            section.resolved_learning_rate,
+            section.entry.name,
         )
-    if config.allow_tf32:
+    if section.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     # the last layer of a text encoder has no part in SDXL's embeddings, nor the second one's in the pooled one
-    unused = DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=section.train_text_encoder)
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=list(config.report_to) or None,
-        project_dir=config.output_dir,
+        mixed_precision=section.mixed_precision,
+        gradient_accumulation_steps=section.gradient_accumulation_steps,
+        log_with=list(section.report_to) or None,
+        project_dir=section.output_dir,
         # the other processes wait while the main one draws samples
         kwargs_handlers=[unused, InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
     if accelerator.mixed_precision not in DTYPES:
         raise ValueError(f"mixed_precision={accelerator.mixed_precision} is not supported: use {', '.join(DTYPES)}")
-    if config.torch_compile and accelerator.device.type == "cpu":
+    if section.torch_compile and accelerator.device.type == "cpu":
         # seen with torch 2.13: gradients of a UNet's attention weights, without any adapter, off by two thirds
         raise ValueError("torch_compile trains on GPUs only: on CPUs its gradients are wrong; leave it out")
     # only dropout, where a base has any, draws from the global generators
-    set_seed(config.seed, device_specific=True)
+    set_seed(section.seed, device_specific=True)
     return accelerator
 
 
-def check_installed(config: TrainingConfig) -> None:
-    """Look for the optional packages that ``config`` needs, before anything is loaded or written.
+def check_installed(section: ComputeSection) -> None:
+    """Look for the optional packages that ``section`` needs, before anything is loaded or written.
 
     Raises:
         ImportError: one is missing; the message says how to install it.
     """
-    needed = [(f"report_to={tracker}", tracker, tracker) for tracker in config.report_to]
-    if config.optimizer == "adamw8bit":
+    needed = [(f"report_to={tracker}", tracker, tracker) for tracker in section.report_to]
+    if section.optimizer == "adamw8bit":
         needed.append(("optimizer=adamw8bit", "bitsandbytes", "adam8bit"))
-    if config.optimizer == "prodigy":
+    if section.optimizer == "prodigy":
         needed.append(("optimizer=prodigy", "prodigyopt", "prodigy"))
-    if config.method in ("lora", "oft", "boft", "hra"):
-        needed.append((f"method={config.method}", "peft", "study"))
+    if section.entry.needs_peft:
+        needed.append((f"method={section.entry.name}", "peft", "study"))
     for setting, package, extra in needed:
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"{setting} needs {package}: pip install 'ether-diffusion[{extra}]'")
 
 
-def make_cache(config: TrainingConfig) -> TensorCache:
-    """The cache of latents and prompts."""
-    return TensorCache(config.cache_dir or config.output_dir / "cache")
-
-
-def prepare_modules(pipe: DiffusionPipeline, config: TrainingConfig) -> None:
+def prepare_modules(pipe: DiffusionPipeline, section: ComputeSection) -> None:
     """Gradient checkpointing and compilation of what takes part in training."""
     denoisers = [part for part in (pipe.unet, getattr(pipe, "controlnet", None)) if part is not None]
-    if config.gradient_checkpointing:
+    if section.gradient_checkpointing:
         for denoiser in denoisers:
             denoiser.enable_gradient_checkpointing()
-        if config.train_text_encoder:
+        if section.train_text_encoder:
             for encoder in text_encoders(pipe).values():
                 encoder.gradient_checkpointing_enable()  # type: ignore[operator]
-    if config.torch_compile:
+    if section.torch_compile:
         for denoiser in denoisers:
             denoiser.compile()

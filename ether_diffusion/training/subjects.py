@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ether_diffusion.data.images import check_folder
+from ether_diffusion.images import check_folder
 from ether_diffusion.runs.folder import MODEL_FILES, RUN_FILES
 from ether_diffusion.training.config import DreamBoothConfig
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline
@@ -16,10 +18,13 @@ from ether_diffusion.core.adapter import check_blocks
 from ether_diffusion.core.host import attach
 from ether_diffusion.core.targets import find_targets
 from ether_diffusion.files import atomic_path, commit
+from ether_diffusion.pipelines.components import text_encoders
 from ether_diffusion.pipelines.file import CONTROL
 from ether_diffusion.pipelines.verbs import adapter_file
-from ether_diffusion.training.base_model import text_encoders
-from ether_diffusion.training.config import ETHER_METHODS, TrainingConfig
+from ether_diffusion.training.sections import AdapterSection, SavingSection
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 ADAPTER_NAME = "trained"
 CONTROLNET_WEIGHTS = "controlnet_weights"
@@ -60,73 +65,74 @@ Components = dict[str, nn.Module]
 """Modules that a method acts on, by their name in the pipeline."""
 
 
-def trained_components(pipe: DiffusionPipeline, config: TrainingConfig) -> Components:
+def trained_components(pipe: DiffusionPipeline, section: AdapterSection) -> Components:
     """The UNet and, if asked for, the text encoders."""
-    return {"unet": pipe.unet, **(text_encoders(pipe) if config.train_text_encoder else {})}
+    return {"unet": pipe.unet, **(text_encoders(pipe) if section.train_text_encoder else {})}
 
 
-def check_trainables(components: Components, config: TrainingConfig) -> None:
+def check_trainables(components: Components, section: AdapterSection) -> None:
     """Raise what :func:`make_trainables` would, before anything slow is done.
 
     Raises:
         ValueError: targets or n_blocks do not fit the model.
     """
-    if config.method == "none":
+    if section.entry.saved_as == "nothing":
         return
     for module in components.values():
-        targets = find_targets(module, config.target_patterns)
-        if config.method in ETHER_METHODS:
-            check_blocks(targets, config.ether_config())
+        targets = find_targets(module, section.target_patterns)
+        if section.entry.is_own:
+            check_blocks(targets, section.ether_config())
 
 
-def make_trainables(components: Components, config: TrainingConfig, adapter: str = ADAPTER_NAME) -> list[Trainable]:
-    """Attach what ``config.method`` trains to each component; an adapter of this library gets the name ``adapter``.
+def make_trainables(components: Components, section: AdapterSection, adapter: str = ADAPTER_NAME) -> list[Trainable]:
+    """Attach what the section names to each component; an adapter of this library gets the name ``adapter``.
 
     Raises:
         ValueError: targets or n_blocks do not fit the model.
         ImportError: the method comes from peft and that is not installed.
     """
-    if config.method == "none":
+    entry, build = section.entry, section.entry.build
+    if entry.saved_as == "nothing":
         return []
-    if config.method in ETHER_METHODS:
-        return [_ether(component, module, config, adapter) for component, module in components.items()]
-    if config.method == "full":
-        return [_full(component, module) for component, module in components.items()]
-    return [_peft(component, module, config) for component, module in components.items()]
+    if entry.is_own:
+        return [_ether(component, module, section, adapter) for component, module in components.items()]
+    if build is not None:
+        return [_peft(component, module, section, partial(build, section)) for component, module in components.items()]
+    return [_full(component, module) for component, module in components.items()]
 
 
-def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], config: TrainingConfig) -> None:
+def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], saving: SavingSection) -> None:
     """Write the result into the run folder, in the format that the method's own loader reads.
 
     ETHER, ETHER+ and Naive: ``ether_weights.safetensors``; LoRA: diffusers' ``pytorch_lora_weights.safetensors``;
     the others of peft: one peft folder per component; full: the whole pipeline. A control encoder is written as
     ``ether_weights.safetensors`` whatever the method, a ControlNet's weights as the diffusers folder ``controlnet``.
     """
-    folder = config.output_dir
+    folder = saving.output_dir
     adapted = [trainable for trainable in trainables if trainable.component not in (CONTROL, CONTROLNET_WEIGHTS)]
     for name in dict.fromkeys(trainable.adapter for trainable in trainables):
-        save_adapter(pipe, name, config, folder)
+        save_adapter(pipe, name, saving.pretrained_model_name_or_path, folder)
     if any(trainable.component == CONTROLNET_WEIGHTS for trainable in trainables):
         with atomic_path(folder / "controlnet") as temporary:
             pipe.controlnet.save_pretrained(temporary)
-    if config.method == "full":
+    if saving.entry.saved_as == "pipeline":
         _save_pipeline(pipe, folder)
-    elif config.method == "lora" and not any(trainable.component == "controlnet" for trainable in adapted):
+    elif saving.entry.saved_as == "lora" and not any(trainable.component == "controlnet" for trainable in adapted):
         _save_lora(pipe, adapted, folder)
-    elif config.method not in (*ETHER_METHODS, "none"):  # diffusers has no format for the LoRA of a ControlNet
+    elif saving.entry.needs_peft:  # diffusers has no format for the LoRA of a ControlNet
         for trainable in adapted:
             _save_peft(trainable, folder / trainable.component)
 
 
-def save_adapter(pipe: DiffusionPipeline, name: str, config: TrainingConfig, folder: Path) -> None:
+def save_adapter(pipe: DiffusionPipeline, name: str, base_model: str, folder: Path) -> None:
     """Write ``ether_weights.safetensors``: an adapter's vectors and control encoder, where there are any."""
-    file = adapter_file(pipe, name, config.pretrained_model_name_or_path)
+    file = adapter_file(pipe, name, base_model)
     if file.configs or file.control is not None:
         file.write(folder)
 
 
-def _ether(component: str, module: nn.Module, config: TrainingConfig, name: str) -> Trainable:
-    adapter = attach(module, config.ether_config(), name)
+def _ether(component: str, module: nn.Module, section: AdapterSection, name: str) -> Trainable:
+    adapter = attach(module, section.ether_config(), name)
     host = adapter.host
     return Trainable(component, adapter, None if host is None else host.enable, name)
 
@@ -136,25 +142,18 @@ def _full(component: str, module: nn.Module) -> Trainable:
     return Trainable(component, module, None)
 
 
-def _peft(component: str, module: nn.Module, config: TrainingConfig) -> Trainable:
-    """Inject an adapter of peft into the same projections that ours would act on."""
+def _peft(
+    component: str, module: nn.Module, section: AdapterSection, build: Callable[[list[str]], PeftConfig]
+) -> Trainable:
+    """Inject an adapter of peft into the same projections that ours would act on; ``build`` configures it for them."""
     import peft
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     prefix = "text_model." if hasattr(module, "text_model") else ""
-    names = [prefix + target.path for target in find_targets(module, config.target_patterns)]
-    settings = {
-        "lora": lambda: peft.LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=names),
-        # the exact Cayley transform of the OFT paper, with n blocks per layer
-        "oft": lambda: peft.OFTConfig(
-            r=config.n_blocks, oft_block_size=0, use_cayley_neumann=False, target_modules=names
-        ),
-        "boft": lambda: peft.BOFTConfig(boft_block_size=0, boft_block_num=config.n_blocks, target_modules=names),
-        "hra": lambda: peft.HRAConfig(r=config.rank, target_modules=names),
-    }
+    names = [prefix + target.path for target in find_targets(module, section.target_patterns)]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        peft.inject_adapter_in_model(settings[config.method](), module, ADAPTER_NAME)
+        torch.manual_seed(section.seed)
+        peft.inject_adapter_in_model(build(names), module, ADAPTER_NAME)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

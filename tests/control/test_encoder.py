@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 import ether_diffusion as ether
 from ether_diffusion import AdapterFileError, EtherConfig
-from ether_diffusion.control.encoder import ControlEncoder, ControlEncoderConfig, attach_control, control_of
+from ether_diffusion.control.conditions import colour_map
 from ether_diffusion.control.pipeline import StableDiffusionControlPipeline, control_tensor, controlled
 from ether_diffusion.core.host import attach
-from ether_diffusion.data.conditions import colour_map
+from ether_diffusion.pipelines.control_encoder import ControlEncoder, ControlEncoderConfig
+from ether_diffusion.pipelines.control_hook import attach_control, control_of
 from ether_diffusion.pipelines.file import AdapterFile
 from ether_diffusion.playground.tiny import tiny_pipeline, tiny_unet
 

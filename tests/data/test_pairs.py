@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ether_diffusion.data.conditions import MAP_PALETTE, colour_map
-from ether_diffusion.data.images import UnreadableImageError
+from ether_diffusion.control.conditions import MAP_PALETTE, colour_map, load_condition
 from ether_diffusion.data.pairs import (
     Columns,
     DatasetPairs,
     FolderPairs,
-    load_condition,
     plain_listing,
     read_listing,
 )
+from ether_diffusion.images import UnreadableImageError
 
 
 def save(path: Path, size: tuple[int, int] = (64, 48), shade: int = 0) -> Path:

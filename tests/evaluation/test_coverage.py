@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ether_diffusion.evaluation import coverage
-from ether_diffusion.evaluation.coverage import INTERVALS, draw_scores, main, simulate, studentised
+from ether_diffusion.evaluation import statistics
+from ether_diffusion.evaluation.statistics import INTERVALS, draw_scores, main, simulate, studentised
 
 ROUNDS = 300
 
 
 def test_the_interval_that_is_used_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coverage, "SUBJECTS", (5,))
-    monkeypatch.setattr(coverage, "SHAPES", ("normal",))
-    monkeypatch.setattr(coverage, "RESAMPLES", 199)
+    monkeypatch.setattr(statistics, "SUBJECTS", (5,))
+    monkeypatch.setattr(statistics, "SHAPES", ("normal",))
+    monkeypatch.setattr(statistics, "RESAMPLES", 199)
     found = {row["interval"]: float(row["coverage"]) for row in simulate(ROUNDS)}
     error = (0.95 * 0.05 / ROUNDS) ** 0.5
     assert abs(found["t over subjects (used)"] - 0.95) < 3 * error  # exact for normal scores

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.data.conditions import canny, colour_map
+from ether_diffusion.control.conditions import canny, colour_map
 from ether_diffusion.metrics import distribution
 from ether_diffusion.metrics.backbones import Clip, Picture, as_rgb
 from ether_diffusion.metrics.control import ControlScores, score_control

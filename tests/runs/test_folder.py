@@ -56,7 +56,7 @@ def test_a_resumed_run_keeps_its_start_and_adds_its_time(train: Train, monkeypat
 
 def test_opening_a_folder_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
-    assert open_run_folder(settings("new/folder")) is None
+    assert open_run_folder(settings("new/folder").run) is None
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -67,9 +67,9 @@ def test_a_folder_with_a_run_is_refused_and_emptied_only_when_told(file: str, se
     for name in (file, "notes.txt"):
         (folder / name).write_text("")
     with pytest.raises(FileExistsError, match=r"already holds a run \(unfinished\): choose another"):
-        open_run_folder(settings())
+        open_run_folder(settings().run)
     assert (folder / file).exists()
-    open_run_folder(settings(overwrite=True))
+    open_run_folder(settings(overwrite=True).run)
     assert (folder / file).exists()
     clear_run_folder(folder)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
@@ -77,9 +77,9 @@ def test_a_folder_with_a_run_is_refused_and_emptied_only_when_told(file: str, se
 
 def test_settings_that_differ_from_the_first_start_are_told(settings: Settings) -> None:
     settings().output_dir.mkdir()
-    write_config(settings(seed=1, targets=["attn1.*"]))
-    assert changed_settings(settings(seed=1, targets=["attn1.*"], resume="latest", overwrite=True), {}) == []
-    changes = changed_settings(settings(seed=2, targets=["attn1.*"], resume="latest"), {})
+    write_config(settings(seed=1, targets=["attn1.*"]).run)
+    assert changed_settings(settings(seed=1, targets=["attn1.*"], resume="latest", overwrite=True).run, {}) == []
+    changes = changed_settings(settings(seed=2, targets=["attn1.*"], resume="latest").run, {})
     assert changes == ["seed: 1 → 2"]
 
 
@@ -103,7 +103,7 @@ def test_forgetting_keeps_the_steps_before(tmp_path: Path) -> None:
 
 def test_provenance_is_whole_after_every_update(settings: Settings) -> None:
     settings().output_dir.mkdir()
-    record = Provenance(settings(), {"device": "cpu"})
+    record = Provenance(settings().run, {"device": "cpu"})
     record.update(status="running", step=1)
     record.update(step=2)
     assert provenance(settings().output_dir) == record.content

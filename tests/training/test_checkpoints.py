@@ -13,8 +13,8 @@ from training.helpers import draw, samples, trained
 
 import ether_diffusion as ether
 from ether_diffusion.files import write_text
+from ether_diffusion.runs.folder import find_checkpoint, list_checkpoints, remove_checkpoints
 from ether_diffusion.training import checkpoints
-from ether_diffusion.training.checkpoints import find_checkpoint, list_checkpoints, remove_checkpoints
 
 Train = Callable[..., Path]
 

@@ -88,7 +88,7 @@ def test_config_yaml_read_back_gives_the_same_settings(tmp_path: Path) -> None:
         mixed_precision="no",
         learning_rate=1e-5,
     )
-    write_config(original)
+    write_config(original.run)
     assert parse_config(DreamBoothConfig, ["--config", str(tmp_path / "config.yaml")]) == original
 
 

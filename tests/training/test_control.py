@@ -29,12 +29,12 @@ from training.helpers import (
 )
 
 import ether_diffusion.training.loop as loop
+from ether_diffusion.control.conditions import colour_map, load_map
 from ether_diffusion.control.pipeline import controlled
-from ether_diffusion.data.conditions import colour_map, load_map
-from ether_diffusion.evaluation.images import load_run
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.playground.tiny import tiny_controlnet
+from ether_diffusion.runs.drawing import load_run
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.conditioning import encode_prompts

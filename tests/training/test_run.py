@@ -26,13 +26,14 @@ from training.helpers import (
 )
 
 import ether_diffusion as ether
+from ether_diffusion import registry
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training.dreambooth import main
 
 Train = Callable[..., Path]
 
-METHODS = ("ether", "ether_plus", "naive", "full", "lora", "oft", "boft", "hra")
-OF_PEFT = ("lora", "oft", "boft", "hra")
+METHODS = [name for name in registry.METHODS if name != "none"]
+OF_PEFT = [name for name in METHODS if registry.METHODS[name].needs_peft]
 
 
 def load_as_the_card_says(run: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> DiffusionPipeline:

@@ -24,7 +24,7 @@ from training.helpers import (
     trained,
 )
 
-from ether_diffusion.training.checkpoints import list_checkpoints, step_of
+from ether_diffusion.runs.folder import list_checkpoints, step_of
 from ether_diffusion.training.dreambooth import main
 from ether_diffusion.training.interrupts import Interrupts
 from ether_diffusion.training.samples import Sampler

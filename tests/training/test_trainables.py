@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ether_diffusion.core.targets import find_targets
 from ether_diffusion.playground.tiny import tiny_pipeline
+from ether_diffusion.registry import METHODS, OWN_METHODS
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer
 from ether_diffusion.training.trainables import Trainable, make_trainables, trained_components
 
 Settings = Callable[..., DreamBoothConfig]
 
-OF_PEFT = ("lora", "oft", "boft", "hra")
-ADAPTERS = ("ether", "ether_plus", "naive", *OF_PEFT)
+OF_PEFT = [name for name, entry in METHODS.items() if entry.needs_peft]
+ADAPTERS = [*OWN_METHODS, *OF_PEFT]
 
 
 @pytest.fixture

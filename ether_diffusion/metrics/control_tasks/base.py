@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.data.images import load_image
+from ether_diffusion.images import load_image
 from ether_diffusion.metrics.backbones import Picture, as_rgb
 
 Condition = Path | Image.Image | NDArray[Any]

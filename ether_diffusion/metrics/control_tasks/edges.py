@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ether_diffusion.data.conditions import CANNY_HIGH, CANNY_LOW, canny
+from ether_diffusion.control.conditions import CANNY_HIGH, CANNY_LOW, canny
 from ether_diffusion.metrics.backbones import Picture, as_rgb
 from ether_diffusion.metrics.control_tasks.base import Compared, Condition, MeanTask, Measure, read_grey, size_of
 from ether_diffusion.metrics.edges import SCALES, EdgeDetector, edge_agreement, ms_ssim

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.data.conditions import MAP_PALETTE, colour_map, load_map
+from ether_diffusion.control.conditions import MAP_PALETTE, colour_map, load_map
 from ether_diffusion.metrics.backbones import Picture
 from ether_diffusion.metrics.control_tasks.base import Compared, Condition, ControlTask, Measure, Row
 from ether_diffusion.metrics.segmentation import (

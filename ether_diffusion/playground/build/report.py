@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from ether_diffusion.page.text import markdown_table, number
 from ether_diffusion.playground.build.evaluate import GUIDANCE, STEPS, TARGETS, Figures, Samples
 from ether_diffusion.playground.build.presets import STAGES
 from ether_diffusion.playground.build.project import Project
@@ -56,10 +57,16 @@ def write_report(folder: Path, record: Record, stages: Mapping[str, Record], sam
 
 def markdown(record: Record) -> str:
     """The report's text."""
-    figures = "\n".join(_row(name, entry) for name, entry in record["figures"].items())
-    stages = "\n".join(
-        f"| {name} | {entry['parameters']:,} | {entry['steps']:,} | {entry['seconds'] / 60:.1f} | {entry['device']} |"
-        for name, entry in record["stages"].items()
+    figures = markdown_table(
+        ["figure", "reached", "target"], [_row(name, entry) for name, entry in record["figures"].items()], (0, 1, 2)
+    )
+    stages = markdown_table(
+        ["stage", "parameters", "steps", "minutes", "device"],
+        [
+            [name, f"{entry['parameters']:,}", f"{entry['steps']:,}", f"{entry['seconds'] / 60:.1f}", entry["device"]]
+            for name, entry in record["stages"].items()
+        ],
+        range(5),
     )
     versions = ", ".join(f"{name} {number}" for name, number in record["libraries"].items())
     return f"""# The playground's base model: how it was built
@@ -67,17 +74,11 @@ def markdown(record: Record) -> str:
 Seed {record["seed"]}, {record["minutes"]} minutes of training, weights {record["bytes"] / 1e6:.2f} MB in fp16.
 {versions}.
 
-| figure | reached | target |
-|---|---|---|
 {figures}
-
 `base_*` are generated pictures, `drawn_*` the drawings of the same scenes under the same judge: its ceiling.
 The figures are of fresh seeds; shares are of 1.
 
-| stage | parameters | steps | minutes | device |
-|---|---|---|---|---|
 {stages}
-
 ![samples](samples.png)
 
 Drawn by the base for captions of fresh scenes, the first {SHOWN}, unselected.
@@ -90,10 +91,9 @@ def _figure(value: float, target: float | None) -> Record:
     return {"value": value} if target is None else {"value": value, "target": target, "reached": value >= target}
 
 
-def _row(name: str, entry: Record) -> str:
-    if "target" not in entry:
-        return f"| {name} | {entry['value']:.3f} | |"
-    return f"| {name} | {entry['value']:.3f} | {entry['target']:.3f} {'reached' if entry['reached'] else 'MISSED'} |"
+def _row(name: str, entry: Record) -> list[str]:
+    verdict = "" if "target" not in entry else "reached" if entry["reached"] else "MISSED"
+    return [name, number(entry["value"]), f"{number(entry.get('target'))} {verdict}".strip()]
 
 
 def _draw_samples(path: Path, samples: Samples) -> None:

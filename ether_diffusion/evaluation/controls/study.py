@@ -1,0 +1,326 @@
+"""Table 3 and Fig. 6: control accuracy of several methods at several learning rates, while they train.
+
+Every job trains one arm at one rate with one seed, and stops at each of ``eval_steps`` to draw and score; a resumed
+training is the uninterrupted one bit for bit, so the stops change nothing. What is done stays done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ether_diffusion.data.pairs import read_listing
+from ether_diffusion.evaluation.controls.findings import PAIRS, read_findings, write_outline
+from ether_diffusion.evaluation.controls.pages import write_compared, write_study
+from ether_diffusion.evaluation.runner import RESULTS, Job, Study, run_study, train
+from ether_diffusion.files import write_text
+from ether_diffusion.metrics.backbones import Backbone, load_clip
+from ether_diffusion.metrics.control import ControlScores, score_control
+from ether_diffusion.metrics.control_tasks import ControlTask, Pair, Segmentation
+from ether_diffusion.metrics.distribution import load_feature_model
+from ether_diffusion.metrics.segmentation import Segmenter
+from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.playground import NAME as PLAYGROUND
+from ether_diffusion.playground.pairs import write_pairs
+from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
+from ether_diffusion.runs.folder import git_revision, read_provenance
+from ether_diffusion.runs.record import read_run
+from ether_diffusion.training import control
+from ether_diffusion.training.cli import parse_config
+from ether_diffusion.training.control_config import ControlConfig
+from ether_diffusion.training.loop import TrainingDivergedError
+
+VARIED = ("learning_rate", "encoder_lr")
+"""Settings of an arm that may be a list, which makes one job of each value."""
+STEADY = ("constant", "constant_with_warmup", "piecewise_constant")
+"""Schedules that do not depend on how long the training will be."""
+OWN = ("output_dir", "overwrite", "resume", "max_train_steps")
+"""Settings of the training that the study sets itself."""
+
+
+@dataclass
+class ControlStudyConfig:
+    """Train control with every arm, and score it on the way.
+
+    Attributes:
+        output_dir: where runs, pictures and results go; what is there already is not done again.
+        arms: from a name to the settings of train_controlnet.py that make it. One of learning_rate and encoder_lr may
+            be a list: a job for each value.
+        training: settings of train_controlnet.py that all arms share.
+        seeds: of the trainings: a job for each, of every arm at every rate.
+        eval_steps: after how many steps to draw and score; the last is the length of the training.
+        data: folder of pairs to evaluate on, semantic maps among them; drawn for the playground.
+        pairs: how many pairs of the data to use at the last step.
+        curve_pairs: how many at the steps before it, one sample each.
+        samples: for each pair at the last step.
+        batch_size: pictures drawn at a time.
+        num_inference_steps: denoising steps of a picture.
+        guidance_scale: classifier-free guidance of a picture.
+        seed: of the noise that pictures are drawn from.
+        segmenter: judge of the maps: Hub id, folder or playground.
+        label_offset: the maps' id of the segmenter's class 0; as its image processor says where it is not given.
+        ignore_index: id that is left out of the scores.
+        clip: judge of CLIP-T; without it there is none.
+        fid_features: of FID and KID: inception, dino:NAME, clip:NAME or playground; without them there is neither.
+            Both need many pairs: see :func:`~ether_diffusion.metrics.distribution.too_few`.
+        compare_with: arms that every other is held against; with several seeds the difference in mIoU has a 95 %
+            interval over the seeds.
+        keep_runs: keep what was trained.
+    """
+
+    output_dir: Path
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    eval_steps: list[int] = field(default_factory=lambda: [200, 400, 800])
+    data: Path | None = None
+    pairs: int = 96
+    curve_pairs: int = 48
+    samples: int = 4
+    batch_size: int = 16
+    num_inference_steps: int = 50
+    guidance_scale: float = 9.0
+    seed: int = 0
+    segmenter: str = PLAYGROUND
+    label_offset: int | None = None
+    ignore_index: int | None = 255
+    clip: str | None = None
+    fid_features: str | None = None
+    compare_with: list[str] = field(default_factory=list)
+    keep_runs: bool = False
+
+    def __post_init__(self) -> None:
+        self.output_dir = Path(self.output_dir)
+        self.data = None if self.data is None else Path(self.data)
+        self.eval_steps, self.seeds = sorted(set(self.eval_steps)), list(dict.fromkeys(self.seeds))
+        if not self.arms:
+            raise ValueError("arms is empty: name at least one")
+        if not self.seeds:
+            raise ValueError("seeds is empty: name at least one")
+        if not self.eval_steps or self.eval_steps[0] < 1:
+            raise ValueError("eval_steps must be steps of the training, the last one its length")
+        if unknown := [arm for arm in self.compare_with if arm not in self.arms]:
+            raise ValueError(f"compare_with: there is no arm {unknown[0]!r}; there are: {', '.join(self.arms)}")
+        if self.data is None and self.training.get("train_data_dir") != PLAYGROUND:
+            raise ValueError("data is missing: name the folder of pairs to evaluate on")
+        for where, settings in {"training": self.training, **self.arms}.items():
+            if "seed" in settings:
+                raise ValueError(f"{where}: name the seeds of the trainings in seeds, not here")
+            if taken := [name for name in OWN if name in settings]:
+                raise ValueError(f"{where}: {', '.join(taken)} is set by the study itself; leave it out")
+
+
+def training_of(job: Job[None], folder: Path, steps: int) -> ControlConfig:
+    """The settings of a job's training, which draws no samples of its own.
+
+    Raises:
+        ValueError: a setting is not one of train_controlnet.py's, or impossible.
+    """
+    own = {"output_dir": folder, "max_train_steps": steps, "num_validation_images": 0}
+    frequency = {"checkpointing_steps": steps, "checkpoints_total_limit": 1, "validation_steps": steps}
+    try:
+        config = ControlConfig(**frequency | job.settings | own)
+    except TypeError as error:
+        raise ValueError(f"arm {job.arm}: {error}") from None
+    if config.lr_scheduler not in STEADY:
+        raise ValueError(
+            f"arm {job.arm}: lr_scheduler={config.lr_scheduler} depends on the training's length, which grows from "
+            f"one evaluation to the next; use {', '.join(STEADY)}"
+        )
+    return config
+
+
+def all_jobs(config: ControlStudyConfig) -> list[Job[None]]:
+    """Every arm at every rate, the arms by turns, seed after seed, so that a study cut short has some of each.
+
+    Raises:
+        ValueError: two settings of an arm are lists, or one without a rate, or a rate is no number.
+    """
+    jobs: list[list[Job[None]]] = []
+    for arm, own in config.arms.items():
+        lists = [name for name in VARIED if isinstance(own.get(name), list)]
+        if len(lists) > 1:
+            raise ValueError(f"arm {arm}: only one of {', '.join(lists)} may be a list")
+        named = lists or [name for name in VARIED if own.get(name) is not None]
+        settings = {**config.training, **own}
+        try:
+            numbers = {name: settings[name] for name in VARIED if settings.get(name) is not None}
+            settings |= {name: float(value) for name, value in numbers.items() if not isinstance(value, list)}
+            values = own[lists[0]] if lists else [settings[name] for name in named[:1]]
+            rates = list(dict.fromkeys(float(value) for value in values))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"arm {arm}: a learning rate is no number: {error}") from None
+        if named and not rates:
+            raise ValueError(f"arm {arm}: {named[0]} is an empty list: name at least one rate")
+        varied = [(rate, {**settings, named[0]: rate}) for rate in rates] if named else [(None, settings)]
+        jobs.append([Job(arm, {**s, "seed": seed}, None, seed, rate) for seed in config.seeds for rate, s in varied])
+    longest = max(map(len, jobs))
+    return [of_arm[place] for place in range(longest) for of_arm in jobs if place < len(of_arm)]
+
+
+@dataclass
+class ControlStudy(Study[None]):
+    """Where the jobs of a study of controls are done.
+
+    Attributes:
+        config: the study's settings.
+        device: where to draw and judge.
+    """
+
+    config: ControlStudyConfig
+    device: torch.device
+
+    @property
+    def output_dir(self) -> Path:
+        """Where runs, pictures and results go."""
+        return self.config.output_dir
+
+    def jobs(self) -> list[Job[None]]:
+        """Every arm at every rate, when data and judges are there."""
+        jobs = all_jobs(self.config)
+        for job in jobs:
+            training_of(job, self.output_dir, self.config.eval_steps[-1])  # a mistake shows before the first one runs
+            self.check(job)
+        _ = self.pairs, self.task, self.clip, self.features
+        return jobs
+
+    def write_outline(self, jobs: Sequence[Job[None]]) -> None:
+        """Write ``study.json``."""
+        write_outline(self.output_dir, [job.key for job in jobs], self.config.eval_steps[-1], self.config.data)
+
+    def summarize(self, jobs: Sequence[Job[None]]) -> tuple[str, list[str]]:
+        """Write tables, curves and a sheet of what is done, and the differences that are asked for."""
+        text = write_study(self.output_dir)
+        if self.config.compare_with and len(read_findings(self.output_dir).best) > 1:
+            text += f"\n{write_compared(self.output_dir, self.config.compare_with)}"
+        return text, [key for key, results in read_findings(self.output_dir).results.items() if not results]
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """What is drawn and scored, the same for all jobs."""
+        folder = self.config.data or self.config.output_dir / PAIRS
+        if self.config.data is None and not folder.is_dir():
+            try:
+                write_pairs(folder, self.config.pairs)
+            except OSError:
+                if not folder.is_dir():  # another process was faster
+                    raise
+        entries = read_listing(folder)[: self.config.pairs]
+        return [Pair(entry.name, entry.image, entry.condition, entry.prompt) for entry in entries]
+
+    @cached_property
+    def task(self) -> ControlTask:
+        """The judge of the maps."""
+        segmenter = Segmenter(self.config.segmenter, self.device)
+        offset = segmenter.label_offset if self.config.label_offset is None else self.config.label_offset
+        return Segmentation(segmenter, offset, self.config.ignore_index)
+
+    @cached_property
+    def clip(self) -> Any:
+        """The judge of CLIP-T."""
+        return None if self.config.clip is None else load_clip(self.config.clip, self.device)
+
+    @cached_property
+    def features(self) -> Backbone | None:
+        """Whose features FID and KID compare."""
+        name = self.config.fid_features
+        return None if name is None else load_feature_model(name, self.device)
+
+    def run_job(self, job: Job[None]) -> None:
+        """Train to every evaluation step that has no result yet, draw and score there.
+
+        Raises:
+            ValueError: a result is there that was made with other settings.
+            TrainingInterruptedError: Ctrl-C or SIGTERM; the same command goes on.
+        """
+        self.check(job)
+        run = self.config.output_dir / "runs" / job.key
+        for steps in self.config.eval_steps:
+            result = self.config.output_dir / RESULTS / job.key / f"{steps:06d}.json"
+            identity = self._identity(job)
+            if result.is_file():
+                known = json.loads(result.read_text())
+                if "diverged" in known:
+                    break
+                continue
+            facts: dict[str, Any] = {"arm": job.arm, "rate": job.rate, "seed": job.seed, "steps": steps}
+            facts |= {"identity": identity, "settings": job.settings, "git_revision": git_revision()}
+            try:
+                train(training_of(job, run, steps), control.run, identity)
+            except TrainingDivergedError as error:
+                write_text(result, json.dumps(facts | {"diverged": first_line(error)}, default=str))
+                break
+            write_text(result, json.dumps(facts | self._score(job, run, steps), default=str))
+        if not self.config.keep_runs and run.exists():
+            shutil.rmtree(run)
+            with suppress(OSError):  # another seed is there
+                run.parent.rmdir()
+
+    def check(self, job: Job[None]) -> None:
+        """Raise ValueError if there is a result of the job that was made with other settings."""
+        for result in (self.config.output_dir / RESULTS / job.key).glob("*.json"):
+            if json.loads(result.read_text())["identity"] != self._identity(job):
+                raise ValueError(f"{result} was made with other settings: remove it, or choose another output_dir")
+
+    def _score(self, job: Job[None], run: Path, steps: int) -> dict[str, Any]:
+        config, last = self.config, steps == self.config.eval_steps[-1]
+        pairs = self.pairs if last else self.pairs[: config.curve_pairs]
+        drawing = Drawing(
+            config.samples if last else 1,
+            config.batch_size,
+            config.num_inference_steps,
+            config.guidance_scale,
+            seed=config.seed,
+        )
+        folder = config.output_dir / "images" / job.key / f"{steps:06d}"
+        marker, identity = folder / "identity.txt", self._identity(job)
+        if folder.exists() and not (marker.is_file() and marker.read_text() == identity):
+            shutil.rmtree(folder)  # drawn with other settings
+        write_text(marker, identity)
+        pipe = load_run(run, self.device)
+        samples = draw_samples(pipe, read_run(run), pairs, folder, drawing)
+        paths = [[folder / sample.file_name for sample in of_pair] for of_pair in samples]
+        clip, features = (self.clip, self.features) if last else (None, None)
+        scores: ControlScores = score_control(pairs, paths, self.task, clip, features, originals=last)
+        known = read_provenance(run)
+        return {
+            "scores": scores.scores,
+            "originals": scores.originals,
+            "classes": scores.classes,
+            "judges": scores.judges,
+            "choices": scores.choices,
+            "warnings": scores.warnings,
+            "pairs": scores.pairs,
+            "samples_per_pair": scores.samples_per_pair,
+            "folder": str(folder.relative_to(config.output_dir)),
+            "trained_parameters": known["trained_parameters"],
+            "base_hash": known["base_hash"],
+        }
+
+    def _identity(self, job: Job[None]) -> str:
+        """Stands for all that a result depends on but for the base's weights."""
+        drawn = ("pairs", "curve_pairs", "samples", "num_inference_steps", "guidance_scale", "seed", "eval_steps")
+        judged = ("data", "segmenter", "label_offset", "ignore_index", "clip", "fid_features")
+        settings = {name: getattr(self.config, name) for name in (*drawn, *judged)} | {"training": job.settings}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program: this process's share of the jobs, then table and figure of all that are done.
+
+    Raises:
+        SystemExit: a setting is impossible, a judge is missing, a signal came, or jobs failed.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    config = parse_config(ControlStudyConfig, arguments)
+    run_study(lambda device: ControlStudy(config, device))

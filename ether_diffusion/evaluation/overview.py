@@ -1,0 +1,308 @@
+"""One page of many runs, offline and in one file: scores with intervals, by subject and prompt, pictures, curves.
+
+``python -m eval.report runs/playground runs/dog --output report.html``. A benchmark also fits on one picture:
+``python -m eval.sheet runs/playground sheet.png --prompt 1``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ether_diffusion.evaluation.controls.findings import OUTLINE
+from ether_diffusion.evaluation.controls.pages import ControlSection, read_section
+from ether_diffusion.evaluation.subjects.benchmark import Benchmark, read_benchmark
+from ether_diffusion.evaluation.subjects.summary import BY_KEY, Metric, Result, comparisons
+from ether_diffusion.evaluation.tables import caption, format_difference, shown_metrics
+from ether_diffusion.files import write_text
+from ether_diffusion.images import load_image
+from ether_diffusion.page.pictures import Picture, picture_grid, save_picture, thumbnail
+from ether_diffusion.page.render import render
+from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
+from ether_diffusion.page.text import distinct_names, number
+from ether_diffusion.runs.curves import moving_average
+from ether_diffusion.runs.record import Run, read_run
+from ether_diffusion.runs.report import evenly_spaced, short_path
+
+MAX_PICTURES = 1500
+"""In the page; of a greater benchmark fewer prompts of each subject are shown, and the page says so."""
+THUMBNAIL = 128
+MAX_STEPS = 8
+MAX_REFERENCES = 6
+DASHES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One prompt of a subject: of every arm a picture, and its scores in the order of :func:`by_subject`."""
+
+    prompt: str
+    cells: list[tuple[Picture | None, list[float | None]]]
+
+
+@dataclass(frozen=True)
+class SubjectSection:
+    """A subject: its references, its means for every arm, and its prompts; ``left_out`` prompts are not shown."""
+
+    name: str
+    references: list[Picture]
+    means: list[list[float | None]]
+    prompts: list[PromptRow]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Benchmarks, studies of controls and training runs, each in the order of their folders."""
+
+    benchmarks: list[Benchmark]
+    studies: list[ControlSection]
+    runs: list[Run]
+
+
+def read_folders(folders: Sequence[Path]) -> Collection:
+    """What lies in the folders.
+
+    Raises:
+        FileNotFoundError: in one of them there is none of it.
+    """
+    found = Collection([], [], [])
+    for folder, name in zip(folders, distinct_names(folders), strict=True):
+        if (folder / "provenance.json").is_file():
+            found.runs.append(read_run(folder))
+        elif (folder / OUTLINE).is_file():
+            found.studies.append(read_section(folder, name))
+        else:
+            found.benchmarks.append(read_benchmark(folder, name))
+    return found
+
+
+def write_report(folders: Sequence[Path], output: Path) -> Path:
+    """Write the page of the folders of benchmarks, studies of controls and training runs; return its path.
+
+    Raises:
+        FileNotFoundError: a folder is none of these.
+    """
+    found = read_folders(folders)
+    sections = [
+        {
+            "benchmark": benchmark,
+            "metrics": shown_metrics(benchmark.rows),
+            "by_subject": by_subject(benchmark),
+            "compared": comparisons(benchmark.results),
+            "caption": caption(benchmark.rows, comparisons(benchmark.results)),
+            "arms": [arm_title(row) for row in benchmark.shown_arms],
+            "subjects": subject_sections(benchmark),
+            "curves": rate_curves(benchmark),
+        }
+        for benchmark in found.benchmarks
+    ]
+    page = render(
+        Path(__file__).with_name("overview.html.jinja"),
+        {"score": number, "short": short_path, "rate": partial(number, spec="g"), "difference": format_difference},
+        sections=sections,
+        studies=found.studies,
+        runs=[
+            {"name": name, "run": run, "grid": step_grid(run)}
+            for name, run in zip(distinct_names([run.folder for run in found.runs]), found.runs, strict=True)
+        ],
+        run_curves=loss_curves(found.runs),
+        title=", ".join(distinct_names(folders)),
+    )
+    write_text(output, page)
+    return output
+
+
+def by_subject(benchmark: Benchmark) -> tuple[Metric, Metric]:
+    """The scores that are shown for every subject and prompt: the one that decides, and CLIP-T."""
+    return benchmark.primary, BY_KEY["clip_t"]
+
+
+def arm_title(row: dict[str, Any]) -> str:
+    """An arm and its learning rate: ``lora, 0.001``."""
+    return str(row["arm"]) if row["learning_rate"] is None else f"{row['arm']}, {number(row['learning_rate'], 'g')}"
+
+
+def subject_sections(benchmark: Benchmark) -> list[SubjectSection]:
+    """Every subject with the arms at their best learning rate beside each other."""
+    arms, sections = benchmark.shown_arms, []
+    prompts = max((len(_prompts(r)) for r in benchmark.results), default=0)
+    wanted = max(1, MAX_PICTURES // max(1, len(arms) * len(benchmark.subjects)))
+    for subject in benchmark.subjects:
+        of_arms = [benchmark.results_of(row, subject) for row in arms]
+        asked = list(dict.fromkeys(prompt for results in of_arms for r in results for prompt in _prompts(r)))
+        shown = [asked[index] for index in evenly_spaced(range(len(asked)), min(wanted, prompts))]
+        sections.append(
+            SubjectSection(
+                subject,
+                _references(benchmark, subject),
+                [[_mean(results, metric) for metric in by_subject(benchmark)] for results in of_arms],
+                [PromptRow(p, [_cell(benchmark, results, p) for results in of_arms]) for p in shown],
+                len(asked) - len(shown),
+            )
+        )
+    return sections
+
+
+def _prompts(result: Result) -> list[str]:
+    return list(dict.fromkeys(row["prompt"] for row in result["images"] if "prompt" in row))
+
+
+def _references(benchmark: Benchmark, subject: str) -> list[Picture]:
+    """The subject's own pictures, as far as they are still where they were scored."""
+    result = next(result for result in benchmark.results if result["subject"] == subject)
+    paths = [Path(path) for path in result.get("references", ())][:MAX_REFERENCES]
+    return [Picture(thumbnail(path, THUMBNAIL), f"Reference {path.name}", path.name) for path in paths]
+
+
+def _mean(results: list[Result], metric: Metric, prompt: str | None = None) -> float | None:
+    rows = [row for result in results for row in result["images"] if prompt is None or row.get("prompt") == prompt]
+    values = [row[metric.key] for row in rows if metric.key in row]
+    return sum(values) / len(values) if values else None
+
+
+def _cell(benchmark: Benchmark, results: list[Result], prompt: str) -> tuple[Picture | None, list[float | None]]:
+    """The first picture for the prompt, and the means of all of them."""
+    scores = [_mean(results, metric, prompt) for metric in by_subject(benchmark)]
+    for result in results:
+        for row in result["images"]:
+            if row.get("prompt") == prompt:
+                source = thumbnail(benchmark.picture(result, row["file"]), THUMBNAIL)
+                return Picture(source, f"{result['arm']}: {prompt}", f"{prompt}, seed {result['seed']}"), scores
+    return None, scores
+
+
+def rate_curves(benchmark: Benchmark) -> list[Curve]:
+    """DINO and CLIP-T against the learning rate, where an arm has several."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for row in benchmark.rows:
+        if row["learning_rate"] is not None and not row["diverged"]:
+            arms.setdefault(row["arm"], []).append(row)
+    several = {arm: sorted(rows, key=lambda row: row["learning_rate"]) for arm, rows in arms.items() if len(rows) > 1}
+    if not several:
+        return []
+    return [_rate_curve(several, metric, benchmark.name) for metric in by_subject(benchmark)]
+
+
+def _rate_curve(arms: dict[str, list[dict[str, Any]]], metric: Metric, where: str) -> Curve:
+    title = f"{metric.title} against the learning rate"
+    with figure_style(f"{where} {title}"):
+        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for number, (arm, rows) in enumerate(arms.items()):
+            colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+            rates = [row["learning_rate"] for row in rows]
+            score = [row["scores"][metric.key] for row in rows]
+            axes.plot(rates, [s["mean"] for s in score], dashes, color=colour, marker=".", label=arm)
+            if all(s["low"] is not None for s in score):
+                low, high = ([s[part] for s in score] for part in ("low", "high"))
+                axes.fill_between(rates, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set_xscale("log")
+        dress(axes, "learning rate", legend=True)
+        svg = inline_svg(figure, f"{where} {title}", title)
+    return Curve(title, svg, "Mean over subjects; the shade is its 95 % interval, where there are several.")
+
+
+def loss_curves(runs: Sequence[Run]) -> list[Curve]:
+    """The smoothed losses of all runs in one figure."""
+    known = [run for run in runs if run.metrics]
+    if not known:
+        return []
+    title = "Loss of the runs"
+    with figure_style(title):
+        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for number, (name, run) in enumerate(zip(distinct_names([run.folder for run in known]), known, strict=True)):
+            values = moving_average([row["loss"] for row in run.metrics], max(1, len(run.metrics) // 20))
+            dashes = DASHES[number // len(COLOURS) % len(DASHES)]
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot([row["step"] for row in run.metrics], values, dashes, color=colour, label=name)
+        dress(axes, "step", legend=True)
+        return [
+            Curve(title, inline_svg(figure, title, title), "Exponential moving averages over a twentieth of the steps.")
+        ]
+
+
+def step_grid(run: Run) -> tuple[list[int], list[tuple[str, list[Picture]]]]:
+    """The steps that are shown, and every prompt's pictures at these."""
+    steps = evenly_spaced(run.sample_steps, MAX_STEPS)
+    rows = []
+    for prompt in run.prompts:
+        title = f"{prompt['prompt']}, seed {prompt['seed']}"
+        pictures = [
+            Picture(thumbnail(run.folder / run.sample(step, prompt["file"]), THUMBNAIL), f"Step {step}: {title}", title)
+            for step in steps
+        ]
+        rows.append((title, pictures))
+    return steps, rows
+
+
+def draw_sheet(folder: Path, subjects: Sequence[str] = (), prompt: int = 0) -> Image.Image:
+    """One picture of a benchmark: a row per subject, its reference, then every method at its best rate for one prompt.
+
+    Args:
+        folder: where ``eval/dreambench.py`` wrote.
+        subjects: rows; all where none is named.
+        prompt: the number of the subject's prompt that is shown, of its first image.
+
+    Raises:
+        FileNotFoundError: it is no benchmark's folder, or pictures are gone.
+        ValueError: a subject is not in it, or has no such prompt.
+    """
+    benchmark = read_benchmark(folder, folder.name)
+    arms, rows = benchmark.shown_arms, []
+    for subject in subjects or benchmark.subjects:
+        if subject not in benchmark.subjects:
+            raise ValueError(f"{folder} has no subject {subject!r}; it has {', '.join(benchmark.subjects)}")
+        found = [results[0] for row in arms if (results := benchmark.results_of(row, subject))]
+        prompts = list(dict.fromkeys(image["prompt"] for image in found[0]["images"]))
+        if not 0 <= prompt < len(prompts):
+            raise ValueError(f"{subject} has the prompts 0 to {len(prompts) - 1}, not {prompt}")
+        files = [
+            benchmark.picture(result, next(i["file"] for i in result["images"] if i["prompt"] == prompts[prompt]))
+            for result in found
+        ]
+        rows.append((prompts[prompt], [load_image(path) for path in (found[0]["references"][0], *files)]))
+    return picture_grid(rows, ["reference", *(str(row["arm"]) for row in arms)])
+
+
+def sheet_main(arguments: Sequence[str] | None = None) -> None:
+    """Write the sheet of the benchmark named on the command line."""
+    parser = argparse.ArgumentParser(description="One picture of a benchmark.")
+    parser.add_argument("folder", type=Path, help="the benchmark's folder, such as runs/playground")
+    parser.add_argument("picture", type=Path, help="the PNG file to write")
+    parser.add_argument("--subjects", nargs="*", default=[], help="default: all")
+    parser.add_argument("--prompt", type=int, default=0, help="number of the prompt that is shown")
+    given = parser.parse_args(arguments)
+    try:
+        save_picture(draw_sheet(given.folder, given.subjects, given.prompt), given.picture)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    print(given.picture)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program: write the page and print its path.
+
+    Raises:
+        SystemExit: a folder is neither a benchmark's nor a run's.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="RUN", help="folders of benchmarks, studies of controls, training runs"
+    )
+    parser.add_argument("--output", type=Path, help="default: report.html in the first folder that is no training run")
+    given = parser.parse_args(arguments)
+    studies = [folder for folder in given.folders if not (folder / "provenance.json").is_file()]
+    output = given.output or (studies[0] if studies else Path.cwd()) / "report.html"
+    try:
+        print(write_report(given.folders, output).resolve())
+    except FileNotFoundError as error:
+        parser.error(str(error))

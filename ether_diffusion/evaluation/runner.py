@@ -1,0 +1,212 @@
+"""The one job loop of all studies: plan, share over processes, train or go on, collect what fails.
+
+What is done stays done: a job whose result is there is not done again, and a training goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from tqdm import tqdm
+
+from ether_diffusion.files import write_text
+from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.runs.folder import list_checkpoints, read_provenance
+from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.loop import TrainingInterruptedError
+
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+DISTRIBUTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+RESULTS = "results"
+"""In the folder of a study: what its jobs found, and why some failed."""
+
+
+class Named(Protocol):
+    """What jobs are about where a study has several such things: the subjects of a benchmark."""
+
+    @property
+    def name(self) -> str:
+        """Unique, fit for a folder."""
+
+
+Subject = TypeVar("Subject", bound=Named | None)
+
+
+@dataclass(frozen=True)
+class Job(Generic[Subject]):
+    """An arm with one seed, and in a benchmark one subject: trained once, or for an anchor only asked for.
+
+    Attributes:
+        arm: its name.
+        settings: of its training, but for what the study sets itself; empty for an anchor.
+        subject: what is learnt; None where a study has no subjects.
+        seed: of training and images.
+        rate: its learning rate, where the arm names one: part of what it is called.
+    """
+
+    arm: str
+    settings: dict[str, Any]
+    subject: Subject
+    seed: int
+    rate: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Its folder below those of the study."""
+        arm = self.arm if self.rate is None else f"{self.arm}@{self.rate:g}"
+        return f"{arm}/seed-{self.seed}" if self.subject is None else f"{arm}/{self.subject.name}/seed-{self.seed}"
+
+
+class Study(ABC, Generic[Subject]):
+    """What the loop does not know of a study: its jobs, and what is to be done with each."""
+
+    @property
+    @abstractmethod
+    def output_dir(self) -> Path:
+        """Where runs, images and results go."""
+
+    @abstractmethod
+    def jobs(self) -> list[Job[Subject]]:
+        """All jobs, once all that they need is there, so that a mistake in the last shows before the first runs.
+
+        Raises:
+            ImportError, OSError, ValueError: a setting is impossible, or a judge or data are missing.
+        """
+
+    @abstractmethod
+    def write_outline(self, jobs: Sequence[Job[Subject]]) -> None:
+        """Write what a reader of the folder must know before there are results."""
+
+    @abstractmethod
+    def run_job(self, job: Job[Subject]) -> None:
+        """Do what is not done of a job.
+
+        Raises:
+            TrainingInterruptedError: Ctrl-C or SIGTERM; the same job goes on where it was.
+            ValueError: results are there that were made with other settings.
+        """
+
+    @abstractmethod
+    def summarize(self, jobs: Sequence[Job[Subject]]) -> tuple[str, list[str]]:
+        """Write tables and figures of what is done; return them as text, and the keys of the jobs that are not."""
+
+
+def run_study(make: Callable[[torch.device], Study[Subject]]) -> bool:
+    """Do this process's share of a study's jobs, write the summary of all that are done, and print it.
+
+    Args:
+        make: makes the study, given the device of this process.
+
+    Returns:
+        Whether all jobs of all processes have a result; in one of several processes they may not yet.
+
+    Raises:
+        SystemExit: a setting is impossible, a judge is missing, a signal came, or, in a single process, jobs failed.
+    """
+    index, count = take_share()
+    try:
+        study = make(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        jobs = study.jobs()
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    study.write_outline(jobs)
+    try:
+        failed = run_jobs(study, jobs[index::count])
+    except TrainingInterruptedError as error:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(128 + error.signal) from None
+    text, missing = study.summarize(jobs)
+    print(text)
+    for key, reason in failed.items():
+        print(f"{key}: {reason}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} jobs failed; the same command tries them again", file=sys.stderr)
+        if count == 1:  # one of several processes would take the others with it
+            raise SystemExit(1)
+    return not missing
+
+
+def run_jobs(study: Study[Subject], jobs: Sequence[Job[Subject]]) -> dict[str, str]:
+    """Do the jobs that are not done; return the errors of those that failed, by key.
+
+    Raises:
+        TrainingInterruptedError: Ctrl-C or SIGTERM; the same jobs go on where they were.
+    """
+    failed: dict[str, str] = {}
+    for job in (progress := tqdm(jobs, unit="job")):
+        progress.set_postfix_str(job.key)
+        told = _failure(study.output_dir, job.key)
+        try:
+            study.run_job(job)
+        except TrainingInterruptedError:
+            raise
+        except Exception as error:  # one failure must not cost the others
+            logger.error("%s failed: %s", job.key, first_line(error))
+            logger.debug("traceback", exc_info=True)
+            failed[job.key] = f"{type(error).__name__}: {error}"
+            write_text(told, failed[job.key])
+        else:
+            told.unlink(missing_ok=True)
+    return failed
+
+
+def why_missing(folder: Path, key: str) -> str:
+    """A job without a result: why it failed, or that nobody came to it."""
+    told = _failure(folder, key)
+    return f"{key} ({told.read_text(encoding='utf-8')})" if told.is_file() else f"{key} (not done yet)"
+
+
+def _failure(folder: Path, key: str) -> Path:
+    return folder / RESULTS / f"{key}.error.txt"
+
+
+def train(config: Config, program: Callable[[Config], Path], mark: str) -> dict[str, Any]:
+    """Train, or go on from the last checkpoint of the same training, unless it is finished; return its provenance.
+
+    Args:
+        config: its settings, with its run folder.
+        program: that trains.
+        mark: stands for all that the training depends on; another one in the run folder starts it anew.
+    """
+    run = config.output_dir
+    marker = run / "job.txt"
+    same = marker.is_file() and marker.read_text() == mark
+    known = read_provenance(run) if same else {}
+    if known.get("status") == "finished" and known.get("step") == config.max_train_steps:
+        return known
+    if same and list_checkpoints(run / "checkpoints"):
+        config.resume = "latest"
+    config.overwrite = config.resume is None
+    write_text(marker, mark)
+    AcceleratorState._reset_state(True)  # of the run before
+    GradientState._reset_state()
+    program(config)
+    return read_provenance(run)
+
+
+def take_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Which of how many processes this one is, as ``accelerate launch`` or torchrun say.
+
+    The processes of a study share jobs, not gradients: each is to train alone, so what would join them is taken out of
+    this process's environment, and of several GPUs each sees its own.
+    """
+    index, count = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+    if count > 1:
+        local = int(environment.get("LOCAL_RANK", 0))
+        visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[local % len(visible)] if visible else str(local)
+    for name in DISTRIBUTED:
+        os.environ.pop(name, None)
+    return index, count

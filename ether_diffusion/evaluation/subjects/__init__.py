@@ -1,0 +1,1 @@
+"""Benchmarks: many subjects, many methods, and scores of pictures that exist already."""

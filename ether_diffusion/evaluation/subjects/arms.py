@@ -1,0 +1,269 @@
+"""The arms of a benchmark: what is trained, the anchors that give every column its scale, and the jobs of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from ether_diffusion.data.randomness import generator
+from ether_diffusion.evaluation.runner import Job
+from ether_diffusion.evaluation.subjects.protocols import Subject
+from ether_diffusion.images import list_images, load_image
+from ether_diffusion.metrics.judges import CLIP, DINO, LPIPS_SIZE
+from ether_diffusion.registry import METHODS, MethodEntry
+from ether_diffusion.runs.drawing import Asked
+from ether_diffusion.training.config import DreamBoothConfig
+
+DRAWING = ("token", "images_per_prompt", "class_images", "num_inference_steps", "guidance_scale")
+"""Settings of a benchmark that its images depend on, beside those of the training."""
+OWN = ("output_dir", "overwrite", "resume", "seed", "instance_data_dir", "instance_prompt", "class_prompt")
+"""Settings of the training that the benchmark sets itself."""
+
+
+BASE = "base"
+"""The base model itself, asked the same prompts."""
+TRUTH = "truth"
+"""True pictures of what is asked, other ones than those that the score compares with: a perfect model."""
+COPIES = "copies"
+"""The references, whatever is asked: a model that has learnt them by heart."""
+NOISE = "noise"
+"""Uniform noise."""
+
+Answer = Callable[[Asked, Subject], Iterator[Image.Image]]
+"""From what is asked and the subject to the pictures."""
+
+
+def true_answers(asked: Asked, subject: Subject) -> Iterator[Image.Image]:
+    """To each of the subject's own prompts one of its ``answers``, by the seed that is asked."""
+    each = len(asked.prompts) // len(subject.answers)
+    for number, seed in enumerate(asked.seeds):
+        answers = subject.answers[number // each]
+        yield load_image(answers[seed % len(answers)])
+
+
+def copied_answers(asked: Asked, subject: Subject) -> Iterator[Image.Image]:
+    """The references in turn."""
+    references = list_images(subject.references)
+    for number in range(len(asked.prompts)):
+        yield load_image(references[number % len(references)])
+
+
+def noisy_answers(asked: Asked, subject: Subject) -> Iterator[Image.Image]:
+    """Uniform noise of the first reference's size, from the seeds that are asked."""
+    width, height = load_image(list_images(subject.references)[0]).size
+    for seed in asked.seeds:
+        pixels = np.random.default_rng(seed % 2**63).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        yield Image.fromarray(pixels)
+
+
+ANSWERS: dict[str, Answer] = {TRUTH: true_answers, COPIES: copied_answers, NOISE: noisy_answers}
+"""The anchors that no model draws."""
+ANCHORS = {
+    BASE: "the base model",
+    TRUTH: "other drawings of what is asked",
+    COPIES: "the references, whatever is asked",
+    NOISE: "uniform noise",
+}
+"""All of them, and what they are."""
+
+
+def anchors_of(subject: Subject) -> list[str]:
+    """The anchors of a subject; without a known truth there is none of :data:`TRUTH`."""
+    return [name for name in ANCHORS if name != TRUTH or subject.truths]
+
+
+@dataclass
+class BenchmarkConfig:
+    """Train, draw and score every subject of a protocol with every arm.
+
+    Attributes:
+        output_dir: where runs, images and results go; what is there already is not done again.
+        protocol: playground, dreambooth, or a YAML file of subjects.
+        data_dir: folder with the photos of the protocol dreambooth.
+        subjects: only these subjects; all where none is named.
+        arms: from a name to the settings of train_dreambooth.py that make it: {"lora": {"method": "lora", "rank": 4}}.
+            A list of learning rates makes one arm of each. The anchors are always scored, too: the base itself, copies
+            of the references, noise and, where it is known, the truth.
+        training: settings of train_dreambooth.py that all arms share, the base model among them.
+        seeds: one run for each.
+        token: the rare word.
+        instance_prompt: of the training; {token} and {class} stand for the subject's.
+        class_prompt: likewise, of the bare class: for prior preservation and PRES.
+        images_per_prompt: images drawn for each prompt.
+        class_images: images drawn for the bare class, for PRES; 0 for none.
+        drift: draw the subject's unrelated prompts, too, and compare with the base's images.
+        batch_size: images drawn at a time.
+        num_inference_steps: denoising steps of an image.
+        guidance_scale: classifier-free guidance of an image.
+        dino: judge of DINO: a Hub id, a folder or playground.
+        clip: judge of CLIP-I and CLIP-T, likewise, or anytorch: and a model of clip-anytorch.
+        lpips: file with the weights of LPIPS' trunk, or lpips for that package's; without it there is no LPIPS or DIV.
+        lpips_net: alex or vgg.
+        lpips_size: pixels of the squares that LPIPS compares.
+        keep_runs: keep what was trained, not only the images and scores.
+    """
+
+    output_dir: Path
+    protocol: str = "playground"
+    data_dir: Path | None = None
+    subjects: list[str] = field(default_factory=list)
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    token: str = "qwe"
+    instance_prompt: str = "a photo of {token} {class}"
+    class_prompt: str = "a photo of a {class}"
+    images_per_prompt: int = 4
+    class_images: int = 4
+    drift: bool = True
+    batch_size: int = 8
+    num_inference_steps: int = 25
+    guidance_scale: float = 7.5
+    dino: str = DINO
+    clip: str = CLIP
+    lpips: str | None = None
+    lpips_net: Literal["alex", "vgg"] = "alex"
+    lpips_size: int = LPIPS_SIZE
+    keep_runs: bool = False
+
+    def __post_init__(self) -> None:
+        self.output_dir = Path(self.output_dir)
+        self.data_dir = None if self.data_dir is None else Path(self.data_dir)
+        if "pretrained_model_name_or_path" not in self.training:
+            raise ValueError("training needs pretrained_model_name_or_path: the base model")
+        if taken := [name for name in ANCHORS if name in self.arms]:
+            raise ValueError(f"an arm cannot be called {taken[0]}: that is {ANCHORS[taken[0]]}")
+        for where, settings in {"training": self.training, **self.arms}.items():
+            if taken := [name for name in OWN if name in settings]:
+                raise ValueError(f"{where}: {', '.join(taken)} is set by the benchmark itself; leave it out")
+        if isinstance(self.training.get("learning_rate"), list):
+            raise ValueError("training: a list of learning rates belongs to an arm, which becomes one for each")
+        for name in ("images_per_prompt", "batch_size", "num_inference_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.seeds:
+            raise ValueError("seeds is empty: name at least one")
+
+    @property
+    def base_model(self) -> str:
+        """The base model of all arms."""
+        return str(self.training["pretrained_model_name_or_path"])
+
+    def settings_of(self, arm: str) -> dict[str, Any]:
+        """All settings of an arm's training, the shared ones among them, but for what the benchmark sets itself."""
+        return {**self.training, **self.arms[arm]}
+
+
+def is_anchor(job: Job[Subject]) -> bool:
+    """Whether the job trains nothing."""
+    return job.arm in ANCHORS
+
+
+def method_of(job: Job[Subject]) -> MethodEntry:
+    """What trains."""
+    return METHODS[str(job.settings.get("method", DreamBoothConfig.method))]
+
+
+def settings_hash(job: Job[Subject], config: BenchmarkConfig) -> str:
+    """Stands for all that its images depend on: training, references and drawing, but for the base's weights."""
+    settings: dict[str, Any] = {name: getattr(config, name) for name in DRAWING}
+    settings |= {"base": config.base_model, "training": job.settings, "prompts": _training_prompts(job, config)}
+    settings |= {"asked": job.subject.prompts, "references": job.subject.fingerprint}
+    settings["unrelated"] = job.subject.unrelated if config.drift else ()
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def asked_of(job: Job[Subject], config: BenchmarkConfig) -> dict[str, Asked]:
+    """All images of the job: of the subject, of the class, for unrelated prompts; every arm has the same seeds."""
+
+    def ask(stream: str, prompts: Sequence[str], each: int) -> Asked:
+        asked = [prompt for prompt in prompts for _ in range(each)]
+        return Asked(asked, [generator(job.seed, stream, number).initial_seed() for number in range(len(asked))])
+
+    images = ask("image", _prompts(job, config), config.images_per_prompt)
+    if job.arm == TRUTH:  # it is known for the subject's own prompts
+        return {"images": images, "class_images": Asked([], []), "unrelated": Asked([], [])}
+    return {
+        "images": images,
+        "class_images": ask("class", _training_prompts(job, config)[1:], config.class_images),
+        "unrelated": ask("unrelated", job.subject.unrelated, int(config.drift)),
+    }
+
+
+def truths_of(job: Job[Subject], config: BenchmarkConfig) -> dict[str, tuple[Path, ...]]:
+    """The true pictures of each prompt, where they are known."""
+    return dict(zip(_prompts(job, config), job.subject.truths, strict=True)) if job.subject.truths else {}
+
+
+def training_of(job: Job[Subject], config: BenchmarkConfig, folder: Path) -> DreamBoothConfig:
+    """The settings of its training run, which draws no samples of its own; class images are shared by class.
+
+    Raises:
+        ValueError: a setting is not one of train_dreambooth.py's, or impossible.
+    """
+    instance_prompt, class_prompt = _training_prompts(job, config)
+    own = {
+        "output_dir": folder,
+        "seed": job.seed,
+        "instance_data_dir": job.subject.references,
+        "instance_prompt": instance_prompt,
+        "class_prompt": class_prompt,
+        "num_validation_images": 0,
+    }
+    settings = {**job.settings, **own}
+    if settings.get("with_prior_preservation"):
+        shared = config.output_dir / "class_images" / job.subject.class_word.replace(" ", "-")
+        settings.setdefault("class_data_dir", shared)
+    settings.setdefault("checkpointing_steps", 200)
+    settings.setdefault("checkpoints_total_limit", 1)
+    try:
+        return DreamBoothConfig(**settings)
+    except TypeError as error:
+        raise ValueError(f"arm {job.arm}: {error}") from None
+
+
+def _prompts(job: Job[Subject], config: BenchmarkConfig) -> list[str]:
+    """The subject's prompts with the token."""
+    return [prompt.format(token=config.token) for prompt in job.subject.prompts]
+
+
+def _training_prompts(job: Job[Subject], config: BenchmarkConfig) -> list[str]:
+    """The prompts of the training: of the subject, and of its class."""
+    words = {"token": config.token, "class": job.subject.class_word}
+    return [prompt.format(**words) for prompt in (config.instance_prompt, config.class_prompt)]
+
+
+def all_jobs(config: BenchmarkConfig, subjects: list[Subject]) -> list[Job[Subject]]:
+    """Every job of a benchmark, subject by subject, the anchors first.
+
+    Raises:
+        ValueError: a learning rate is no number.
+    """
+    arms: list[tuple[str, dict[str, Any], float | None]] = []
+    for name in config.arms:
+        settings = config.settings_of(name)
+        own, shared = config.arms[name].get("learning_rate"), settings.pop("learning_rate", None)
+        for rate in own if isinstance(own, list) else [own]:
+            value = _rate(shared if rate is None else rate, name)
+            arms.append((name, settings | ({} if value is None else {"learning_rate": value}), _rate(rate, name)))
+    return [
+        Job(name, settings, subject, seed, rate)
+        for subject in subjects
+        for seed in config.seeds
+        for name, settings, rate in [*((anchor, {}, None) for anchor in anchors_of(subject)), *arms]
+    ]
+
+
+def _rate(value: Any, arm: str) -> float | None:
+    """A learning rate as YAML has it, which takes 6e-2 for a word."""
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"arm {arm}: the learning rate {value!r} is no number") from None

@@ -1,0 +1,327 @@
+"""The jobs of a benchmark: train, draw, score. What is done stays done; what fails is told and the rest goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from ether_diffusion import pipelines
+from ether_diffusion.evaluation.runner import Job, Study, run_study, train, why_missing
+from ether_diffusion.evaluation.subjects.arms import (
+    ANSWERS,
+    BASE,
+    BenchmarkConfig,
+    all_jobs,
+    asked_of,
+    is_anchor,
+    method_of,
+    settings_hash,
+    training_of,
+    truths_of,
+)
+from ether_diffusion.evaluation.subjects.protocols import Subject, load_protocol
+from ether_diffusion.evaluation.subjects.summary import (
+    Metric,
+    Result,
+    all_results,
+    arm_order,
+    best_rates,
+    primary,
+    summarize,
+)
+from ether_diffusion.evaluation.tables import write_summary
+from ether_diffusion.files import atomic_path, write_text
+from ether_diffusion.images import list_images
+from ether_diffusion.metrics.distances import components, mean_distances
+from ether_diffusion.metrics.judges import load_judges
+from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
+from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run
+from ether_diffusion.runs.folder import git_revision
+from ether_diffusion.training import dreambooth
+from ether_diffusion.training.cli import parse_config
+from ether_diffusion.training.loop import TrainingDivergedError
+
+SCORES_VERSION = 2
+"""Raised when the scores of an image change, so that images that were scored before are scored again."""
+JOBS = "jobs.json"
+"""In the output folder: the keys of all jobs, so that a reader sees what is missing."""
+
+
+@dataclass
+class Bench(Study[Subject]):
+    """Where the jobs of a benchmark are done.
+
+    Attributes:
+        config: the benchmark's settings.
+        subjects: what is learnt.
+        judges: who scores.
+        device: where to draw.
+    """
+
+    config: BenchmarkConfig
+    subjects: list[Subject]
+    judges: Judges
+    device: torch.device
+    _seen: dict[str, References] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def output_dir(self) -> Path:
+        """Where runs, images and results go."""
+        return self.config.output_dir
+
+    @classmethod
+    def load(cls, config: BenchmarkConfig, device: torch.device) -> Bench:
+        """Look for the subjects and load the judges.
+
+        Raises:
+            ImportError, OSError, ValueError: a subject or a judge is missing, or a setting is impossible.
+        """
+        subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
+        for job in all_jobs(config, subjects):
+            if not is_anchor(job):
+                training_of(job, config, config.output_dir)  # a mistake in the last arm shows before the first one runs
+        judges = load_judges(config.dino, config.clip, config.lpips, config.lpips_net, config.lpips_size, device)
+        return cls(config, subjects, judges, device)
+
+    def jobs(self) -> list[Job[Subject]]:
+        """Every job, subject by subject, the anchors first."""
+        return all_jobs(self.config, self.subjects)
+
+    def write_outline(self, jobs: Sequence[Job[Subject]]) -> None:
+        """Write the keys of all jobs, and the settings."""
+        write_text(self.output_dir / JOBS, json.dumps([job.key for job in jobs], indent=1))
+        settings = json.loads(json.dumps(asdict(self.config), default=str))
+        write_text(self.output_dir / "config.yaml", yaml.safe_dump(settings))
+
+    def summarize(self, jobs: Sequence[Job[Subject]]) -> tuple[str, list[str]]:
+        """Write tables of what is done."""
+        return write_summary(self.output_dir, jobs)
+
+    @cached_property
+    def base(self) -> DiffusionPipeline:
+        """The base model itself, loaded when it is first needed."""
+        return load_pipeline(self.config.base_model, self.device)
+
+    @cached_property
+    def base_hash(self) -> str | None:
+        """The identity of the base's UNet."""
+        return base_hash(self.base.unet)
+
+    def run_job(self, job: Job[Subject]) -> None:
+        """Train, draw and score one subject, each unless it is there; the scores are written last.
+
+        Images that other judges scored are scored anew. A training that diverged is a result, too: without images.
+
+        Raises:
+            ValueError: scores or images are there that were made with other settings or from another base.
+        """
+        result, run = self._path("results", job, ".json"), self._path("runs", job)
+        if result.is_file():
+            known = json.loads(result.read_text())
+            self._check(known, result, job)
+            if known.get("diverged") or known["judged_by"] == self._judged_by(job):
+                return
+        facts = {
+            "arm": job.arm,
+            "learning_rate": job.settings.get("learning_rate"),
+            "subject": job.subject.name,
+            "seed": job.seed,
+            "settings": {name: value for name, value in job.settings.items() if value is not None},
+            "judges": self.judges.identity,
+            "judged_by": self._judged_by(job),
+            "git_revision": git_revision(),
+        }
+        try:
+            images = self._images(job)
+        except TrainingDivergedError as error:
+            facts |= self._identity(job) | {"diverged": first_line(error), "images": []}
+        else:
+            facts |= json.loads((images / "facts.json").read_text()) | self._score(job, images)
+        write_text(result, json.dumps(facts, default=str))
+        if not self.config.keep_runs and run.exists():
+            shutil.rmtree(run)
+
+    def _judged_by(self, job: Job[Subject]) -> dict[str, Any]:
+        """What the scores of its images depend on: judges, truths, and the set of scores that there is."""
+        return {**self.judges.weights, "truths": job.subject.truths_fingerprint, "scores": SCORES_VERSION}
+
+    def _references(self, job: Job[Subject]) -> References:
+        """The subject's references, seen by the judges once and not by each of its jobs."""
+        if job.subject.name not in self._seen:
+            references = list_images(job.subject.references)
+            self._seen = {job.subject.name: References(references, self.judges, truths_of(job, self.config))}
+        return self._seen[job.subject.name]
+
+    def _path(self, kind: str, job: Job[Subject], suffix: str = "") -> Path:
+        return self.config.output_dir / kind / f"{job.key}{suffix}"
+
+    def _identity(self, job: Job[Subject]) -> dict[str, Any]:
+        return {"settings_hash": settings_hash(job, self.config), "base_hash": self.base_hash}
+
+    def _images(self, job: Job[Subject]) -> Path:
+        """The folder of the job's images, drawn with what it trains if it is not there; whole or not at all."""
+        folder, run = self._path("images", job), self._path("runs", job)
+        if folder.is_dir():
+            self._check(json.loads((folder / "facts.json").read_text()), folder / "facts.json", job)
+            return folder
+        facts = self._identity(job)
+        pipe = self.base
+        if not is_anchor(job):
+            mark = "".join(map(str, facts.values()))
+            known = train(training_of(job, self.config, run), dreambooth.run, mark)
+            facts |= {name: known[name] for name in ("trained_parameters", "seconds")}
+            pipe, method = load_run(run, self.device), method_of(job)
+            facts["distances"] = mean_distances(components(pipe), components(self.base), method.name)
+            if method.is_own:
+                pipelines.fuse(pipe)  # to draw as fast as the base does
+        with atomic_path(folder) as temporary:
+            for name, asked in asked_of(job, self.config).items():
+                (temporary / name).mkdir(parents=True)
+                self._draw(pipe, asked, temporary / name, job)
+            write_text(temporary / "facts.json", json.dumps(facts))
+        return folder
+
+    def _draw(self, pipe: DiffusionPipeline, asked: Asked, folder: Path, job: Job[Subject]) -> None:
+        config = self.config
+        if job.arm in ANSWERS:
+            drawn = ANSWERS[job.arm](asked, job.subject)
+        else:
+            drawn = draw(pipe, asked, config.batch_size, config.num_inference_steps, config.guidance_scale)
+        for name, picture in zip(
+            asked.names, tqdm(drawn, total=len(asked.names), desc="draw", leave=False), strict=True
+        ):
+            picture.save(folder / name)
+
+    def _score(self, job: Job[Subject], images: Path) -> dict[str, Any]:
+        """What the judges say, by kind of image: rows with the file and the prompt of each."""
+        asked = asked_of(job, self.config)
+        paths = {kind: [images / kind / name for name in each.names] for kind, each in asked.items()}
+        references = self._references(job)
+        scored = score_images(paths["images"], asked["images"].prompts, references, self.judges, self.config.token)
+        rows = {"images": scored.images}
+        if paths["class_images"]:
+            rows["class_images"] = score_class_images(paths["class_images"], references, self.judges)
+        if paths["unrelated"]:
+            before = self._images(replace(job, arm=BASE, settings={}, rate=None)) / "unrelated"
+            base = [before / name for name in asked["unrelated"].names]
+            rows["unrelated"] = score_drift(paths["unrelated"], base, self.judges)
+        return {
+            "folder": str((images / "images").relative_to(self.config.output_dir)),
+            "references": [str(path) for path in references.paths],
+            "real": references.among(self.judges),
+            "prompts": scored.prompts,
+            **{
+                kind: [
+                    {"file": name, "prompt": prompt} | row
+                    for name, prompt, row in zip(each.names, each.prompts, rows.get(kind, []), strict=True)
+                ]
+                for kind, each in asked.items()
+            },
+        }
+
+    def _check(self, known: Mapping[str, Any], path: Path, job: Job[Subject]) -> None:
+        """Refuse what is there if it was made with other settings or photos, or from another base."""
+        what = {"settings_hash": "other settings or photos", "base_hash": "another base"}
+        if changed := [what[name] for name, value in self._identity(job).items() if known[name] != value]:
+            reasons = " and ".join(changed)
+            raise ValueError(f"{path} was made with {reasons}: remove it, or choose another output_dir")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A folder that ``eval/dreambench.py`` or ``eval.subject_fidelity`` wrote.
+
+    Attributes:
+        name: what tells it from the page's others.
+        folder: absolute.
+        results: one per job, or per subject of existing images.
+        rows: of the summary: arms at their learning rates.
+        missing: what is not in it, in words.
+        judges: who scored.
+    """
+
+    name: str
+    folder: Path
+    results: list[Result]
+    rows: list[dict[str, Any]]
+    missing: list[str]
+    judges: dict[str, dict[str, str]]
+
+    @property
+    def shown_arms(self) -> list[dict[str, Any]]:
+        """Of every arm the row of :func:`best_rates`: what pictures and tables by subject are of."""
+        return [row for row in best_rates([row for row in self.rows if row["images"]]) if row["scores"]]
+
+    @property
+    def primary(self) -> Metric:
+        """The score that decides."""
+        return primary(self.rows)
+
+    @property
+    def subjects(self) -> list[str]:
+        """Of all results, in their order."""
+        return list(dict.fromkeys(result["subject"] for result in self.results))
+
+    def results_of(self, row: dict[str, Any], subject: str) -> list[Result]:
+        """The results of an arm's row for one subject, a result per seed."""
+        key = (row["arm"], row["learning_rate"], subject)
+        return [r for r in self.results if (r["arm"], r["learning_rate"], r["subject"]) == key]
+
+    def picture(self, result: Result, file: str) -> Path:
+        """Where an image of a result lies."""
+        return self.folder / result["folder"] / file
+
+
+def read_benchmark(folder: Path, name: str) -> Benchmark:
+    """Read a benchmark's folder, finished or not, or one of scores of existing images.
+
+    Raises:
+        FileNotFoundError: it is none.
+    """
+    folder = folder.resolve()
+    results = all_results(folder)
+    summary = folder / "summary.json"
+    if not results or not (summary.is_file() or (folder / JOBS).is_file()):
+        raise FileNotFoundError(f"{folder} holds neither a benchmark, nor a study of controls, nor a training run")
+    if (folder / JOBS).is_file():
+        keys: list[str] = json.loads((folder / JOBS).read_text(encoding="utf-8"))
+        missing = [why_missing(folder, key) for key in keys if not (folder / "results" / f"{key}.json").is_file()]
+    else:
+        missing = json.loads(summary.read_text(encoding="utf-8"))["missing"]
+    arms = sorted(results, key=lambda r: arm_order(r["arm"]))  # the anchors, then the methods by their names
+    return Benchmark(name, folder, results, summarize(arms), missing, results[0]["judges"])
+
+
+def run_benchmark(config: BenchmarkConfig) -> bool:
+    """Do this process's share of the jobs, write the summary of all that are done, and print it.
+
+    Returns:
+        Whether all jobs of all processes have a result; in one of several processes they may not yet.
+
+    Raises:
+        SystemExit: a setting is impossible, a judge is missing, a signal came, or, in a single process, jobs failed.
+    """
+    return run_study(lambda device: Bench.load(config, device))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program: this process's share of the jobs, then the summary of all that are done.
+
+    Raises:
+        SystemExit: a setting is impossible, or jobs failed.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    run_benchmark(parse_config(BenchmarkConfig, arguments))

@@ -1,0 +1,290 @@
+"""From the results of all jobs to one row per arm: means over subjects, their intervals, the arms compared.
+
+The unit is the subject (:mod:`ether_diffusion.evaluation.statistics`): seeds are averaged within it. The results also
+fit into one small file, the means of every job, from which ``docs/tables.py`` makes the tables of README and docs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from ether_diffusion.evaluation.runner import Job
+from ether_diffusion.evaluation.statistics import Comparison, against_leader, mean_interval
+from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE, COPIES
+from ether_diffusion.files import write_text
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One score.
+
+    Attributes:
+        key: its key in the rows of a result.
+        title: as people write it.
+        rows: the rows of a result that hold it: "images", "prompts", "class_images" or "unrelated".
+        higher_is_better: whether more is better; None where it depends on what one wants.
+        instead: a score that tables show in its place where it is known.
+    """
+
+    key: str
+    title: str
+    rows: str = "images"
+    higher_is_better: bool | None = True
+    instead: str | None = None
+
+    @property
+    def heading(self) -> str:
+        """The title with an arrow to the better side."""
+        return self.title + {True: " ↑", False: " ↓", None: ""}[self.higher_is_better]
+
+
+SCALED = "_scaled"
+METRICS = (
+    Metric("truth", "truth-likeness"),
+    Metric("dino", "DINO"),
+    Metric("dino_nearest", "nearest reference", higher_is_better=None),
+    Metric("clip_i", "CLIP-I"),
+    Metric("clip_t", "CLIP-T"),
+    Metric("clip_t_written", "CLIP-T, as written", instead="clip_t"),
+    Metric("truth_lpips", "LPIPS to the truth", higher_is_better=False),
+    Metric("lpips", "LPIPS", higher_is_better=None),
+    Metric("div", "DIV", "prompts"),
+    Metric("pres", "PRES", "class_images", higher_is_better=False, instead=f"pres{SCALED}"),
+    Metric(f"pres{SCALED}", "PRES, scaled", "class_images", higher_is_better=False),
+    Metric("drift", "drift", "unrelated", higher_is_better=False, instead=f"drift{SCALED}"),
+    Metric(f"drift{SCALED}", "drift, scaled", "unrelated", higher_is_better=False),
+)
+"""All scores, each defined where it is computed: :mod:`ether_diffusion.metrics.scoring`; the scaled ones in
+:func:`with_scale`."""
+BY_KEY = {metric.key: metric for metric in METRICS}
+KEPT_CLIP_T = 0.75
+"""Share of the base's CLIP-T that a learning rate must keep to be the best by DINO."""
+REAL = "real images"
+"""The row of the subjects' own images among themselves."""
+
+FACTS = ("arm", "learning_rate", "subject", "seed", "settings_hash", "base_hash", "trained_parameters", "diverged")
+DIGITS = 5
+"""What :func:`compact` keeps of a job beside its scores, and their digits."""
+
+Result = dict[str, Any]
+Row = dict[str, Any]
+
+
+def read_results(folder: Path, jobs: Iterable[Job[Any]]) -> tuple[list[Result], list[str]]:
+    """The results of the jobs that are done, in their order, and the keys of those that are not."""
+    results, missing = [], []
+    for job in jobs:
+        path = folder / "results" / f"{job.key}.json"
+        if path.is_file():
+            results.append(json.loads(path.read_text()))
+        else:
+            missing.append(job.key)
+    return results, missing
+
+
+def all_results(folder: Path) -> list[Result]:
+    """All results in a benchmark's folder: subject by subject, the anchors first, by ascending learning rates."""
+    paths = sorted((folder / "results").rglob("*.json"))
+    results: list[Result] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return sorted(results, key=lambda r: (r["subject"], arm_order(r["arm"]), r["learning_rate"] or 0.0, r["seed"]))
+
+
+def arm_order(arm: str) -> tuple[int, str]:
+    """Sorts the anchors before the methods."""
+    return (list(ANCHORS).index(arm), "") if arm in ANCHORS else (len(ANCHORS), arm)
+
+
+def with_scale(results: list[Result]) -> list[Result]:
+    """The results with PRES and drift on a scale of their subject: 0 is the base, 1 copies of the references.
+
+    A result whose subject lacks one of the two anchors stays as it is.
+    """
+    scaled = results
+    for key in ("pres", "drift"):
+        rows, anchors = BY_KEY[key].rows, {}
+        for arm in (BASE, COPIES):
+            anchors[arm] = unit_values([r for r in results if r["arm"] == arm], BY_KEY[key])
+        done = []
+        for result in scaled:
+            floor, ceiling = (anchors[arm].get(result["subject"]) for arm in (BASE, COPIES))
+            if floor is not None and ceiling is not None and floor != ceiling:
+                span = ceiling - floor
+                values = [row | {key + SCALED: (row[key] - floor) / span} for row in result.get(rows, [])]
+                result = result | {rows: values}
+            done.append(result)
+        scaled = done
+    return scaled
+
+
+def summarize(results: list[Result]) -> list[Row]:
+    """One row per arm and learning rate, after one of the subjects' real images.
+
+    A subject's score is the mean over seeds of the mean of its images; the arm's is the mean of its subjects, with
+    Student's t interval over subjects (``low``, ``high``; None for one subject). ``spread`` is the standard deviation,
+    over seeds, of the mean of the subjects that all seeds have: None for one seed. ``diverged`` counts trainings that
+    ended without a result. A score that no result of the arm has is not in its row.
+    """
+    arms: dict[tuple[str, float | None], list[Result]] = {}
+    for result in with_scale(results):
+        arms.setdefault((result["arm"], result["learning_rate"]), []).append(result)
+    rows = _real_images(results)
+    for (arm, rate), of_arm in arms.items():
+        row: Row = {"arm": arm, "learning_rate": rate, "scores": {}}
+        row["subjects"] = len({result["subject"] for result in of_arm if not result.get("diverged")})
+        row["seeds"] = sorted({result["seed"] for result in of_arm})
+        row["images"] = sum(len(result["images"]) for result in of_arm)
+        row["diverged"] = sum(bool(result.get("diverged")) for result in of_arm)
+        row["parameters"] = max((sum(r.get("trained_parameters", {}).values()) for r in of_arm), default=0)
+        for metric in METRICS:
+            if by_subject := unit_values(of_arm, metric):
+                row["scores"][metric.key] = _score(by_subject.values(), _spread(of_arm, metric))
+        if distances := [result["distances"] for result in of_arm if "distances" in result]:
+            row["distances"] = {
+                name: fmean(each[name] for each in distances) for name in distances[0] if distances[0][name] is not None
+            }
+        rows.append(row)
+    return rows
+
+
+def unit_values(results: Iterable[Result], metric: Metric) -> dict[str, float]:
+    """Of every subject that has the score: the mean over its seeds of the mean of a seed's images."""
+    seeds: dict[str, dict[int, list[float]]] = {}
+    for result in results:
+        if values := [row[metric.key] for row in result.get(metric.rows, []) if metric.key in row]:
+            seeds.setdefault(result["subject"], {}).setdefault(result["seed"], []).extend(values)
+    return {name: fmean(fmean(values) for values in by_seed.values()) for name, by_seed in seeds.items()}
+
+
+def _score(by_subject: Iterable[float], spread: float | None = None) -> dict[str, float | None]:
+    found = mean_interval(by_subject)
+    return {"mean": found.mean, "low": found.low, "high": found.high, "spread": spread}
+
+
+def _real_images(results: list[Result]) -> list[Row]:
+    """The row of the references among themselves: of each subject once, since all its results say the same."""
+    real = {result["subject"]: result["real"] for result in results if result.get("real")}
+    if not real:
+        return []
+    keys = [metric.key for metric in METRICS if all(metric.key in scores for scores in real.values())]
+    scores = {key: _score(of_subject[key] for of_subject in real.values()) for key in keys}
+    counts = {"subjects": len(real), "seeds": [], "images": 0, "diverged": 0, "parameters": 0}
+    return [{"arm": REAL, "learning_rate": None, **counts, "scores": scores}]
+
+
+def _spread(results: list[Result], metric: Metric) -> float | None:
+    seeds: dict[int, list[Result]] = {}
+    for result in results:
+        seeds.setdefault(result["seed"], []).append(result)
+    means = [unit_values(of_seed, metric) for of_seed in seeds.values()]
+    shared = set.intersection(*(set(each) for each in means))
+    if len(means) < 2 or not shared:
+        return None
+    return stdev(fmean(each[name] for name in sorted(shared)) for each in means)
+
+
+def primary(rows: Iterable[Row]) -> Metric:
+    """The score that decides: truth-likeness where the truth is known, otherwise DINO to the references."""
+    return BY_KEY["truth" if any("truth" in row["scores"] for row in rows) else "dino"]
+
+
+def best_rates(rows: list[Row]) -> list[Row]:
+    """Of every arm the row at its best learning rate, among those where nothing diverged.
+
+    By truth-likeness where the truth is known. DINO alone would reward copies of the references, so by DINO only rates
+    count whose CLIP-T keeps :data:`KEPT_CLIP_T` of the base's; of an arm without such a rate, the one that keeps most.
+    """
+    metric = primary(rows)
+    base = next((row["scores"].get("clip_t") for row in rows if row["arm"] == BASE), None)
+    floor = KEPT_CLIP_T * base["mean"] if metric.key == "dino" and base is not None else None
+
+    def rank(row: Row) -> tuple[bool, float]:
+        clip_t = row["scores"].get("clip_t")
+        if floor is None or clip_t is None or clip_t["mean"] >= floor:
+            return True, row["scores"][metric.key]["mean"]
+        return False, clip_t["mean"]
+
+    best: dict[str, Row] = {}
+    for row in rows:
+        known = metric.key in row["scores"] and not row["diverged"]
+        if known and (row["arm"] not in best or rank(row) > rank(best[row["arm"]])):
+            best[row["arm"]] = row
+    return list(best.values())
+
+
+def comparisons(results: list[Result]) -> list[Comparison]:
+    """The best method by the primary score against each other method, paired by subject, with Holm's correction.
+
+    Anchors are not compared, nor are arms with several learning rates, whose best was chosen from these results.
+    """
+    by_arm: dict[str, list[Result]] = {}
+    for result in results:
+        if result["arm"] not in ANCHORS:
+            by_arm.setdefault(result["arm"], []).append(result)
+    single = {arm: of_arm for arm, of_arm in by_arm.items() if len({r["learning_rate"] for r in of_arm}) == 1}
+    metric = primary(summarize(results))
+    return against_leader({arm: unit_values(of_arm, metric) for arm, of_arm in single.items()})
+
+
+def facts_of(results: list[Result], missing: list[str]) -> Mapping[str, Any]:
+    """What ``summary.json`` holds: rows, comparisons, the score that they are of, judges and what is missing."""
+    rows = summarize(results)
+    return {
+        "rows": rows,
+        "primary": primary(rows).key,
+        "comparisons": [asdict(each) for each in comparisons(results)],
+        "missing": missing,
+        "judges": results[0]["judges"] if results else {},
+    }
+
+
+def compact(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """One entry per job: its facts, the mean of every score, how many pictures it is of, and its distances."""
+    jobs = []
+    for result in results:
+        job = {name: result[name] for name in FACTS if result.get(name) is not None}
+        job["pictures"] = len(result["images"])
+        job["scores"] = {
+            metric.key: round(fmean(values), DIGITS)
+            for metric in METRICS
+            if not metric.key.endswith(SCALED)  # they follow from the others
+            and (values := [row[metric.key] for row in result.get(metric.rows, []) if metric.key in row])
+        }
+        if result.get("real"):
+            job["real"] = {key: round(value, DIGITS) for key, value in result["real"].items()}
+        if result.get("distances"):
+            job["distances"] = result["distances"]
+        jobs.append(job)
+    return jobs
+
+
+def write_compact(path: Path, results: Sequence[Result]) -> None:
+    """Write the jobs with what all share: the judges and the revision of the code; a line for each job."""
+    shared = {
+        "judges": results[0]["judges"] if results else {},
+        "git_revision": results[0].get("git_revision") if results else None,
+    }
+    lines = ",\n".join(json.dumps(job, sort_keys=True) for job in compact(results))
+    write_text(path, f'{{"shared": {json.dumps(shared)},\n"jobs": [\n{lines}\n]}}\n')
+
+
+def read_compact(path: Path) -> list[Result]:
+    """The jobs of such a file as results, each with one row that holds the means of its scores.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    results = []
+    for job in found["jobs"]:
+        result = {"learning_rate": None, **job, "judges": found["shared"]["judges"]}
+        scores = result.pop("scores")
+        for kind in dict.fromkeys(metric.rows for metric in METRICS):
+            row = {m.key: scores[m.key] for m in METRICS if m.rows == kind and m.key in scores}
+            result[kind] = [row] if row else []
+        results.append(result)
+    return results

@@ -1,0 +1,151 @@
+"""The registry of methods: all that training, runs and evaluation know of a method stands in its entry here.
+
+A method of another library is added by one entry. One of this library also needs its transform in
+:mod:`ether_diffusion.core.methods`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import Tensor
+
+
+class Sizes(Protocol):
+    """The settings that a method of peft is built from."""
+
+    @property
+    def n_blocks(self) -> int:
+        """Diagonal blocks of each projection."""
+
+    @property
+    def rank(self) -> int:
+        """Rank, or number of reflections."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A default learning rate.
+
+    Attributes:
+        value: the rate.
+        source: who tried it. paper: arXiv 2405.20271, App. C; diffusers: its example scripts; guessed: nobody, it is
+            the rate of a related method.
+    """
+
+    value: float
+    source: Literal["paper", "diffusers", "guessed"] = "paper"
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """What differs between methods.
+
+    Attributes:
+        name: its value of ``method`` in settings and files.
+        title: as people write it.
+        saved_as: what holds the result. ether: ``ether_weights.safetensors``; lora: diffusers'
+            ``pytorch_lora_weights.safetensors``; peft: a folder of peft for each component; pipeline: the whole
+            pipeline; nothing: it trains nothing of the base.
+        rate: where it learns a subject and no rate is given; None where it cannot.
+        control_rate: where it learns a control.
+        settings: the names of those that are its own.
+        per_sample: whether the samples of a batch may have adapters of their own.
+        build: its configuration in peft, from the settings and the names of the layers; None where it is not of peft.
+        transform: of a layer of peft and the adapter's name: the matrix that the weight is multiplied with, to take
+            its distance from the identity. None where it adds; an adapter of this library says it itself.
+    """
+
+    name: str
+    title: str
+    saved_as: Literal["ether", "lora", "peft", "pipeline", "nothing"]
+    rate: Rate | None
+    control_rate: Rate
+    settings: tuple[str, ...] = ()
+    per_sample: bool = False
+    build: Callable[[Sizes, list[str]], PeftConfig] | None = None
+    transform: Callable[[Any, str], Tensor] | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is an adapter of this library."""
+        return self.saved_as == "ether"
+
+    @property
+    def needs_peft(self) -> bool:
+        """Whether its adapter comes from peft."""
+        return self.build is not None
+
+
+def _lora(sizes: Sizes, names: list[str]) -> PeftConfig:
+    import peft
+
+    return peft.LoraConfig(r=sizes.rank, lora_alpha=sizes.rank, target_modules=names)
+
+
+def _oft(sizes: Sizes, names: list[str]) -> PeftConfig:
+    """The exact Cayley transform of the OFT paper, with n blocks per layer."""
+    import peft
+
+    return peft.OFTConfig(r=sizes.n_blocks, oft_block_size=0, use_cayley_neumann=False, target_modules=names)
+
+
+def _boft(sizes: Sizes, names: list[str]) -> PeftConfig:
+    import peft
+
+    return peft.BOFTConfig(boft_block_size=0, boft_block_num=sizes.n_blocks, target_modules=names)
+
+
+def _hra(sizes: Sizes, names: list[str]) -> PeftConfig:
+    import peft
+
+    return peft.HRAConfig(r=sizes.rank, target_modules=names)
+
+
+_BLOCKS, _RANK = ("n_blocks", "targets"), ("rank", "targets")
+_ENTRIES = (
+    MethodEntry("ether", "ETHER", "ether", Rate(6e-3), Rate(1e-3), _BLOCKS, per_sample=True),
+    MethodEntry("ether_plus", "ETHER+", "ether", Rate(6e-3), Rate(1e-3), (*_BLOCKS, "two_sided"), per_sample=True),
+    MethodEntry("naive", "Naive", "ether", Rate(6e-5), Rate(1e-5), _BLOCKS),
+    MethodEntry("full", "Full finetuning", "pipeline", Rate(5e-6), Rate(1e-5, "diffusers")),
+    MethodEntry("lora", "LoRA", "lora", Rate(6e-4), Rate(1e-4, "diffusers"), _RANK, build=_lora),
+    MethodEntry(
+        "oft",
+        "OFT",
+        "peft",
+        Rate(6e-5),
+        Rate(1e-5),
+        _BLOCKS,
+        build=_oft,
+        transform=lambda layer, adapter: layer.oft_R[adapter].get_weight(),
+    ),
+    MethodEntry(
+        "boft",
+        "BOFT",
+        "peft",
+        Rate(6e-5, "guessed"),
+        Rate(1e-5, "guessed"),
+        _BLOCKS,
+        build=_boft,
+        transform=lambda layer, adapter: layer.get_delta_weight(adapter)[0],
+    ),
+    MethodEntry(
+        "hra",
+        "HRA",
+        "peft",
+        Rate(6e-5, "guessed"),
+        Rate(1e-5, "guessed"),
+        _RANK,
+        build=_hra,
+        transform=lambda layer, adapter: layer.get_delta_weight(adapter),
+    ),
+    MethodEntry("none", "A control encoder", "nothing", None, Rate(1e-4)),
+)
+METHODS = {entry.name: entry for entry in _ENTRIES}
+"""All methods by their names."""
+OWN_METHODS = tuple(entry.name for entry in _ENTRIES if entry.is_own)
+"""Names of the adapters of this library, which an adapter file may hold."""

@@ -1,0 +1,241 @@
+"""Pictures from a trained run, loaded as a user would load it: for prompts, or under the conditions of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    ControlNetModel,
+    DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
+from PIL import Image
+from tqdm import tqdm
+
+from ether_diffusion import pipelines
+from ether_diffusion.control.conditions import canny, colour_map, load_condition
+from ether_diffusion.control.pipeline import control_tensor, controlled
+from ether_diffusion.data.randomness import generator
+from ether_diffusion.metrics.backbones import as_rgb
+from ether_diffusion.metrics.control_tasks import Pair
+from ether_diffusion.metrics.generated import Sample, write_generated_metadata
+from ether_diffusion.metrics.segmentation import Segmenter
+from ether_diffusion.pipelines.components import is_xl, vae_factor
+from ether_diffusion.playground import base_folder
+from ether_diffusion.runs.record import Run, read_run
+
+
+def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipeline:
+    """A fresh pipeline over the run's base with what the run saved: ETHER, LoRA, another adapter of peft, or all of it.
+
+    Raises:
+        FileNotFoundError: ``run_dir`` is not a run folder, or its weights are not there.
+        AdapterFileError: the adapter file does not fit.
+    """
+    run = read_run(run_dir)
+    pipe = load_pipeline(str(run_dir) if run.entry.saved_as == "pipeline" else run.base, device)
+    if run.controlnet is not None:
+        controlnet = ControlNetModel.from_pretrained(run.controlnet, dtype=torch.float32).to(device)
+        kind = StableDiffusionXLControlNetPipeline if is_xl(pipe) else StableDiffusionControlNetPipeline
+        pipe = kind.from_pipe(pipe, controlnet=controlnet)
+        pipe.set_progress_bar_config(disable=True)
+    for component in run.peft_components:
+        from peft import PeftModel
+
+        adapted = PeftModel.from_pretrained(getattr(pipe, component), str(run_dir / component))
+        setattr(pipe, component, adapted.get_base_model())  # diffusers asks for the class of a ControlNet
+    if run.entry.saved_as == "lora" and not run.peft_components:
+        pipe.load_lora_weights(str(run_dir))
+    if run.entry.is_own or run.control == "encoder":
+        pipelines.load(pipe, run_dir)
+    return pipe
+
+
+def load_pipeline(name: str, device: torch.device | str = "cpu") -> DiffusionPipeline:
+    """A base model in fp32, without safety checker and progress bar, with the sampler of DreamBooth's evaluations."""
+    pipe = DiffusionPipeline.from_pretrained(base_folder(name), dtype=torch.float32).to(device)
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.safety_checker = None
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Images to draw.
+
+    Attributes:
+        prompts: of each.
+        seeds: of each one's noise.
+    """
+
+    prompts: list[str]
+    seeds: list[int]
+
+    @property
+    def names(self) -> list[str]:
+        """Their files, in order: ``0000.png`` and so on."""
+        return [f"{number:04d}.png" for number in range(len(self.prompts))]
+
+
+@torch.no_grad()
+def draw(
+    pipe: DiffusionPipeline, asked: Asked, batch_size: int, num_inference_steps: int, guidance_scale: float
+) -> Iterator[Image.Image]:
+    """One picture per prompt and seed, at the pipeline's own resolution."""
+    for start in range(0, len(asked.prompts), batch_size):
+        part = slice(start, start + batch_size)
+        yield from pipe(
+            asked.prompts[part],
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in asked.seeds[part]],
+        ).images
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn.
+
+    Attributes:
+        samples: for each condition.
+        batch_size: pictures at a time.
+        num_inference_steps: denoising steps.
+        guidance_scale: classifier-free guidance; both of its branches see the control.
+        strength: factor of the control.
+        seed: of all noise.
+    """
+
+    samples: int = 4
+    batch_size: int = 8
+    num_inference_steps: int = 50
+    guidance_scale: float = 9.0
+    strength: float = 1.0
+    seed: int = 0
+
+
+class Conditions:
+    """What a run is to follow for a pair, as it saw conditions in training: given, or made from the original.
+
+    Args:
+        run: what it was trained on.
+        device: where its segmenter computes, if it has one.
+    """
+
+    def __init__(self, run: Run, device: torch.device) -> None:
+        self.run, self.kind = run, str(run.config["condition"])
+        self.maps = self.kind in ("map", "segmentation")
+        self.segmenter = Segmenter(str(run.config["segmenter"]), device) if self.kind == "segmentation" else None
+
+    def of(self, pair: Pair) -> Image.Image:
+        """The condition of a pair, RGB.
+
+        Raises:
+            ValueError: the pair has no condition and the run makes none.
+            UnreadableImageError: a file is broken.
+        """
+        if self.kind == "canny":
+            thresholds = (int(str(self.run.config[name])) for name in ("canny_low", "canny_high"))
+            return canny(as_rgb(pair.original), *thresholds)
+        if self.segmenter is not None:
+            (ids,) = self.segmenter.maps([as_rgb(pair.original)])
+            return colour_map(ids)
+        if not isinstance(pair.condition, Path):
+            raise ValueError(f"{pair.name} has no conditioning_image, which the run {self.run.folder.name} needs")
+        return load_condition(pair.condition, self.maps)
+
+
+def draw_samples(
+    pipe: DiffusionPipeline, run: Run, pairs: Sequence[Pair], folder: Path, drawing: Drawing, show: bool = True
+) -> list[list[Sample]]:
+    """Draw the samples of every pair at the size of its condition, with a ``metadata.jsonl`` beside them.
+
+    Every sample's noise depends on the seed, the pair's place and the sample's number alone, so that runs are compared
+    on the same noise. A picture that is there already is not drawn again.
+
+    Args:
+        pipe: of the run, as :func:`~ether_diffusion.runs.drawing.load_run` loads it.
+        run: what it was trained on.
+        pairs: conditions and prompts.
+        folder: where the pictures go.
+        drawing: how many, and how.
+        show: whether to show progress.
+
+    Returns:
+        Of every pair its samples.
+
+    Raises:
+        ValueError: a pair has no condition.
+        UnreadableImageError: a file is broken.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = [
+        [
+            Sample(f"{index:05d}-{number}.png", pair.name, pair.prompt or "", _seed(drawing, index, number))
+            for number in range(drawing.samples)
+        ]
+        for index, pair in enumerate(pairs)
+    ]
+    write_generated_metadata(folder, [sample for of_pair in samples for sample in of_pair])
+    waiting = [
+        (pair, sample)
+        for pair, of_pair in zip(pairs, samples, strict=True)
+        for sample in of_pair
+        if not (folder / sample.file_name).is_file()
+    ]
+    conditions = Conditions(run, pipe.device)
+    bar = tqdm(total=len(waiting), desc="draw", unit="picture", leave=False, disable=not show)
+    for start in range(0, len(waiting), drawing.batch_size):
+        part = waiting[start : start + drawing.batch_size]
+        seen = [conditions.of(pair) for pair, _ in part]
+        prompts, seeds = [sample.prompt or "" for _, sample in part], [int(sample.seed or 0) for _, sample in part]
+        for (_, sample), image in zip(
+            part, draw_under(pipe, seen, prompts, seeds, drawing, conditions.maps), strict=True
+        ):
+            image.save(folder / f".{sample.file_name}", "PNG")
+            (folder / f".{sample.file_name}").replace(folder / sample.file_name)
+            bar.update()
+    return samples
+
+
+def draw_under(
+    pipe: DiffusionPipeline,
+    conditions: Sequence[Image.Image],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    drawing: Drawing,
+    maps: bool,
+) -> Iterator[Image.Image]:
+    """One picture per condition, prompt and seed, at the condition's size, those of one size together."""
+    start = 0
+    for _, group in groupby(conditions, key=lambda image: image.size):
+        part = list(group)
+        span = slice(start, start + len(part))
+        start += len(part)
+        tensor = control_tensor(part, vae_factor(pipe), maps)
+        height, width = tensor.shape[-2:]
+        settings: dict[str, Any] = {
+            "num_inference_steps": drawing.num_inference_steps,
+            "guidance_scale": drawing.guidance_scale,
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds[span]],
+        }
+        if hasattr(pipe, "controlnet"):
+            settings |= {"image": tensor, "controlnet_conditioning_scale": drawing.strength}
+            context: Any = nullcontext()
+        else:
+            context = controlled(pipe, tensor, drawing.strength)
+        with context:
+            yield from pipe(list(prompts[span]), height=height, width=width, **settings).images
+
+
+def _seed(drawing: Drawing, index: int, number: int) -> int:
+    return generator(drawing.seed, "sample", index, number).initial_seed()

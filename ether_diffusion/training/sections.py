@@ -1,0 +1,150 @@
+"""The sections of a training's settings: each part of a program is handed its own, not the whole.
+
+Flags and YAML stay flat; :meth:`~ether_diffusion.training.config.TrainingConfig.section` takes a section out of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ether_diffusion.config import EtherConfig
+from ether_diffusion.registry import MethodEntry
+
+
+@dataclass(frozen=True)
+class BaseSection:
+    """The frozen base; ``entry`` and ``train_text_encoder`` say which of its parts are trained themselves."""
+
+    pretrained_model_name_or_path: str
+    revision: str | None
+    variant: str | None
+    entry: MethodEntry
+    train_text_encoder: bool
+
+
+@dataclass(frozen=True)
+class AdapterSection:
+    """What is trained, and on which projections."""
+
+    entry: MethodEntry
+    n_blocks: int
+    two_sided: bool
+    rank: int
+    target_patterns: str | tuple[str, ...]
+    seed: int
+    train_text_encoder: bool
+
+    def ether_config(self) -> EtherConfig:
+        """The same for an adapter of this library."""
+        return EtherConfig(self.entry.name, self.n_blocks, self.two_sided, self.target_patterns, self.seed)
+
+
+@dataclass(frozen=True)
+class OptimizerSection:
+    """Optimiser and schedule; ``rate_of`` is from a component to its learning rate."""
+
+    optimizer: str
+    mixed_precision: str | None
+    resolved_learning_rate: float
+    rate_of: Callable[[str], float]
+    adam_beta1: float
+    adam_beta2: float
+    adam_weight_decay: float
+    adam_epsilon: float
+    lr_scheduler: str
+    lr_warmup_steps: int
+    lr_num_cycles: int
+    lr_power: float
+    lr_step_rules: str | None
+    max_train_steps: int
+
+
+@dataclass(frozen=True)
+class ComputeSection:
+    """Precision, processes, memory and trackers, and what the packages that must be installed depend on."""
+
+    entry: MethodEntry
+    optimizer: str
+    resolved_learning_rate: float
+    guessed_rate: bool
+    output_dir: Path
+    seed: int
+    train_text_encoder: bool
+    mixed_precision: str | None
+    gradient_accumulation_steps: int
+    gradient_checkpointing: bool
+    allow_tf32: bool
+    torch_compile: bool
+    report_to: list[str]
+
+
+@dataclass(frozen=True)
+class SampleSection:
+    """Sample grids."""
+
+    output_dir: Path
+    resolution: int | None
+    sampler: str
+    num_inference_steps: int
+    guidance_scale: float
+    num_validation_images: int
+    validation_seed: int
+
+
+@dataclass(frozen=True)
+class SavingSection:
+    """What is written, and where."""
+
+    output_dir: Path
+    entry: MethodEntry
+    pretrained_model_name_or_path: str
+    checkpoints_total_limit: int | None
+
+
+@dataclass(frozen=True)
+class LoopSection:
+    """The steps of the loop, and when it saves and samples."""
+
+    output_dir: Path
+    max_train_steps: int
+    gradient_accumulation_steps: int
+    max_grad_norm: float
+    checkpointing_steps: int
+    validation_steps: int
+    num_validation_images: int
+
+
+@dataclass(frozen=True)
+class HubSection:
+    """The upload; ``private_conditions``: whether the conditions of the samples come from the user's own pairs."""
+
+    output_dir: Path
+    push_to_hub: bool
+    hub_private: bool
+    hub_model_id: str | None
+    private_conditions: bool
+
+
+@dataclass(frozen=True)
+class BatchSection:
+    """Batches and their noise."""
+
+    seed: int
+    train_batch_size: int
+    gradient_accumulation_steps: int
+    dataloader_num_workers: int
+    noise_offset: float
+
+
+@dataclass(frozen=True)
+class ControlSection:
+    """The way of control."""
+
+    control: str
+    has_maps: bool
+    seed: int
+    pretrained_model_name_or_path: str
+    controlnet_model_name_or_path: str | None
+    train_controlnet: str | None

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from ether_diffusion.images import UnreadableImageError, list_images, load_caption, load_image
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@pytest.fixture
+def pixels() -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+
+
+def loaded(path: Path) -> Pixels:
+    image = load_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def save_photo(path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+def truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+ORIENTATIONS: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).transpose(1, 0, 2),
+    8: lambda stored: np.rot90(stored, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_exif_orientation_turns_the_picture_upright(tmp_path: Path, pixels: Pixels, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    np.testing.assert_array_equal(loaded(tmp_path / "photo.png"), ORIENTATIONS[orientation](pixels))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.bmp"])
+def test_lossless_rgb_is_read_exactly(tmp_path: Path, pixels: Pixels, name: str) -> None:
+    Image.fromarray(pixels).save(tmp_path / name, lossless=True)  # only webp heeds it
+    np.testing.assert_array_equal(loaded(tmp_path / name), pixels)
+
+
+def test_jpeg_keeps_its_colour(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "a.jpg", quality=95)
+    np.testing.assert_allclose(loaded(tmp_path / "a.jpg").mean((0, 1)), (200, 100, 50), atol=2)
+
+
+def test_first_picture_of_an_mpo_is_taken(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.format == "MPO"
+    np.testing.assert_allclose(loaded(tmp_path / "a.jpg").mean((0, 1)), (255, 0, 0), atol=2)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_composited_on_white(tmp_path: Path, mode: str) -> None:
+    image = Image.new(mode, (3, 1))
+    n_colours = len(mode) - 1
+    for x, alpha in enumerate((0, 128, 255)):
+        image.putpixel((x, 0), (*[40] * n_colours, alpha))
+    image.save(tmp_path / "a.png")
+    expected = [255 + (40 - 255) * alpha / 255 for alpha in (0, 128, 255)]
+    np.testing.assert_allclose(loaded(tmp_path / "a.png")[0], np.repeat(np.array(expected)[:, None], 3, 1), atol=1)
+
+
+def test_transparent_palette_entry_becomes_white(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "a.png", transparency=0)
+    np.testing.assert_array_equal(loaded(tmp_path / "a.png")[0], [[255, 255, 255], [40, 50, 60]])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, name: str) -> None:
+    values = np.array([[0, 128, 129, 257, 25700, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / name)
+    np.testing.assert_array_equal(loaded(tmp_path / name)[0, :, 1], [0, 0, 1, 1, 100, 255])
+
+
+def test_8_bit_grey_and_black_and_white_fill_the_channels(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 77, 255]], dtype=np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(np.array([[False, True]])).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(loaded(tmp_path / "grey.png")[0], [[0] * 3, [77] * 3, [255] * 3])
+    np.testing.assert_array_equal(loaded(tmp_path / "bits.png")[0], [[0] * 3, [255] * 3])
+
+
+def test_cmyk_ink_absorbs_light(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (255, 0, 0, 51)).save(tmp_path / "a.jpg", quality=95)  # full cyan, a fifth of black
+    np.testing.assert_allclose(loaded(tmp_path / "a.jpg").mean((0, 1)), (0, 204, 204), atol=3)
+
+
+def test_pixels_without_a_white_point_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0.0, 1.0]], dtype=np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.array([[0, 70000]], dtype=np.int32)).save(tmp_path / "wide.tif")
+    with pytest.raises(UnreadableImageError, match=r"float\.tif.*floating-point"):
+        load_image(tmp_path / "float.tif")
+    with pytest.raises(UnreadableImageError, match=r"wide\.tif.*70000.*16 bits"):
+        load_image(tmp_path / "wide.tif")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_truncated_picture_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    save_photo(tmp_path / name)
+    truncate(tmp_path / name)
+    with pytest.raises(UnreadableImageError, match=name):
+        load_image(tmp_path / name)
+
+
+def test_file_that_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("<html>404</html>")
+    with pytest.raises(UnreadableImageError, match=r"a\.jpg: not a picture"):
+        load_image(tmp_path / "a.jpg")
+
+
+def test_missing_picture_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg"):
+        load_image(tmp_path / "a.jpg")
+
+
+def test_listing_sorts_by_name_and_skips_what_is_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("b.png", "a.jpg", "C.webp", "broken.jpg", ".hidden.png"):
+        save_photo(tmp_path / name)
+    truncate(tmp_path / "broken.jpg")
+    (tmp_path / "a.txt").write_text("a caption")
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    (tmp_path / "folder").mkdir()
+    save_photo(tmp_path / "folder" / "d.png")
+
+    with caplog.at_level(logging.WARNING):
+        paths = list_images(tmp_path)
+
+    assert [path.name for path in paths] == ["C.webp", "a.jpg", "b.png"]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 3
+    assert "hidden" in warnings[0]
+    assert "broken.jpg" in warnings[1]
+    assert "truncated" in warnings[1]
+    assert "metadata.jsonl" in warnings[2]
+
+
+def test_folder_that_cannot_be_used_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"absent does not exist.*check the path"):
+        list_images(tmp_path / "absent")
+    with pytest.raises(NotADirectoryError, match="give the folder"):
+        list_images(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"empty.*put \.jpg"):
+        list_images(tmp_path / "empty")
+
+
+def test_caption_is_the_stripped_text_beside_the_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("  ein süßer Hund\n", encoding="utf-8-sig")
+    (tmp_path / "b.txt").write_text(" \n")
+    assert load_caption(tmp_path / "a.jpg") == "ein süßer Hund"
+    assert load_caption(tmp_path / "b.jpg") is None
+    assert load_caption(tmp_path / "c.jpg") is None
+
+
+def test_caption_in_another_encoding_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("süß".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8.*save it as UTF-8"):
+        load_caption(tmp_path / "a.jpg")

@@ -1,0 +1,68 @@
+"""The registry of methods: one entry is all that a method of another library needs."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+from diffusers import DiffusionPipeline
+
+from ether_diffusion import registry
+from ether_diffusion.config import EtherConfig
+from ether_diffusion.registry import METHODS, OWN_METHODS, Rate
+from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.control_config import ControlConfig
+from ether_diffusion.training.trainables import make_trainables, save_trained
+
+
+def config(folder: Path, **changes: Any) -> DreamBoothConfig:
+    needed: dict[str, Any] = {"pretrained_model_name_or_path": "base", "instance_data_dir": Path("dog")}
+    return DreamBoothConfig(**needed, output_dir=folder, instance_prompt="a dog", **changes)
+
+
+def test_every_entry_names_settings_that_exist() -> None:
+    known = {field.name for field in fields(DreamBoothConfig)}
+    own = {field.name for field in fields(EtherConfig)}
+    for name, entry in METHODS.items():
+        assert name == entry.name
+        assert set(entry.settings) <= (own if entry.is_own else known)
+
+
+def test_an_adapter_file_holds_the_methods_of_this_library_alone() -> None:
+    assert {EtherConfig(name).method for name in OWN_METHODS} == {"ether", "ether_plus", "naive"}
+    with pytest.raises(ValueError, match="unknown method 'lora'"):
+        EtherConfig("lora")
+
+
+def test_the_rates_of_the_paper(tmp_path: Path) -> None:
+    """App. C; the guessed ones are OFT's, LoRA's and full finetuning's of controls are from diffusers' scripts."""
+    subjects = {name: entry.rate.value for name, entry in METHODS.items() if entry.rate is not None}
+    assert subjects == {
+        **{"ether": 6e-3, "ether_plus": 6e-3, "naive": 6e-5, "oft": 6e-5, "boft": 6e-5, "hra": 6e-5},
+        **{"lora": 6e-4, "full": 5e-6},
+    }
+    controls = {name: entry.control_rate.value for name, entry in METHODS.items()}
+    assert controls == {
+        **{"ether": 1e-3, "ether_plus": 1e-3, "naive": 1e-5, "oft": 1e-5, "boft": 1e-5, "hra": 1e-5},
+        **{"lora": 1e-4, "full": 1e-5, "none": 1e-4},
+    }
+    assert config(tmp_path, method="lora").default_rate == METHODS["lora"].rate
+    control = ControlConfig("base", tmp_path, method="lora", train_data_dir="playground")
+    assert control.default_rate == Rate(1e-4, "diffusers")
+
+
+def test_a_new_method_needs_one_entry(pipe: DiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(sizes: registry.Sizes, names: list[str]) -> peft.PeftConfig:
+        return peft.LoHaConfig(r=sizes.rank, alpha=sizes.rank, target_modules=names)
+
+    entry = replace(METHODS["hra"], name="loha", title="LoHa", build=build, transform=None)
+    monkeypatch.setitem(METHODS, "loha", entry)
+    settings = config(tmp_path, method="loha", rank=2)
+    assert settings.guessed_rate
+    (trainable,) = trainables = make_trainables({"unet": pipe.unet}, settings)
+    assert trainable.num_parameters() > 0
+    save_trained(pipe, trainables, settings)
+    assert peft.PeftConfig.from_pretrained(tmp_path / "unet").peft_type == peft.PeftType.LOHA
