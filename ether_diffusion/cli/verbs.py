@@ -63,6 +63,11 @@ STUDY = Group(
                 "ether_diffusion.evaluation.controls.study:main",
             ),
         ),
+        "Pictures of a study": (
+            Program(
+                "sheet", "one picture of a benchmark to show around", "ether_diffusion.evaluation.overview:sheet_main"
+            ),
+        ),
         "Weights": (
             Program(
                 "perturbation",
@@ -91,7 +96,7 @@ STUDY = Group(
             Program(
                 "coverage",
                 "how often intervals over few subjects hold the truth",
-                "ether_diffusion.evaluation.coverage:main",
+                "ether_diffusion.evaluation.statistics:main",
             ),
         ),
     },

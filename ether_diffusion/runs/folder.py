@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from ether_diffusion.files import write_text
@@ -237,6 +236,8 @@ def _rows(path: Path) -> Iterable[dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on; torch's with its build, which package metadata may lack."""
+    import torch  # takes seconds, and the settings need what else is here
+
     found = {"torch": str(torch.__version__)}
     for package in PACKAGES:
         try:

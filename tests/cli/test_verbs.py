@@ -29,13 +29,6 @@ SCRIPTS = {
 }
 """The programs in the repository, and the verb that is the same."""
 
-NAME_THEMSELVES = {
-    ("report",),
-    *(("study", name) for name in ("coverage", "perturbation", "hyperspherical_energy")),
-    *(("study", name) for name in ("subject_fidelity", "control_accuracy")),
-}
-"""Programs that give their parser a name of their own."""
-
 
 def imported_main(script: Path) -> str:
     """The program that a script calls, as "module:function"."""
@@ -65,15 +58,7 @@ def help_of(program: Callable[[list[str]], object], arguments: list[str], capsys
 
 @pytest.mark.parametrize(
     ("words", "target"),
-    [
-        pytest.param(
-            words,
-            program.target,
-            marks=[pytest.mark.xfail(strict=True, reason="it names its parser")] if words in NAME_THEMSELVES else [],
-            id=" ".join(words),
-        )
-        for words, program in programs()
-    ],
+    [pytest.param(words, program.target, id=" ".join(words)) for words, program in programs()],
 )
 def test_the_help_of_a_verb_is_the_programs_own_under_the_verbs_name(
     words: tuple[str, ...], target: str, capsys: pytest.CaptureFixture[str]
