@@ -23,11 +23,11 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 
 from ether_diffusion.playground.world import SUBJECTS, subject, write_subject
+from ether_diffusion.private import forget_accelerator
 from ether_diffusion.runs.folder import read_provenance
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.config import DreamBoothConfig
@@ -35,8 +35,7 @@ from ether_diffusion.training.config import DreamBoothConfig
 
 def train(**settings: Any) -> tuple[float, Path]:
     """Seconds of a whole run, and its folder."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     config = DreamBoothConfig("playground", **settings)
     began = time.perf_counter()
     dreambooth.run(config)

@@ -63,8 +63,8 @@ def write_text(path: str | Path, text: str) -> None:
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two names in one step (Linux' renameat2); False where the system or the file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return renameat2 is not None and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(first), here, os.fsencode(second), swap) == 0
 
 
 def _remove(path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from PIL import Image
 
@@ -16,6 +15,7 @@ import ether_diffusion as ether
 from ether_diffusion.pipelines.control_encoder import ControlEncoder
 from ether_diffusion.pipelines.control_hook import attach_control
 from ether_diffusion.playground.world import write_subject
+from ether_diffusion.private import forget_accelerator
 from ether_diffusion.training.dreambooth import main as train_dreambooth
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ def workplace(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     write_subject("striped-robot", tmp_path / "dog")
-    AcceleratorState._reset_state(True)
+    forget_accelerator()
     return tmp_path
 
 

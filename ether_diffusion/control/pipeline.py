@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ether_diffusion.control.conditions import MAP_PALETTE, load_condition, map_picture
 from ether_diffusion.pipelines.control_hook import control_of
+from ether_diffusion.private import execution_device
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def controlled(
     chosen = next(iter(control.encoders)) if name is None else name
     encoder = control.encoders.get(chosen)
     maps = encoder is not None and encoder.config.condition == "map"
-    condition = control_tensor(control_image, pipe.vae_scale_factor, maps).to(pipe._execution_device)
+    condition = control_tensor(control_image, pipe.vae_scale_factor, maps).to(execution_device(pipe))
     with torch.no_grad():
         features = strength * control.features(chosen, condition)
     if len(features) > 1:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ether_diffusion.core.torch_private import in_function_transform
+from ether_diffusion.private import in_function_transform
 
 EPSILON = 1e-12
 """Floor of the norm in :func:`unit`, far below any length that training reaches."""

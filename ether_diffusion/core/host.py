@@ -19,8 +19,8 @@ from ether_diffusion.core.offload import grouped
 from ether_diffusion.core.plan import Generations, Mixture, Off, PerSample, Plan, SampleNames, check_mixable
 from ether_diffusion.core.rows import Slots, close_forward, open_forward
 from ether_diffusion.core.targets import Target, find_targets, has_fused_qkv, module_at, root_of, unwrapped, wrapper_at
-from ether_diffusion.core.torch_private import hooks_changed
 from ether_diffusion.core.weights import plain_weight
+from ether_diffusion.private import hooks_changed
 
 
 class Host:

@@ -18,13 +18,6 @@ from ether_diffusion.core.methods import Method, Reflection, Sides
 from ether_diffusion.core.plan import Mixture, Off, PerSample, Plan
 from ether_diffusion.core.rows import Slot, in_forward, own_rows, rows_of
 from ether_diffusion.core.sides import reflect_input, reflect_output
-from ether_diffusion.core.torch_private import (
-    alone,
-    in_function_transform,
-    others_see_output,
-    run_while_tracing,
-    saves_through_hooks,
-)
 from ether_diffusion.core.weights import (
     bias_of,
     checksum,
@@ -35,6 +28,13 @@ from ether_diffusion.core.weights import (
     many_tokens,
     same_but_for_rounding,
     writable_weight,
+)
+from ether_diffusion.private import (
+    alone,
+    in_function_transform,
+    others_see_output,
+    run_while_tracing,
+    saves_through_hooks,
 )
 
 GENERATIONS = 128

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ether_diffusion.config import suggestion
+from ether_diffusion.private import WRAPPERS, has_fused_processor
 
 PRESETS = ("attention", "self_attention", "cross_attention", "attention+geglu")
 
@@ -51,10 +52,6 @@ class Target:
     def out_features(self) -> int:
         """Width of the projection's output."""
         return int(self.module.out_features)  # type: ignore[arg-type]
-
-
-WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Names under which torch.compile, FSDP and activation checkpointing keep the module that they wrap."""
 
 
 def root_of(model: nn.Module) -> nn.Module:
@@ -147,7 +144,7 @@ def has_fused_qkv(attention: nn.Module | None) -> bool:
     """
     fused = bool(getattr(attention, "fused_projections", False))
     if isinstance(attention, _diffusers_class("attention_processor", "Attention")):
-        return fused and "Fused" in type(attention.processor).__name__
+        return fused and has_fused_processor(attention)
     return fused
 
 

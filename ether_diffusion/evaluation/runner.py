@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from tqdm import tqdm
 
 from ether_diffusion.files import write_text
 from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.private import forget_accelerator
 from ether_diffusion.runs.folder import list_checkpoints, read_provenance
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import TrainingInterruptedError
@@ -190,8 +190,7 @@ def train(config: Config, program: Callable[[Config], Path], mark: str) -> dict[
         config.resume = "latest"
     config.overwrite = config.resume is None
     write_text(marker, mark)
-    AcceleratorState._reset_state(True)  # of the run before
-    GradientState._reset_state()
+    forget_accelerator()  # of the run before
     program(config)
     return read_provenance(run)
 

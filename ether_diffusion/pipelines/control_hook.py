@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ether_diffusion.core.targets import root_of
-from ether_diffusion.core.torch_private import hooks_changed
+from ether_diffusion.private import hooks_changed
 
 if TYPE_CHECKING:
     from ether_diffusion.pipelines.control_encoder import ControlEncoder

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from training.helpers import QUIET, draw_photo
+
+from ether_diffusion.private import forget_accelerator
 
 Flags = Callable[[Path], list[str]]
 
@@ -15,11 +16,9 @@ Flags = Callable[[Path], list[str]]
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps its settings in globals; without this the first run's would hold for all."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     yield
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
 
 
 @pytest.fixture

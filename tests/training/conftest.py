@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import DiffusionPipeline
 from training.helpers import QUIET, SMALL, draw_photo
 
+from ether_diffusion.private import forget_accelerator
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training import program as training_program
 from ether_diffusion.training.config import DreamBoothConfig
 
 
 def _forget_accelerate() -> None:
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import ControlNetModel, DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
@@ -34,6 +33,7 @@ from ether_diffusion.control.pipeline import controlled
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.playground.tiny import tiny_controlnet
+from ether_diffusion.private import forget_accelerator
 from ether_diffusion.runs.drawing import load_run
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config
@@ -86,8 +86,7 @@ def train(tmp_path: Path, base_folder: Path, pairs: Path) -> Train:
     """Train with ``SMALL`` and these changes, and return the run folder."""
 
     def run(name: str = "run", **changes: Any) -> Path:
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        forget_accelerator()
         values = {"pretrained_model_name_or_path": str(base_folder), "output_dir": tmp_path / name}
         config = ControlConfig(**SMALL | values | {"train_data_dir": str(pairs)} | changes)
         control.run(config)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 from scipy import stats
@@ -25,6 +24,7 @@ from ether_diffusion.evaluation.controls.study import ControlStudy, ControlStudy
 from ether_diffusion.evaluation.overview import write_report
 from ether_diffusion.evaluation.tables import ONE_SEED, control_rates_table, controls_table, steps_caption
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
+from ether_diffusion.private import forget_accelerator
 from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import control
@@ -41,8 +41,7 @@ TRAINING: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     yield
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
 
 
 def study_of(folder: Path, **changes: Any) -> ControlStudyConfig:
@@ -126,8 +125,7 @@ def test_stops_change_nothing_and_what_is_done_is_not_done_again(
     study = run(study_of(tmp_path / "study", fid_features="playground", clip="playground"))
     job = study.config.output_dir / "runs" / "ETHER@0.01" / "seed-0"
     settings = {"method": "ether", "learning_rate": 1e-2, "output_dir": tmp_path / "whole", "max_train_steps": 2}
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     control.run(ControlConfig(**TRAINING | settings))
     stopped, whole = (load_file(folder / "ether_weights.safetensors") for folder in (job, tmp_path / "whole"))
     assert stopped.keys() == whole.keys()

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from helpers import before_file_calls, die
 from PIL import Image
 from torch import Tensor
@@ -39,6 +38,7 @@ from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.metrics.backbones import Picture, as_rgb
 from ether_diffusion.metrics.scoring import Judges
+from ether_diffusion.private import forget_accelerator
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run
 from ether_diffusion.training import dreambooth, loop
 from ether_diffusion.training.loop import TrainingInterruptedError
@@ -49,8 +49,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     yield
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
 
 
 class Colours:
@@ -422,8 +421,7 @@ def test_every_method_is_loaded_as_it_was_trained(
     training = training_of(Job(method, settings, dog, 0), config, tmp_path / "run")
     training.num_validation_images, training.num_inference_steps = 1, 3
     training.validation_prompt = ["a qwe dog"]
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     dreambooth.run(training)
     sample = np.asarray(Image.open(tmp_path / "run" / "samples" / "step-000002" / "00.png")).astype(int)
     asked = Asked(["a qwe dog"], [0])

@@ -1,13 +1,20 @@
-"""The parts of torch that have no public name; a test fails when they move."""
+"""The parts of other libraries that have no public name, all in one place; tests fail when they move.
+
+Torch's autograd, hooks and compiler; the state of Accelerate; the device of a diffusers pipeline and its fused
+attention processors. (The exchange of two folders, a system call that Python has no name for, is in ``files.py``.)
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 def saves_through_hooks() -> bool:
@@ -74,3 +81,26 @@ def hooks_changed(model: nn.Module) -> None:
             code = reference()
             if code is not None and code.co_filename in files:
                 dynamo.reset_code(code)
+
+
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Names under which torch.compile, FSDP and activation checkpointing keep the module that they wrap."""
+
+
+def has_fused_processor(attention: nn.Module) -> bool:
+    """Whether the processor of a diffusers ``Attention`` calls one fused projection for q, k and v."""
+    return "Fused" in type(attention.processor).__name__
+
+
+def execution_device(pipe: DiffusionPipeline) -> torch.device:
+    """Where a pipeline computes, which under offloading is not where its weights are."""
+    device: torch.device = pipe._execution_device
+    return device
+
+
+def forget_accelerator() -> None:
+    """Let the next ``Accelerator`` of this process have settings of its own: Accelerate keeps the first one's."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
