@@ -119,7 +119,7 @@ def main() -> None:
     heads = f"{'now / frozen':>14}{'quartiles':>18}{'before / frozen':>16}{'quartiles':>18}{'now / before':>14}"
     print(f"{'method':14}{heads}")
     for method in methods:
-        cells = []
+        cells: list[str] = []
         for name in ("now", "before"):
             ratios = [a / b for a, b in zip(times[name, method], times[name, "frozen"], strict=True)]
             low, _, high = statistics.quantiles(ratios, n=4)

@@ -200,13 +200,14 @@ class Host:
             )
         wrapped = {projection.path for projection, _ in self._wrappers}
         for projection in self._projections.values():
-            projection.check_unfuse(self._mixture(projection), projection.path in wrapped, force)
+            if projection.fused is not None:
+                projection.fused.check(projection.module, projection.path, projection.path in wrapped, force)
 
     def unfuse(self, force: bool = False) -> None:
         """Put the base weights back, bit for bit, and let the hooks work again; raises as :meth:`check_unfuse` does."""
         self.check_unfuse(force)
         for projection, wrapper in self._wrappers:
-            if projection.base_weight is not None and wrapper.merged_adapters:
+            if projection.fused is not None and wrapper.merged_adapters:
                 wrapper.unmerge()  # so that PEFT does not take it off a second time
         for projection in self._projections.values():
             projection.unfuse()
@@ -232,7 +233,7 @@ class Host:
 
     def base_weights(self) -> dict[str, Tensor]:
         """Weights of the base, by path, where an adapter is fused into the model's own."""
-        return {p: i.base_weight for p, i in self._projections.items() if i.base_weight is not None}
+        return {path: each.fused.base for path, each in self._projections.items() if each.fused is not None}
 
     def refuse_if_fused(self, wish: str) -> None:
         """Raise RuntimeError if adapters are fused into the weights; ``wish`` says what was about to be done."""
@@ -305,7 +306,7 @@ class Host:
         """The adapters that PEFT has merged into weights that an adapter acts on or is fused into, by name."""
         merged: dict[str, None] = {}
         for projection, wrapper in self._wrappers:
-            if projection.base_weight is not None or not isinstance(projection.plan, Off):
+            if projection.fused is not None or not isinstance(projection.plan, Off):
                 merged |= dict.fromkeys(wrapper.merged_adapters)
         return list(merged)
 

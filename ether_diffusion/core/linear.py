@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.core.buffers import can_be_buffered, fill, rank_of, state_of
 from ether_diffusion.core.functional import Rows, is_half, matmul_dtype, symmetric_update
+from ether_diffusion.core.fused import FusedWeight
 from ether_diffusion.core.low_rank import Factors, add_low_rank, low_rank_factors, plain_add_low_rank
 from ether_diffusion.core.methods import Method, Reflection, Sides
 from ether_diffusion.core.plan import Mixture, Off, PerSample, Plan
@@ -20,14 +21,11 @@ from ether_diffusion.core.rows import Slot, in_forward, own_rows, rows_of
 from ether_diffusion.core.sides import reflect_input, reflect_output
 from ether_diffusion.core.weights import (
     bias_of,
-    checksum,
     frozen_weight,
     image,
     is_plain,
     keeps_output,
     many_tokens,
-    same_but_for_rounding,
-    writable_weight,
 )
 from ether_diffusion.private import (
     alone,
@@ -70,7 +68,7 @@ class Projection:
         module: the projection.
         methods: of the adapters that are here, by name.
         plan: what acts now.
-        base_weight: of the base while an adapter is fused into the weight, on the CPU.
+        fused: what is folded into the weight.
         buffered: whether compiled code without gradients may read :attr:`buffers` in place of the plan.
         buffers: the plan's update as thin factors, in tensors that stay when the plan changes: it is no guard then.
     """
@@ -80,10 +78,9 @@ class Projection:
         self.module = module
         self.methods: dict[str, Method] = {}
         self.plan: Plan = Off()
-        self.base_weight: Tensor | None = None
+        self.fused: FusedWeight | None = None
         self.buffered = False
         self.buffers: Factors | None = None
-        self._written = 0
         self._seen: object = None
         self._rank = 0
         self._host = host
@@ -117,61 +114,15 @@ class Projection:
         return self.plan.reflections if isinstance(self.plan, Mixture) else ()
 
     def fuse(self) -> None:
-        """Add the plan's Σ s ΔW to the weight in place; the base weight is kept for :meth:`unfuse`.
-
-        Raises:
-            ValueError: the weight is quantised, sharded or offloaded.
-        """
-        if not isinstance(self.plan, Mixture):
-            return
-        weight = writable_weight(self.module, "fuse into")
-        base, fused = weight.detach().to("cpu", copy=True), self._fused_weight(weight.detach(), self.plan)
-        with torch.no_grad():
-            weight.copy_(fused)
-        self.base_weight, self._written = base, checksum(weight)
-
-    def check_unfuse(self, plan: Plan, wrapped: bool, force: bool = False) -> None:
-        """Raise what :meth:`unfuse` would.
-
-        Args:
-            plan: what was fused.
-            wrapped: whether PEFT has a layer around the projection, which may have merged and unmerged an update.
-            force: whether other changes of the weight are to be dropped.
-
-        Raises:
-            ValueError: the weight is offloaded.
-            RuntimeError: something else has changed the weight.
-        """
-        if self.base_weight is None:
-            return
-        weight = writable_weight(self.module, "unfuse")
-        if force or checksum(weight) == self._written:
-            return
-        changed = weight.dtype != self.base_weight.dtype  # by a cast
-        exact = weight.dtype.itemsize > 2  # what PEFT's merging and unmerging has rounded is nothing else there
-        rounded = wrapped or changed or exact
-        base = self.base_weight.to(weight.device, weight.dtype)
-        expected = self._fused_weight(base, plan) if isinstance(plan, Mixture) else base
-        if not rounded or not same_but_for_rounding(weight.detach(), expected):
-            raise RuntimeError(
-                f"cannot unfuse: the weight of {self.path} was changed since the adapter was fused into it, perhaps by "
-                "a LoRA: take that off, or call ether.unfuse(pipe, force=True), which restores the base without it"
-            )
+        """Fold the plan into the weight; see :class:`FusedWeight`."""
+        if isinstance(self.plan, Mixture):
+            self.fused = FusedWeight.fold(self.module, self.plan)
 
     def unfuse(self) -> None:
-        """Put the base weight back, bit for bit; :meth:`check_unfuse` says whether that is right."""
-        if self.base_weight is not None:
-            weight = writable_weight(self.module, "unfuse")
-            with torch.no_grad():
-                weight.copy_(self.base_weight)
-            self.base_weight = None
-
-    @torch.no_grad()
-    def _fused_weight(self, base: Tensor, plan: Mixture) -> Tensor:
-        delta = sum(
-            (s * m.to(base.device).delta_weight(base) for m, s in plan.parts), torch.zeros((), device=base.device)
-        )
-        return (base.float() + delta).to(base.dtype)
+        """Put the base weight back, where something was folded into it."""
+        if self.fused is not None:
+            self.fused.restore(self.module)
+            self.fused = None
 
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -34,8 +34,8 @@ class Method(nn.Module, ABC):
 
     @torch.no_grad()
     def delta_weight(self, weight: Tensor) -> Tensor:
-        """W' - W = (I + E_out) W (I + E_in) - W, (out_features, in_features) in fp32, for W of any floating dtype."""
-        weight = weight.float()
+        """W' - W = (I + E_out) W (I + E_in) - W, (out_features, in_features), of W in any dtype; in fp32 at least."""
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         delta = self._weight_times_input(weight)
         if self.two_sided:
             delta = delta + self.output_delta((weight + delta).mT, None).mT

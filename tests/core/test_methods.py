@@ -180,7 +180,7 @@ def test_delta_weight_equals_the_dense_difference(kind: str, n_blocks: int, dtyp
     (method,) = attached(model, kind, n_blocks).methods().values()
     weight = model.proj.weight
     delta = method.delta_weight(weight)
-    assert delta.dtype == torch.float32
+    assert delta.dtype == torch.promote_types(weight.dtype, torch.float32)
     expected = dense_weight(weight, dict(method.named_parameters())) - weight.double()
     assert relative_error(delta, expected) < 4 * torch.finfo(torch.float32).eps
 
