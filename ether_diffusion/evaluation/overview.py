@@ -27,6 +27,7 @@ from ether_diffusion.page.pictures import Picture, picture_grid, save_picture, t
 from ether_diffusion.page.render import render
 from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
 from ether_diffusion.page.text import distinct_names, number
+from ether_diffusion.ranges import AMOUNT
 from ether_diffusion.runs.curves import moving_average
 from ether_diffusion.runs.record import Run, read_run
 from ether_diffusion.runs.report import evenly_spaced, short_path
@@ -279,7 +280,7 @@ def sheet_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="the benchmark's folder, such as runs/playground")
     parser.add_argument("picture", type=Path, help="the PNG file to write")
     parser.add_argument("--subjects", nargs="*", default=[], help="default: all")
-    parser.add_argument("--prompt", type=int, default=0, help="number of the prompt that is shown")
+    parser.add_argument("--prompt", type=AMOUNT.of(int), default=0, help="number of the prompt that is shown")
     given = parser.parse_args(arguments)
     try:
         save_picture(draw_sheet(given.folder, given.subjects, given.prompt), given.picture)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import markdown_table
+from ether_diffusion.ranges import COUNT, SEED
 
 LEVEL = 0.95
 SUBJECTS = (3, 5, 8, 30)
@@ -271,8 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="How often intervals of a mean over few subjects hold the true mean.",
     )
-    parser.add_argument("--rounds", type=int, default=4000, help="data sets per column (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--rounds", type=COUNT.of(int), default=4000, help="data sets per column (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=SEED.of(int), default=0)
     parser.add_argument("--output_dir", type=Path, required=True)
     given = parser.parse_args(arguments)
     if given.rounds < 1:

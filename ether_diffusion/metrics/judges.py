@@ -9,6 +9,7 @@ import torch
 from ether_diffusion.metrics.backbones import Dino, load_clip
 from ether_diffusion.metrics.perceptual import Lpips
 from ether_diffusion.metrics.scoring import Judges
+from ether_diffusion.ranges import Range
 
 DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-large-patch14"
 """Who judges where nobody else is asked for: the models of the papers that print these scores."""
@@ -51,7 +52,9 @@ def add_judges(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", default=CLIP, help="likewise, or anytorch:ViT-L/14 (default: %(default)s)")
     parser.add_argument("--lpips", metavar="TRUNK", help="file of AlexNet's weights, or lpips; no LPIPS without it")
     parser.add_argument("--lpips_net", choices=("alex", "vgg"), default="alex")
-    parser.add_argument("--lpips_size", type=int, default=LPIPS_SIZE, help="pixels (default: %(default)s)")
+    parser.add_argument(
+        "--lpips_size", type=Range(16).of(int), default=LPIPS_SIZE, help="pixels (default: %(default)s)"
+    )
 
 
 def judges_of(given: argparse.Namespace) -> Judges:

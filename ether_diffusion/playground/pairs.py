@@ -17,6 +17,7 @@ from ether_diffusion.control.conditions import colour_map, palette_map
 from ether_diffusion.data.pairs import Pair
 from ether_diffusion.files import atomic_path
 from ether_diffusion.playground.world import draw, random_caption, random_scene
+from ether_diffusion.ranges import COUNT, SEED
 
 HELD_OUT = 7_000_003
 """Seed of scenes to evaluate on: far from those of trainings, which take their own seed, and of the base's build."""
@@ -62,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write pairs of the drawn world."""
     parser = argparse.ArgumentParser(prog="python -m ether_diffusion.playground.pairs", description=write_pairs.__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=64, help="number of pairs (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=HELD_OUT, help="of the scenes (default: %(default)s)")
+    parser.add_argument("--count", type=COUNT.of(int), default=64, help="number of pairs (default: %(default)s)")
+    parser.add_argument("--seed", type=SEED.of(int), default=HELD_OUT, help="of the scenes (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
         write_pairs(given.folder, given.count, given.seed)

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ether_diffusion.playground.tiny import tiny_tokenizer
+from ether_diffusion.ranges import SEED
 
 UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -74,7 +75,7 @@ def main() -> None:
     """Write the model to the folder that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED.of(int), default=0)
     arguments = parser.parse_args()
     sd15_pipeline(arguments.seed).save_pretrained(arguments.folder)
     print(arguments.folder)

@@ -23,6 +23,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ether_diffusion.ranges import SEED
+
 RESOLUTION = 64
 """Side of the images in pixels: latents are 32 x 32."""
 
@@ -133,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--xl", action="store_true", help="SDXL instead of SD")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED.of(int), default=0)
     arguments = parser.parse_args()
     pipeline = tiny_pipeline(arguments.xl, arguments.seed)
     pipeline.save_pretrained(arguments.folder)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import torch
@@ -30,6 +30,7 @@ from ether_diffusion.metrics.generated import Sample, write_generated_metadata
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.pipelines.components import is_xl, vae_factor
 from ether_diffusion.playground import base_folder
+from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range
 from ether_diffusion.runs.record import Run, read_run
 
 
@@ -114,6 +115,15 @@ class Drawing:
         strength: factor of the control.
         seed: of all noise.
     """
+
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "samples": COUNT,
+        "batch_size": COUNT,
+        "num_inference_steps": COUNT,
+        "guidance_scale": AMOUNT,
+        "strength": AMOUNT,
+        "seed": SEED,
+    }
 
     samples: int = 4
     batch_size: int = 8

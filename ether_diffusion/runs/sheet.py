@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ether_diffusion.files import atomic_path
+from ether_diffusion.ranges import COUNT
 from ether_diffusion.runs.record import read_run
 
 SIDE, GAP, TITLE = 128, 6, 22
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="the run folder, such as runs/dog")
     parser.add_argument("picture", type=Path, help="the file to write, such as sheet.png")
-    parser.add_argument("--columns", type=int, default=8, help="at most so many pictures in a row")
+    parser.add_argument("--columns", type=COUNT.of(int), default=8, help="at most so many pictures in a row")
     given = parser.parse_args(arguments)
     try:
         sheet = draw_sheet(given.run, given.columns)

@@ -44,6 +44,9 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
     config_help = "YAML file with any of the settings below, or the name of a recipe of the package"
     parser.add_argument("--config", action="config", help=config_help)
     parser.add_class_arguments(config_class, as_group=False)
+    for action in parser._actions:
+        if (allowed := getattr(config_class, "RANGES", {}).get(action.dest)) is not None:
+            action.help = f"{str(action.help).rstrip('.')}; {allowed}."
     names = [field.name for field in dataclasses.fields(config_class)]
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, Range, check_ranges
 from ether_diffusion.registry import METHODS, MethodEntry, Rate
 from ether_diffusion.runs.folder import RunSection
 from ether_diffusion.training.sections import AdapterSection
@@ -91,6 +93,37 @@ class TrainingConfig:
         hub_model_id: repository to upload to; the run folder's name where it is not given.
     """
 
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "seed": SEED,
+        "n_blocks": COUNT,
+        "rank": COUNT,
+        "resolution": Range(8),
+        "train_batch_size": COUNT,
+        "gradient_accumulation_steps": COUNT,
+        "max_train_steps": COUNT,
+        "learning_rate": POSITIVE,
+        "text_encoder_lr": POSITIVE,
+        "lr_warmup_steps": AMOUNT,
+        "lr_num_cycles": COUNT,
+        "lr_power": POSITIVE,
+        "adam_beta1": Range(0, 1, below=True),
+        "adam_beta2": Range(0, 1, below=True),
+        "adam_weight_decay": AMOUNT,
+        "adam_epsilon": POSITIVE,
+        "max_grad_norm": AMOUNT,
+        "snr_gamma": POSITIVE,
+        "noise_offset": AMOUNT,
+        "checkpointing_steps": COUNT,
+        "checkpoints_total_limit": COUNT,
+        "num_validation_images": AMOUNT,
+        "validation_steps": COUNT,
+        "validation_seed": SEED,
+        "num_inference_steps": COUNT,
+        "guidance_scale": AMOUNT,
+        "dataloader_num_workers": AMOUNT,
+    }
+    """Of every number among the settings; a class that has more adds theirs."""
+
     pretrained_model_name_or_path: str
     output_dir: Path
     revision: str | None = None
@@ -153,8 +186,9 @@ class TrainingConfig:
             self.validation_prompt = [self.validation_prompt]
         if isinstance(self.report_to, str):
             self.report_to = [self.report_to]
-        self._check_at_least_1("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "n_blocks", "rank")
-        self._check_at_least_1("checkpointing_steps", "validation_steps", "num_inference_steps")
+        if self.output_dir == Path():
+            raise ValueError("output_dir must name a folder of the run's own")
+        check_ranges(self, self.RANGES)
         if self.resolution is not None and self.resolution % 8:
             below = max(8, self.resolution // 8 * 8)
             raise ValueError(f"resolution must be a multiple of 8 pixels, such as {below}, not {self.resolution}")
@@ -162,11 +196,6 @@ class TrainingConfig:
             raise ValueError("optimizer=prodigy has one learning rate for all: leave out text_encoder_lr")
         if self.lr_scheduler == "piecewise_constant" and not self.lr_step_rules:
             raise ValueError('lr_scheduler=piecewise_constant needs lr_step_rules, such as "1:600,0.1:900,0.01"')
-
-    def _check_at_least_1(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     @property
     def resolved_learning_rate(self) -> float:
@@ -286,6 +315,13 @@ class DreamBoothConfig(TrainingConfig):
         aspect_ratio_buckets: keep the photos' shapes, rounded to one of some sizes, instead of squares.
     """
 
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **TrainingConfig.RANGES,
+        "num_class_images": COUNT,
+        "prior_loss_weight": AMOUNT,
+        "sample_batch_size": COUNT,
+    }
+
     instance_data_dir: Path = Path()
     subjects_dir: Path | None = None
     instance_prompt: str = ""
@@ -306,7 +342,6 @@ class DreamBoothConfig(TrainingConfig):
         self.instance_data_dir = Path(self.instance_data_dir)
         self.subjects_dir = None if self.subjects_dir is None else Path(self.subjects_dir)
         self.class_data_dir = None if self.class_data_dir is None else Path(self.class_data_dir)
-        self._check_at_least_1("num_class_images", "sample_batch_size")
         if self.subjects_dir is not None:
             self._check_subjects()
         elif self.instance_data_dir == Path():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
+from ether_diffusion.ranges import AMOUNT, POSITIVE, SHARE, Range
 from ether_diffusion.registry import Rate
 from ether_diffusion.training.config import TrainingConfig
 
@@ -47,6 +49,15 @@ class ControlConfig(TrainingConfig):
 
     targets: list[str] | str = "attention+geglu"
 
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        **TrainingConfig.RANGES,
+        "canny_low": AMOUNT,
+        "canny_high": AMOUNT,
+        "encoder_lr": POSITIVE,
+        "proportion_empty_prompts": SHARE,
+        "num_validation_pairs": AMOUNT,
+    }
+
     train_data_dir: str | None = None
     dataset_name: str | None = None
     image_column: str = "image"
@@ -80,10 +91,8 @@ class ControlConfig(TrainingConfig):
             raise ValueError("condition=segmentation needs segmenter: the model that makes the maps")
         if self.condition == "segmentation" and self.train_data_dir == "playground":
             raise ValueError("the playground has exact maps of its own: condition=map")
-        if not 0 <= self.canny_low <= self.canny_high:
-            raise ValueError(f"canny_low {self.canny_low} and canny_high {self.canny_high} must be 0 ≤ low ≤ high")
-        if not 0 <= self.proportion_empty_prompts <= 1:
-            raise ValueError(f"proportion_empty_prompts must be from 0 to 1, not {self.proportion_empty_prompts}")
+        if self.canny_low > self.canny_high:
+            raise ValueError(f"canny_low {self.canny_low} must be at most canny_high {self.canny_high}")
         if self.train_text_encoder:
             raise ValueError("train_text_encoder is for train_dreambooth.py: a control needs no new words")
         if self.optimizer == "prodigy" and self.encoder_lr not in (None, self.resolved_learning_rate):

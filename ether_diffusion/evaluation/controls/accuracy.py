@@ -26,6 +26,7 @@ from ether_diffusion.metrics.judges import CLIP
 from ether_diffusion.page.pictures import Picture, data_uri, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.text import decimals, markdown_table, number
+from ether_diffusion.ranges import Range
 from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.runs.report import short_path
@@ -244,11 +245,11 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of other real images for FID and KID; default: the originals of every second pair, held against "
         "the pictures of the other pairs",
     )
-    add("--kid_subset_size", type=int, help="default: 1000, or all of the smaller set")
+    add("--kid_subset_size", type=Range(2).of(int), help="default: 1000, or all of the smaller set")
     drawing = parser.add_argument_group("drawing with --run")
     for setting in fields(Drawing):
-        kind, text = (int if isinstance(setting.default, int) else float), "default: %(default)s"
-        drawing.add_argument(f"--{setting.name}", type=kind, default=setting.default, help=text)
+        kind = Drawing.RANGES[setting.name].of(int if isinstance(setting.default, int) else float)
+        drawing.add_argument(f"--{setting.name}", type=kind, default=setting.default, help="default: %(default)s")
     add_judging(parser)
     return parser
 

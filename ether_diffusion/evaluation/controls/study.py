@@ -10,12 +10,12 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -32,6 +32,7 @@ from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground.pairs import write_pairs
+from ether_diffusion.ranges import AMOUNT, COUNT, OFFSET, SEED, Range, check_ranges
 from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
 from ether_diffusion.runs.folder import git_revision, read_provenance
 from ether_diffusion.runs.record import read_run
@@ -78,6 +79,20 @@ class ControlStudyConfig:
         keep_runs: keep what was trained.
     """
 
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "seeds": SEED,
+        "eval_steps": COUNT,
+        "pairs": COUNT,
+        "curve_pairs": COUNT,
+        "samples": COUNT,
+        "batch_size": COUNT,
+        "num_inference_steps": COUNT,
+        "guidance_scale": AMOUNT,
+        "seed": SEED,
+        "label_offset": OFFSET,
+        "ignore_index": AMOUNT,
+    }
+
     output_dir: Path
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -102,12 +117,13 @@ class ControlStudyConfig:
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
         self.data = None if self.data is None else Path(self.data)
+        check_ranges(self, self.RANGES)
         self.eval_steps, self.seeds = sorted(set(self.eval_steps)), list(dict.fromkeys(self.seeds))
         if not self.arms:
             raise ValueError("arms is empty: name at least one")
         if not self.seeds:
             raise ValueError("seeds is empty: name at least one")
-        if not self.eval_steps or self.eval_steps[0] < 1:
+        if not self.eval_steps:
             raise ValueError("eval_steps must be steps of the training, the last one its length")
         if unknown := [arm for arm in self.compare_with if arm not in self.arms]:
             raise ValueError(f"compare_with: there is no arm {unknown[0]!r}; there are: {', '.join(self.arms)}")

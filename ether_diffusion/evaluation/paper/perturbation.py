@@ -36,6 +36,7 @@ from ether_diffusion.metrics.scoring import Judges
 from ether_diffusion.page.pictures import picture_grid, save_picture
 from ether_diffusion.page.text import markdown_table
 from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.ranges import AMOUNT, COUNT
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline
 
 DISTANCES = (0.1, 0.2, 0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
@@ -233,14 +234,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", default="playground", help="Hub id, folder or playground (default: %(default)s)")
     parser.add_argument("--prompts", nargs="+", required=True)
-    parser.add_argument("--images_per_prompt", type=int, default=4)
+    parser.add_argument("--images_per_prompt", type=COUNT.of(int), default=4)
     parser.add_argument("--methods", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--distances", nargs="+", type=float, default=list(DISTANCES), help="per block")
-    parser.add_argument("--n_blocks", type=int, default=4)
+    parser.add_argument("--distances", nargs="+", type=AMOUNT.of(float), default=list(DISTANCES), help="per block")
+    parser.add_argument("--n_blocks", type=COUNT.of(int), default=4)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--num_inference_steps", type=int, default=25)
-    parser.add_argument("--guidance_scale", type=float, default=7.5)
+    parser.add_argument("--batch_size", type=COUNT.of(int), default=8)
+    parser.add_argument("--num_inference_steps", type=COUNT.of(int), default=25)
+    parser.add_argument("--guidance_scale", type=AMOUNT.of(float), default=7.5)
     add_judges(parser)
     given = parser.parse_args(arguments)
     settings = {name: getattr(given, name) for name in ("batch_size", "num_inference_steps", "guidance_scale")}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.images import list_images, load_image
 from ether_diffusion.metrics.judges import CLIP, DINO, LPIPS_SIZE
+from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range, check_ranges
 from ether_diffusion.registry import METHODS, MethodEntry
 from ether_diffusion.runs.drawing import Asked
 from ether_diffusion.training.config import DreamBoothConfig
@@ -110,6 +111,16 @@ class BenchmarkConfig:
         keep_runs: keep what was trained, not only the images and scores.
     """
 
+    RANGES: ClassVar[Mapping[str, Range]] = {
+        "seeds": SEED,
+        "images_per_prompt": COUNT,
+        "class_images": AMOUNT,
+        "batch_size": COUNT,
+        "num_inference_steps": COUNT,
+        "guidance_scale": AMOUNT,
+        "lpips_size": Range(16),
+    }
+
     output_dir: Path
     protocol: str = "playground"
     data_dir: Path | None = None
@@ -145,9 +156,7 @@ class BenchmarkConfig:
                 raise ValueError(f"{where}: {', '.join(taken)} is set by the benchmark itself; leave it out")
         if isinstance(self.training.get("learning_rate"), list):
             raise ValueError("training: a list of learning rates belongs to an arm, which becomes one for each")
-        for name in ("images_per_prompt", "batch_size", "num_inference_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_ranges(self, self.RANGES)
         if not self.seeds:
             raise ValueError("seeds is empty: name at least one")
 

@@ -20,6 +20,7 @@ from ether_diffusion.metrics.depth import DEPTH, DepthEstimator
 from ether_diffusion.metrics.edges import DETECTORS, SCALES, EdgeDetector, load_edge_detector
 from ether_diffusion.metrics.landmarks import load_face_alignment
 from ether_diffusion.metrics.segmentation import IGNORE_INDEX, SEGMENTER, Segmenter
+from ether_diffusion.ranges import AMOUNT, COUNT, OFFSET
 
 NONE = "none"
 """Stands for nothing on a command line."""
@@ -36,7 +37,7 @@ def add_judging(parser: argparse.ArgumentParser) -> None:
     )
     maps.add_argument(
         "--label_offset",
-        type=int,
+        type=OFFSET.of(int),
         help="the maps' id of the segmenter's class 0; lower ids are left out. Default: as its image processor says, "
         "1 for those of ADE20K",
     )
@@ -46,7 +47,7 @@ def add_judging(parser: argparse.ArgumentParser) -> None:
     edges = parser.add_argument_group("edges")
     edges.add_argument(
         "--canny",
-        type=float,
+        type=AMOUNT.of(float),
         nargs=2,
         metavar=("LOW", "HIGH"),
         default=[CANNY_LOW, CANNY_HIGH],
@@ -55,7 +56,7 @@ def add_judging(parser: argparse.ArgumentParser) -> None:
     edges.add_argument(
         "--edges", default="hed", help=f"{', '.join(DETECTORS)}, or a folder of edges under the pictures' names"
     )
-    edges.add_argument("--ms_ssim_scales", type=int, default=SCALES, help="default: %(default)s")
+    edges.add_argument("--ms_ssim_scales", type=COUNT.of(int), default=SCALES, help="default: %(default)s")
     parser.add_argument("--depth", default=DEPTH, help="judge of depth: Hub id or folder (default: %(default)s)")
 
 

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from ether_diffusion.playground.build.presets import PRESETS, STAGES, Preset, Training
 from ether_diffusion.playground.build.project import Project
 from ether_diffusion.playground.build.runner import ALL, run
+from ether_diffusion.ranges import COUNT, SEED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,12 +28,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--from_build", type=Path, metavar="BASE", help="a finished build whose models go on from their weights"
     )
-    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--seed", type=SEED.of(int), default=0)
     options.add_argument("--stages", nargs="+", choices=ALL, default=list(ALL), help="run only these, in build order")
     options.add_argument("--device", help="default: cuda where there is one, else cpu")
-    options.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
-    options.add_argument("--scenes", type=int, help="size of the drawn pool; default: the preset's")
-    options.add_argument("--pairs", type=int, help="pairs of drawings for dino; default: the preset's")
+    options.add_argument("--workers", type=COUNT.of(int), default=os.cpu_count() or 1, help="processes that draw")
+    options.add_argument("--scenes", type=COUNT.of(int), help="size of the drawn pool; default: the preset's")
+    options.add_argument("--pairs", type=COUNT.of(int), help="pairs of drawings for dino; default: the preset's")
     for name in ("steps", "batch"):
         options.add_argument(f"--{name}", nargs="+", type=_whole, default=[], metavar="STAGE=N")
     options.add_argument("--bf16", nargs="+", choices=STAGES, default=[], help="stages in bf16 on a CPU, too")
