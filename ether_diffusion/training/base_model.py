@@ -22,6 +22,9 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 """Pipelines of diffusers that can be trained; of these only the one that is needed is imported."""
 
+PREDICTIONS = ("epsilon", "v_prediction")
+"""What a base may predict."""
+
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -54,10 +57,37 @@ def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
         if isinstance(error, ValueError) and Path(name).is_dir():
             raise BaseModelError(f"the base model {name} cannot be loaded: {first_line(error)}") from error
         raise BaseModelError(_not_found(name, error)) from error
+    _check_objective(name, pipe)
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             component.requires_grad_(False)
     return pipe
+
+
+def _check_objective(name: str, pipe: DiffusionPipeline) -> None:
+    """Refuse bases that the losses of these programs would train for something else than what they were trained for.
+
+    Raises:
+        BaseModelError: its noise is not that of a DDPM, or its latents have statistics that nothing here applies.
+    """
+    scheduler, vae = pipe.scheduler.config, pipe.vae.config
+    kind, predicted = type(pipe.scheduler).__name__, scheduler.get("prediction_type", "epsilon")
+    other = "EDM" in kind or "FlowMatch" in kind or "sigma_data" in scheduler or scheduler.get("use_flow_sigmas")
+    other = other or scheduler.get("timestep_type") == "continuous"
+    if other or "beta_start" not in scheduler:
+        why = f"its scheduler is {kind}, whose noise is not that of a DDPM"
+    elif predicted not in PREDICTIONS:
+        why = f"it predicts {predicted}"
+    elif vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
+        why = "its latents are shifted and scaled by latents_mean and latents_std of its autoencoder"
+    elif vae.get("shift_factor"):
+        why = f"its latents are shifted by shift_factor={vae['shift_factor']} of its autoencoder"
+    else:
+        return
+    raise BaseModelError(
+        f"the base model {name} cannot be trained here: {why}; these programs train bases with DDPM noise that predict "
+        f"{' or '.join(PREDICTIONS)}"
+    )
 
 
 def _without(index: dict[str, Any]) -> dict[str, Any]:

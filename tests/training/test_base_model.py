@@ -1,0 +1,74 @@
+"""A base that the losses would train for something else than what it was trained for is refused before anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import (
+    DiffusionPipeline,
+    EDMDPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+
+from ether_diffusion.playground.tiny import tiny_pipeline
+from ether_diffusion.training import dreambooth
+from ether_diffusion.training.base_model import BaseModelError
+from ether_diffusion.training.config import DreamBoothConfig
+
+Settings = Callable[..., DreamBoothConfig]
+
+
+def folder_of(pipe: DiffusionPipeline, folder: Path) -> str:
+    pipe.save_pretrained(folder / "base")
+    return str(folder / "base")
+
+
+SCHEDULERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "EDM": (lambda _: EDMDPMSolverMultistepScheduler(), "scheduler is EDMDPMSolverMultistepScheduler, whose noise"),
+    "flow": (lambda _: FlowMatchEulerDiscreteScheduler(), "scheduler is FlowMatchEulerDiscreteScheduler, whose noise"),
+    "flow sigmas": (lambda c: UniPCMultistepScheduler.from_config(c, use_flow_sigmas=True), "whose noise"),
+    "continuous": (lambda c: EulerDiscreteScheduler.from_config(c, timestep_type="continuous"), "whose noise"),
+    "sample": (lambda c: PNDMScheduler.from_config(c, prediction_type="sample"), "it predicts sample"),
+}
+
+
+@pytest.mark.parametrize("case", SCHEDULERS)
+def test_another_objective_is_refused(case: str, settings: Settings, tmp_path: Path) -> None:
+    make, message = SCHEDULERS[case]
+    pipe = tiny_pipeline()
+    pipe.register_modules(scheduler=make(pipe.scheduler.config))
+    config = settings(pretrained_model_name_or_path=folder_of(pipe, tmp_path))
+    with pytest.raises(BaseModelError, match=rf"cannot be trained here: .*{message}"):
+        dreambooth.run(config)
+    assert not config.output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latents_mean": [0.1] * 4, "latents_std": [1.0] * 4}, "latents_mean and latents_std"),
+        ({"shift_factor": 0.06}, "shift_factor=0.06"),
+    ],
+)
+def test_statistics_of_latents_that_nothing_applies_are_refused(
+    changes: dict[str, Any], message: str, settings: Settings, tmp_path: Path
+) -> None:
+    pipe = tiny_pipeline()
+    pipe.vae.register_to_config(**changes)
+    with pytest.raises(BaseModelError, match=message):
+        dreambooth.run(settings(pretrained_model_name_or_path=folder_of(pipe, tmp_path)))
+
+
+@pytest.mark.parametrize("kind", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, PNDMScheduler])
+def test_other_samplers_of_the_same_noise_are_trained(kind: Any, settings: Settings, tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.register_modules(scheduler=kind.from_config(pipe.scheduler.config))
+    dreambooth.run(settings(pretrained_model_name_or_path=folder_of(pipe, tmp_path), max_train_steps=1))
