@@ -60,7 +60,8 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
     if name in adapters(pipe):
         raise ValueError(f"an adapter {name!r} is loaded already: unload it, or pass another name")
     changeable_hosts(pipe, "load another adapter")
-    enabled, sampled = is_enabled(pipe), any(host.per_sample is not None for host in hosts_of(pipe).values())
+    switches, enabled = switches_of(pipe), is_enabled(pipe)
+    sampled = any(host.per_sample is not None for host in hosts_of(pipe).values())
     warn_if_other_base(pipe, file, source)
     attached: list[Adapter] = []
     try:
@@ -74,13 +75,22 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
         for adapter in attached:
             adapter.detach()
         raise
-    if not enabled:
-        disable(pipe)  # components that had no adapter so far join the others
+    for each in switches_of(pipe):
+        if each not in switches:
+            each.enable(enabled)  # components that had no adapter so far join the others
     if sampled:
         _leave_samples(pipe, name)
     elif strength != 1.0:
-        active = {n: info.strength for n, info in adapters(pipe).items() if info.strength}
-        set_adapters(pipe, list({**active, name: strength}), list({**active, name: strength}.values()))
+        _set_strength(pipe, name, strength)
+
+
+def _set_strength(pipe: DiffusionPipeline, name: str, strength: float) -> None:
+    """Change the strength of one adapter that acts, and of no other."""
+    for host in hosts_of(pipe).values():
+        if name in host.adapters:
+            host.set_active({**host.strengths, name: strength})
+    if (control := control_in(pipe)) and not strength:
+        control.active.discard(name)
 
 
 def _leave_samples(pipe: DiffusionPipeline, name: str) -> None:

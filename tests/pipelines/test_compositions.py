@@ -18,6 +18,7 @@ import ether_diffusion as ether
 from ether_diffusion import EtherConfig
 from ether_diffusion.core.host import host_of
 from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.pipelines.loaded import hosts_of
 from ether_diffusion.playground.tiny import tiny_pipeline
 
 
@@ -236,3 +237,26 @@ def test_group_offloading_changes_nothing_and_fusing_under_it_is_refused(
     with pytest.raises(ValueError, match="cannot fuse under group offloading"):
         ether.fuse(pipe)
     torch.testing.assert_close(drawn(pipe), expected, atol=1e-5, rtol=0)
+
+
+def test_loading_at_a_strength_changes_no_other_adapter(pipe: DiffusionPipeline, tmp_path: Path) -> None:
+    attached(pipe, "style", 1)
+    ether.save(pipe, tmp_path, "style")
+    attached(pipe, "dog", 2)
+    ether.set_adapters(pipe, "dog", 0.5)
+    shake(ether.attach(pipe.text_encoder, EtherConfig(), "dog"), seed=3)  # at strength 1 there
+    ether.load(pipe, tmp_path, name="cat", strength=0.7)
+    found = {component: host.strengths for component, host in hosts_of(pipe).items()}
+    assert found == {"unet": {"dog": 0.5, "cat": 0.7}, "text_encoder": {"dog": 1.0}}
+
+
+def test_loading_turns_no_component_off_that_was_on(pipe: DiffusionPipeline, tmp_path: Path) -> None:
+    attached(pipe)
+    ether.save(pipe, tmp_path)
+    ether.disable(pipe)
+    shake(ether.attach(pipe.text_encoder, EtherConfig(), "style"), seed=3)
+    ether.load(pipe, tmp_path, name="cat")
+    assert {component: host.enabled for component, host in hosts_of(pipe).items()} == {
+        "unet": False,
+        "text_encoder": True,
+    }
