@@ -498,7 +498,7 @@ class PipelineStates(RuleBasedStateMachine):
     def attach(self, data: st.DataObject, component: str, name: str) -> None:
         part, config = self.parts[component], self.settings(data, component)
         # like another adapter in most cases, so that they can share a batch
-        if part.adapters and data.draw(st.booleans()):
+        if part.adapters and data.draw(st.sampled_from((True, True, False))):
             config = replace(next(iter(part.adapters.values())).config, seed=config.seed)
         if part.qkv_left and "*" in config.targets:
             return  # core bug 01: the Linears that unfuse_qkv_projections leaves behind are taken for projections
@@ -608,7 +608,11 @@ class PipelineStates(RuleBasedStateMachine):
 
     @step(lambda self: self.names(), data=DATA, count=st.sampled_from((2, 2, 4, 3)))
     def set_per_sample(self, data: st.DataObject, count: int) -> None:
-        names = [data.draw(st.sampled_from([None, *self.names()])) for _ in range(count)]
+        first = data.draw(st.sampled_from(self.names()))
+        fits = data.draw(st.sampled_from((True, True, False)))
+        others = [name for name in self.names() if not fits or self.alike(first, name)]
+        names = [first, *(data.draw(st.sampled_from([None, *others])) for _ in range(count - 1))]
+        names = data.draw(st.permutations(names))
         must = [self.FUSED] if self.any_fused() else []
         chosen = list(dict.fromkeys(name for name in names if name is not None))
         for part in self.hosts():
@@ -622,6 +626,14 @@ class PipelineStates(RuleBasedStateMachine):
                 here = tuple(name if name in part.adapters else None for name in names)
                 part.strengths = {name: 1.0 for name in here if name is not None}
                 part.per_sample = here if part.strengths else None
+
+    def alike(self, first: str, second: str) -> bool:
+        """Whether two adapters can share a batch wherever both are."""
+        configs = [
+            [replace(part.adapters[name].config, seed=0) for name in (first, second) if name in part.adapters]
+            for part in self.hosts()
+        ]
+        return all(len(set(each)) <= 1 and all(config.method != "naive" for config in each) for each in configs)
 
     def switch(self, enabled: bool) -> None:
         changes = any(part.enabled != enabled for part in self.hosts())
