@@ -71,7 +71,7 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
             device = pipe.unet.conv_in.weight.device
             encoder = file.control if device.type == "meta" else file.control.to(device)
             attach_control(pipe.unet, encoder.requires_grad_(False), name)
-    except Exception:
+    except BaseException:  # an interrupt, too, leaves the pipeline as before
         for adapter in attached:
             adapter.detach()
         raise
@@ -247,7 +247,7 @@ def fuse(pipe: DiffusionPipeline) -> None:
         for host in hosts:
             host.fuse()
             done.append(host)
-    except Exception:
+    except BaseException:  # an interrupt, too, leaves the pipeline as before
         for host in done:
             host.unfuse()
         raise

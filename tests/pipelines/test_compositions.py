@@ -12,11 +12,13 @@ from accelerate import cpu_offload
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from helpers import shake
 from peft import LoraConfig, get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 import ether_diffusion as ether
 from ether_diffusion import EtherConfig
-from ether_diffusion.core.host import host_of
+from ether_diffusion.core.host import attach_made, host_of
+from ether_diffusion.core.linear import Projection
+from ether_diffusion.pipelines import verbs
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.pipelines.loaded import hosts_of
 from ether_diffusion.playground.tiny import tiny_pipeline
@@ -260,3 +262,45 @@ def test_loading_turns_no_component_off_that_was_on(pipe: DiffusionPipeline, tmp
         "unet": False,
         "text_encoder": True,
     }
+
+
+def of_both(pipe: DiffusionPipeline) -> None:
+    attached(pipe)
+    shake(ether.attach(pipe.text_encoder, EtherConfig(), "dog"), seed=3)
+
+
+def test_an_interrupted_fuse_leaves_no_component_fused(
+    pipe: DiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_both(pipe)
+    before, fuse = weights(pipe), Projection.fuse
+
+    def interrupted(projection: Projection) -> None:
+        if "self_attn" in projection.path:  # of the text encoder, which comes after the UNet
+            raise KeyboardInterrupt
+        fuse(projection)
+
+    monkeypatch.setattr(Projection, "fuse", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ether.fuse(pipe)
+    assert same(weights(pipe), before)
+    assert not ether.adapters(pipe)["dog"].fused
+
+
+def test_an_interrupted_load_leaves_no_component_with_the_adapter(
+    pipe: DiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_both(pipe)
+    ether.save(pipe, tmp_path)
+    ether.unload(pipe)
+
+    def interrupted(model: nn.Module, *given: Any) -> Any:
+        if model is pipe.text_encoder:
+            raise KeyboardInterrupt
+        return attach_made(model, *given)
+
+    monkeypatch.setattr(verbs, "attach_made", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ether.load(pipe, tmp_path)
+    assert ether.adapters(pipe) == {}
+    assert host_of(pipe.unet) is None

@@ -501,7 +501,7 @@ class PipelineStates(RuleBasedStateMachine):
         if part.adapters and data.draw(st.sampled_from((True, True, False))):
             config = replace(next(iter(part.adapters.values())).config, seed=config.seed)
         if part.qkv_left and "*" in config.targets:
-            return  # core bug 01: the Linears that unfuse_qkv_projections leaves behind are taken for projections
+            return  # known defect: Linears that unfuse_qkv_projections() leaves behind are taken for projections
         paths = targeted(component, part.stored, config.targets)
         must = []
         if name in part.adapters:
@@ -736,7 +736,9 @@ class PipelineStates(RuleBasedStateMachine):
             elif part.tampered():
                 must.append(changed)
             elif part.recast_since_fuse or part.rounded_since_fuse - part.lora_paths():
-                may.append(changed)  # what was written can no longer be told; force=True is the way out
+                # known defects: PEFT's rounding is told from a change only while its layer is there, and a cast or a
+                # step of the vectors since fusing is taken for one; force=True is the way out
+                may.append(changed)
         if not self.attempt(lambda: ether.unfuse(self.pipe, force=force), must, may):
             return
         for part in parts:
@@ -1078,8 +1080,10 @@ class PipelineStates(RuleBasedStateMachine):
     @step(lambda self: True, component=COMPONENT, number=st.integers(0, 9))
     def a_part_alone(self, component: str, number: int) -> None:
         part = self.parts[component]
-        if part.offload.endswith("disk") or not self.quiet(component):
-            return
+        if part.offload.endswith("disk"):
+            return  # diffusers brings weights back from the disk when their whole group is called
+        if not self.quiet(component):
+            return  # known defect: only the forward of the whole model refuses a LoRA merged beneath an adapter
         given = part_inputs(component, number)
         with torch.no_grad():
             block = self.module(component).get_submodule(BLOCK[component])
@@ -1096,7 +1100,11 @@ class PipelineStates(RuleBasedStateMachine):
         mode=st.sampled_from(("", "reentrant", "not reentrant")),
     )
     def an_exception_inside(self, data: st.DataObject, component: str, late: bool, trains: bool, mode: str) -> None:
-        """A hook on a projection raises; the invariant then finds all as it was."""
+        """A hook on a projection raises; the invariant then finds all as it was.
+
+        Its forward also puts away the weights that accelerate has left in memory. Known defect: before that,
+        ``ether.fuse`` takes them for the model's own.
+        """
         if not self.quiet(component) or self.parts[component].qkv_fused:
             return  # where q, k, v are fused, the projection may not be called
         path = data.draw(st.sampled_from(sorted(self.parts[component].stored)))
