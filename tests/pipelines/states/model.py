@@ -97,6 +97,7 @@ class Component:
         base: what the weights are without a fused adapter, exactly.
         stored: what the weights are, exactly.
         dtype: of the component.
+        rounded: projections whose base weight PEFT has written to; all others' must be the beginning's in the end.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Component:
     loras: dict[str, Lora] = field(default_factory=dict)
     lora_weights: dict[str, float] = field(default_factory=dict)
     merged: frozenset[str] = frozenset()
+    rounded: frozenset[str] = frozenset()
     qkv_fused: bool = False
     qkv_left: bool = False
     offload: str = ""
@@ -146,7 +148,9 @@ class Component:
 
     def refusals(self, batch: int = BATCH, part: bool = False) -> tuple[list[Refusal], list[Refusal]]:
         """The errors of which a forward must, and those of which it may raise one."""
-        must, may, acting = [], [], self.acting_paths()
+        acting = self.acting_paths()
+        must: list[Refusal] = []
+        may: list[Refusal] = []
         if acting & self.merged and not part:
             must.append(MERGED_BENEATH)
         if self.qkv_fused and acting:  # refusing all of them is allowed, computing wrongly is not
