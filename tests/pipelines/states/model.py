@@ -240,7 +240,7 @@ class Component:
 
     def tampered(self) -> bool:
         """Whether fused weights hold something else's update, which is no rounding."""
-        rounding = 2**-6 if self.recast_since_fuse else 1e-4
+        rounding = 2**-6 if self.recast_since_fuse or self.dtype == torch.bfloat16 else 1e-4
         return any(
             (self.stored[path] - self.written[path]).abs().max() > rounding * self.written[path].abs().max()
             for path in self.fused_paths
