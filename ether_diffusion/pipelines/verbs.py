@@ -62,7 +62,8 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
     if name in adapters(pipe):
         raise ValueError(f"an adapter {name!r} is loaded already: unload it, or pass another name")
     changeable_hosts(pipe, "load another adapter")
-    enabled, sampled = is_enabled(pipe), any(host.per_sample is not None for host in hosts_of(pipe).values())
+    switches, enabled = switches_of(pipe), is_enabled(pipe)
+    sampled = any(host.per_sample is not None for host in hosts_of(pipe).values())
     warn_if_other_base(pipe, file, source)
     attached: list[Adapter] = []
     try:
@@ -72,17 +73,26 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
             device = pipe.unet.conv_in.weight.device
             encoder = file.control if device.type == "meta" else file.control.to(device)
             attach_control(pipe.unet, encoder.requires_grad_(False), name)
-    except Exception:
+    except BaseException:  # an interrupt, too, leaves the pipeline as before
         for adapter in attached:
             adapter.detach()
         raise
-    if not enabled:
-        disable(pipe)  # components that had no adapter so far join the others
+    for each in switches_of(pipe):
+        if each not in switches:
+            each.enable(enabled)  # components that had no adapter so far join the others
     if sampled:
         _leave_samples(pipe, name)
     elif strength != 1.0:
-        active = {n: info.strength for n, info in adapters(pipe).items() if info.strength}
-        set_adapters(pipe, list({**active, name: strength}), list({**active, name: strength}.values()))
+        _set_strength(pipe, name, strength)
+
+
+def _set_strength(pipe: DiffusionPipeline, name: str, strength: float) -> None:
+    """Change the strength of one adapter that acts, and of no other."""
+    for host in hosts_of(pipe).values():
+        if name in host.adapters:
+            host.set_active({**host.strengths, name: strength})
+    if (control := control_in(pipe)) and not strength:
+        control.active.discard(name)
 
 
 def _leave_samples(pipe: DiffusionPipeline, name: str) -> None:
@@ -239,7 +249,7 @@ def fuse(pipe: DiffusionPipeline) -> None:
         for host in hosts:
             host.fuse()
             done.append(host)
-    except Exception:
+    except BaseException:  # an interrupt, too, leaves the pipeline as before
         for host in done:
             host.unfuse()
         raise

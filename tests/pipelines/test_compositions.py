@@ -12,12 +12,15 @@ from accelerate import cpu_offload
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from helpers import shake
 from peft import LoraConfig, get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 import ether_diffusion as ether
 from ether_diffusion import EtherConfig
-from ether_diffusion.core.host import host_of
+from ether_diffusion.core.host import attach_made, host_of
+from ether_diffusion.core.linear import Projection
+from ether_diffusion.pipelines import verbs
 from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.pipelines.loaded import hosts_of
 from ether_diffusion.playground.tiny import tiny_pipeline
 
 
@@ -261,3 +264,68 @@ def test_group_offloading_changes_nothing_and_fusing_under_it_is_refused(
     with pytest.raises(ValueError, match="cannot fuse under group offloading"):
         ether.fuse(pipe)
     torch.testing.assert_close(drawn(pipe), expected, atol=1e-5, rtol=0)
+
+
+def test_loading_at_a_strength_changes_no_other_adapter(pipe: DiffusionPipeline, tmp_path: Path) -> None:
+    attached(pipe, "style", 1)
+    ether.save(pipe, tmp_path, "style")
+    attached(pipe, "dog", 2)
+    ether.set_adapters(pipe, "dog", 0.5)
+    shake(ether.attach(pipe.text_encoder, EtherConfig(), "dog"), seed=3)  # at strength 1 there
+    ether.load(pipe, tmp_path, name="cat", strength=0.7)
+    found = {component: host.strengths for component, host in hosts_of(pipe).items()}
+    assert found == {"unet": {"dog": 0.5, "cat": 0.7}, "text_encoder": {"dog": 1.0}}
+
+
+def test_loading_turns_no_component_off_that_was_on(pipe: DiffusionPipeline, tmp_path: Path) -> None:
+    attached(pipe)
+    ether.save(pipe, tmp_path)
+    ether.disable(pipe)
+    shake(ether.attach(pipe.text_encoder, EtherConfig(), "style"), seed=3)
+    ether.load(pipe, tmp_path, name="cat")
+    assert {component: host.enabled for component, host in hosts_of(pipe).items()} == {
+        "unet": False,
+        "text_encoder": True,
+    }
+
+
+def of_both(pipe: DiffusionPipeline) -> None:
+    attached(pipe)
+    shake(ether.attach(pipe.text_encoder, EtherConfig(), "dog"), seed=3)
+
+
+def test_an_interrupted_fuse_leaves_no_component_fused(
+    pipe: DiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_both(pipe)
+    before, fuse = weights(pipe), Projection.fuse
+
+    def interrupted(projection: Projection) -> None:
+        if "self_attn" in projection.path:  # of the text encoder, which comes after the UNet
+            raise KeyboardInterrupt
+        fuse(projection)
+
+    monkeypatch.setattr(Projection, "fuse", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ether.fuse(pipe)
+    assert same(weights(pipe), before)
+    assert not ether.adapters(pipe)["dog"].fused
+
+
+def test_an_interrupted_load_leaves_no_component_with_the_adapter(
+    pipe: DiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_both(pipe)
+    ether.save(pipe, tmp_path)
+    ether.unload(pipe)
+
+    def interrupted(model: nn.Module, *given: Any) -> Any:
+        if model is pipe.text_encoder:
+            raise KeyboardInterrupt
+        return attach_made(model, *given)
+
+    monkeypatch.setattr(verbs, "attach_made", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ether.load(pipe, tmp_path)
+    assert ether.adapters(pipe) == {}
+    assert host_of(pipe.unet) is None
