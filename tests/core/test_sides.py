@@ -18,7 +18,7 @@ from ether_diffusion import Adapter, EtherConfig, attach
 from ether_diffusion.core import linear
 from ether_diffusion.core.host import host_of
 from ether_diffusion.core.targets import find_targets
-from ether_diffusion.evaluation.kept import kept_bytes
+from ether_diffusion.evaluation.paper.blocks import kept_bytes
 from ether_diffusion.playground.tiny import tiny_unet
 
 IN, OUT, SAMPLES, TOKENS = 24, 40, 3, 7
