@@ -37,8 +37,6 @@ class AdapterRules(PipelineStates):
         # like another adapter in most cases, so that they can share a batch
         if part.adapters and data.draw(st.sampled_from((True, True, False))):
             config = replace(next(iter(part.adapters.values())).config, seed=config.seed)
-        if part.qkv_left and "*" in config.targets:
-            return  # known defect: Linears that unfuse_qkv_projections() leaves behind are taken for projections
         paths = targeted(component, part.stored, config.targets)
         must = []
         if name in part.adapters:

@@ -97,6 +97,7 @@ class Component:
         base: what the weights are without a fused adapter, exactly.
         stored: what the weights are, exactly.
         dtype: of the component.
+        left: projections whose last adapter was taken off while others were there.
         rounded: projections whose base weight PEFT has written to; all others' must be the beginning's in the end.
     """
 
@@ -118,8 +119,8 @@ class Component:
     lora_weights: dict[str, float] = field(default_factory=dict)
     merged: frozenset[str] = frozenset()
     rounded: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
     qkv_fused: bool = False
-    qkv_left: bool = False
     offload: str = ""
 
     def __post_init__(self) -> None:
@@ -146,14 +147,16 @@ class Component:
         """The projections that an adapter acts on, unfused."""
         return {path for name in self.all_acting() for path in self.adapters[name].vectors}
 
-    def refusals(self, batch: int = BATCH, part: bool = False) -> tuple[list[Refusal], list[Refusal]]:
-        """The errors of which a forward must, and those of which it may raise one."""
-        acting = self.acting_paths()
+    def refusals(self, batch: int = BATCH, part: str = "") -> tuple[list[Refusal], list[Refusal]]:
+        """The errors of which a forward, or one of the part at a path, must, and those of which it may raise one."""
+        acting = {path for path in self.acting_paths() if path.startswith(part)}
         must: list[Refusal] = []
         may: list[Refusal] = []
-        if acting & self.merged and not part:
+        if acting & self.merged:
             must.append(MERGED_BENEATH)
-        if self.qkv_fused and acting:  # refusing all of them is allowed, computing wrongly is not
+        elif self.left & self.merged:
+            may.append(MERGED_BENEATH)  # known defect: an adapter that was taken off still counts
+        if self.qkv_fused and self.acting_paths():  # refusing all of them is allowed, computing wrongly is not
             (must if any(BYPASSED.search(path) for path in acting) else may).append(QKV_FUSED)
         if self.per_sample is not None and acting:
             copies, rest = divmod(batch, len(self.per_sample))
@@ -223,11 +226,14 @@ class Component:
         if not self.adapters:
             self.strengths, self.per_sample, self.enabled = {}, None, True
         self.adapters[name] = attached
+        self.left -= attached.vectors.keys()
         if acts and self.per_sample is None:
             self.strengths[name] = 1.0
 
     def remove(self, name: str) -> None:
-        del self.adapters[name]
+        gone = self.adapters.pop(name)
+        kept = {path for attached in self.adapters.values() for path in attached.vectors}
+        self.left = (self.left | gone.vectors.keys()) - kept if self.adapters else frozenset()
         if self.per_sample is not None and name in self.per_sample:
             self.strengths, self.per_sample = {}, None
         self.strengths.pop(name, None)

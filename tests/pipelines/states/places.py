@@ -89,7 +89,7 @@ class PlaceRules(PipelineStates):
     def fuse_qkv(self) -> None:
         """Of attention layers without LoRA and offloading, which diffusers itself would leave out."""
         self.pipe.unet.fuse_qkv_projections()
-        self.parts["unet"].qkv_fused = self.parts["unet"].qkv_left = True
+        self.parts["unet"].qkv_fused = True
 
     @step(lambda self: self.parts["unet"].qkv_fused)
     def unfuse_qkv(self) -> None:
