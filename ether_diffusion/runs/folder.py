@@ -140,11 +140,17 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 class Provenance:
-    """What stands beside every result: settings' hash, versions, git revision, hash of the base, status."""
+    """What stands beside every result: settings' hash, versions, git revision, hash of the base, status.
 
-    def __init__(self, run: RunSection, facts: Mapping[str, Any]) -> None:
+    Args:
+        run: whose.
+        facts: what the program adds.
+        resumed: whether the run goes on with its start and time; one that replaces another has its own.
+    """
+
+    def __init__(self, run: RunSection, facts: Mapping[str, Any], resumed: bool = True) -> None:
         self.folder = run.output_dir
-        before = read_provenance(self.folder)
+        before = read_provenance(self.folder) if resumed else {}
         self.content: dict[str, Any] = {
             "config_hash": run.config_hash,
             "base_model": run.base_model,

@@ -83,12 +83,8 @@ def run(config: ControlConfig) -> Path:
     prepare_modules(pipe, config.section(ComputeSection))
     provenance = record_start(start, trainables, {"training_pairs": len(pairs.source)})
     lane = Lane(config.section(SavingSection), config.section(HubSection), trainables, sampler, shown, provenance)
-    train(
-        Task(pipe, model, partial(batches, pairs, config.section(BatchSection), accelerator, pipe), [lane]),
-        LoopSettings.of(config),
-        accelerator,
-        start.checkpoint,
-    )
+    make = partial(batches, pairs, config.section(BatchSection), accelerator, pipe)
+    train(Task(pipe, model, make, [lane], start.begin), LoopSettings.of(config), accelerator, start.checkpoint)
     return finish(pipe, [lane], accelerator)
 
 

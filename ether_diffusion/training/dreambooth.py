@@ -101,9 +101,8 @@ def run(config: DreamBoothConfig) -> Path:
         )
         for (name, each), own, sampler, seen in zip(subjects.items(), trainables, samplers, streams, strict=True)
     ]
-    task = Task(
-        pipe, model, partial(batches, streams, config.section(BatchSection), accelerator, pipe), lanes, together
-    )
+    make = partial(batches, streams, config.section(BatchSection), accelerator, pipe)
+    task = Task(pipe, model, make, lanes, start.begin, together)
     train(task, LoopSettings.of(config), accelerator, start.checkpoint)
     report = finish(pipe, lanes, accelerator)
     if together is not None and accelerator.is_main_process:

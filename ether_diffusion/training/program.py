@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -72,6 +72,7 @@ class Start(Generic[Config]):
         pipe: the frozen base, on the device.
         checkpoint: to continue from, None for a new run.
         base_hash: identity of the base, by component.
+        records: of its run folders, which :meth:`begin` opens.
     """
 
     config: Config
@@ -79,6 +80,19 @@ class Start(Generic[Config]):
     pipe: DiffusionPipeline
     checkpoint: Path | None
     base_hash: dict[str, str | None]
+    records: list[tuple[Provenance, TrainingConfig]] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Make the run folders this run's own: replace the run before, write settings and provenance, open trackers."""
+        if not self.accelerator.is_main_process:
+            return
+        for provenance, config in self.records:
+            if not self.checkpoint:
+                clear_run_folder(config.output_dir)
+            write_config(config.run)
+            provenance.update(status="running")
+        if self.config.report_to:
+            self.accelerator.init_trackers("ether-diffusion", {k: str(v) for k, v in self.config.to_dict().items()})
 
 
 def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
@@ -113,13 +127,11 @@ def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
 def record_start(
     start: Start[Any], trainables: list[Trainable], facts: Mapping[str, Any], config: TrainingConfig | None = None
 ) -> Provenance:
-    """Make the run folder this run's own: settings, provenance, trackers; ``facts`` are the program's own.
+    """What will stand in a run folder, written by :meth:`Start.begin`; ``facts`` are the program's own.
 
     ``config``: of one of several trainings side by side, whose folder it is.
     """
     config, accelerator = config or start.config, start.accelerator
-    if accelerator.is_main_process and not start.checkpoint:
-        clear_run_folder(config.output_dir)
     provenance = Provenance(
         config.run,
         {
@@ -130,10 +142,7 @@ def record_start(
             "trained_parameters": {trainable.component: trainable.num_parameters() for trainable in trainables},
             **facts,
         },
+        resumed=start.checkpoint is not None,
     )
-    if accelerator.is_main_process:
-        write_config(config.run)
-        provenance.update(status="running")
-        if config.report_to and not accelerator.trackers:
-            accelerator.init_trackers("ether-diffusion", {k: str(v) for k, v in config.to_dict().items()})
+    start.records.append((provenance, config))
     return provenance
