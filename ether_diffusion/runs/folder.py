@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,37 +20,12 @@ from typing import Any
 import yaml
 
 from ether_diffusion.files import write_text
+from ether_diffusion.registry import METHODS
+from ether_diffusion.runs.written import check_inputs, foreign, is_run, remove_written
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("ether-diffusion", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "peft")
-
-RUN_FILES = (
-    "config.yaml",
-    "provenance.json",
-    "metrics.jsonl",
-    "report.html",
-    "README.md",
-    "ether_weights.safetensors",
-    "pytorch_lora_weights.safetensors",
-    "samples",
-    "checkpoints",
-    "ether-diffusion",  # TensorBoard's
-)
-"""What a run writes and ``--overwrite`` removes; caches and class images stay, for they may be used again."""
-
-MODEL_FILES = (
-    "model_index.json",
-    "unet",
-    "controlnet",
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-    "tokenizer",
-    "tokenizer_2",
-    "scheduler",
-)
-"""What runs of full and of peft's methods write too; only in a folder with a run are they a run's own."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +39,7 @@ class RunSection:
         base_model: name of the base.
         settings: all settings as plain YAML values, which ``config.yaml`` holds.
         config_hash: of those that the result depends on.
+        inputs: from a setting to the folder or file that the run reads under it.
     """
 
     output_dir: Path
@@ -72,6 +48,7 @@ class RunSection:
     base_model: str
     settings: Mapping[str, Any]
     config_hash: str
+    inputs: Mapping[str, Path] = field(default_factory=dict)
 
 
 def open_run_folder(run: RunSection) -> Path | None:
@@ -79,18 +56,28 @@ def open_run_folder(run: RunSection) -> Path | None:
 
     Raises:
         FileNotFoundError: there is nothing to resume.
-        FileExistsError: the folder holds a run, and neither resume nor overwrite was asked for.
+        FileExistsError: the folder holds a run, and neither resume nor overwrite was asked for; or files that no run
+            wrote and this one would replace.
         OSError: the folder cannot be written.
+        ValueError: an input of the run is where the run writes.
     """
     folder = run.output_dir
+    check_inputs(folder, run.inputs)
     if run.resume is not None:
         return find_checkpoint(folder, run.resume)
-    if _present(folder) and not run.overwrite:
+    if is_run(folder) and not run.overwrite:
         state = read_provenance(folder).get("status", "unfinished")
         resumable = ", --resume latest to continue it" if list_checkpoints(folder / "checkpoints") else ""
         raise FileExistsError(
             f"{folder} already holds a run ({state}): choose another --output_dir{resumable}, "
             "or --overwrite to replace it"
+        )
+    own = METHODS[str(run.settings["method"])].is_own and run.settings.get("control") != "controlnet"
+    if others := foreign(folder, models=not own):
+        names = ", ".join(str(path.relative_to(folder)) for path in others[:5]) + (", …" if len(others) > 5 else "")
+        raise FileExistsError(
+            f"{folder} holds {names}, which no run of this toolkit wrote and this one would replace: "
+            "choose another --output_dir, or move them away"
         )
     nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     try:  # without making the folder: a run that cannot start leaves none
@@ -102,15 +89,11 @@ def open_run_folder(run: RunSection) -> Path | None:
 
 
 def clear_run_folder(folder: Path) -> None:
-    """Remove the run that ``--overwrite`` replaces: when all that the new one needs is known to be there."""
-    for path in _present(folder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove the run that ``--overwrite`` replaces: when all that the new one needs is known to be there.
 
-
-def _present(folder: Path) -> list[Path]:
-    """The files of a run that are in the folder."""
-    own = (*RUN_FILES, *MODEL_FILES) if (folder / "provenance.json").is_file() else RUN_FILES
-    return [folder / name for name in own if (folder / name).exists()]
+    Only files that the run wrote, by its own record, are removed.
+    """
+    remove_written(folder)
 
 
 def write_config(run: RunSection) -> None:
@@ -214,7 +197,7 @@ def forget_after(folder: Path, step: int) -> None:
         logger.warning("going on from step %d: %s are removed", step, ", ".join(path.name for path in later))
     remove_checkpoints(later)
     for path in (folder / "samples").glob("step-*"):
-        if step_of(path) > step:
+        if re.fullmatch(r"step-\d+", path.name) and step_of(path) > step:
             shutil.rmtree(path)
 
 

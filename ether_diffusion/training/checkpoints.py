@@ -22,6 +22,7 @@ from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import commit
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, step_of
+from ether_diffusion.runs.written import note_written
 from ether_diffusion.training.saved_state import read_saved
 from ether_diffusion.training.sections import SavingSection
 from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, save_adapter
@@ -82,6 +83,8 @@ class Checkpoints:
         self.accelerator.save_state(str(temporary))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
+            note_written(self.saving.output_dir, [path / file for file in files])
             commit(temporary, path)
             if self.saving.checkpoints_total_limit is not None:
                 remove_checkpoints(list_checkpoints(self.folder)[: -max(1, self.saving.checkpoints_total_limit)])

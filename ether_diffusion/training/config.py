@@ -38,7 +38,7 @@ class TrainingConfig:
         revision: branch, tag or commit of the base on the Hub.
         variant: file variant of the base, such as fp16.
         output_dir: the run folder.
-        overwrite: start anew in a run folder that already holds a run, whose files are removed.
+        overwrite: start anew in a run folder that already holds a run; what that run wrote is removed, nothing else.
         resume: continue the run in output_dir: "latest", or the name of one of its checkpoints.
         seed: of everything random: the vectors, the order, augmentation, noise, timesteps.
         method: what is trained. ether, ether_plus, naive: adapters of this library; full: the weights themselves;
@@ -235,7 +235,17 @@ class TrainingConfig:
             self.pretrained_model_name_or_path,
             self.to_dict(),
             self.hash(),
+            self.inputs,
         )
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """From a setting to what the run reads under it on this machine; names of the Hub are no files."""
+        return {
+            each.name: Path(value)
+            for each in fields(self)
+            if each.name in INPUTS and (value := getattr(self, each.name)) is not None and Path(value) != Path()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain YAML and JSON values, in the order in which they are defined."""
@@ -263,6 +273,20 @@ NOT_OF_THE_RESULT = frozenset(
     }
 )
 """Settings that change where and how a run is kept, but not what it computes."""
+
+INPUTS = frozenset(
+    {
+        "pretrained_model_name_or_path",
+        "controlnet_model_name_or_path",
+        "segmenter",
+        "cache_dir",
+        "instance_data_dir",
+        "subjects_dir",
+        "class_data_dir",
+        "train_data_dir",
+    }
+)
+"""Settings of the programs that name what a run reads, and must not be where it writes."""
 
 
 @dataclass

@@ -24,6 +24,7 @@ from ether_diffusion.runs.folder import (
     open_run_folder,
     write_config,
 )
+from ether_diffusion.runs.written import begin_record
 from ether_diffusion.training.base_model import BaseModelError, load_base
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
@@ -89,6 +90,7 @@ class Start(Generic[Config]):
         for provenance, config in self.records:
             if not self.checkpoint:
                 clear_run_folder(config.output_dir)
+            begin_record(config.output_dir)
             write_config(config.run)
             provenance.update(status="running")
         if self.config.report_to:
