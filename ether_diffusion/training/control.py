@@ -36,7 +36,7 @@ from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import control as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.model import DenoisingModel
-from ether_diffusion.training.program import record_start, start_run
+from ether_diffusion.training.program import Start, record_start, start_run
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.sections import (
     AdapterSection,
@@ -67,7 +67,11 @@ def run(config: ControlConfig) -> Path:
         TrainingInterruptedError: Ctrl-C or SIGTERM.
     """
     listing: list[PairFiles] = []
-    start = start_run(config, lambda: listing.extend(list_files(config)))
+    with start_run(config, lambda: listing.extend(list_files(config))) as start:
+        return _train(start, listing)
+
+
+def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
     config, accelerator = start.config, start.accelerator
     control = make_control(start.pipe, config.section(ControlSection))
     pipe = start.pipe = control.pipe

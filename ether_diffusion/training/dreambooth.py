@@ -28,7 +28,7 @@ from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import dreambooth as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.model import DenoisingModel
-from ether_diffusion.training.program import record_start, start_run
+from ether_diffusion.training.program import Start, record_start, start_run
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.sections import (
     AdapterSection,
@@ -63,7 +63,11 @@ def run(config: DreamBoothConfig) -> Path:
         TrainingDivergedError: the loss became NaN or infinite.
         TrainingInterruptedError: Ctrl-C or SIGTERM.
     """
-    start = start_run(config, lambda: check_subjects(config))
+    with start_run(config, lambda: check_subjects(config)) as start:
+        return _train(start)
+
+
+def _train(start: Start[DreamBoothConfig]) -> Path:
     config, accelerator, pipe = start.config, start.accelerator, start.pipe
     components = trained_components(pipe, config.section(AdapterSection))
     check_trainables(components, config.section(AdapterSection))
@@ -116,9 +120,15 @@ def check_subjects(config: DreamBoothConfig) -> None:
     Raises:
         FileNotFoundError, NotADirectoryError: a folder is missing.
         FileExistsError: a subject's run folder holds a run already.
+        ValueError: class images would lie among the photos.
     """
     for each in subjects_of(config).values():
         check_folder(each.instance_data_dir)
+        if each.class_data_dir is not None and each.class_data_dir.resolve() == each.instance_data_dir.resolve():
+            raise ValueError(
+                f"class_data_dir and instance_data_dir are the same folder, {each.class_data_dir}: class images would "
+                "become photos of the subject; choose another --class_data_dir"
+            )
         if config.subjects_dir is not None and config.resume is None:
             open_run_folder(each.run)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,7 +25,8 @@ from ether_diffusion.runs.folder import (
     open_run_folder,
     write_config,
 )
-from ether_diffusion.runs.written import begin_record
+from ether_diffusion.runs.lock import held
+from ether_diffusion.runs.written import begin_record, check_inputs
 from ether_diffusion.training.base_model import BaseModelError, load_base
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
@@ -97,16 +99,24 @@ class Start(Generic[Config]):
             self.accelerator.init_trackers("ether-diffusion", {k: str(v) for k, v in self.config.to_dict().items()})
 
 
-def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
-    """Open the run folder and load the base; ``check`` looks at the data in between, before anything slow is done.
+@contextmanager
+def start_run(config: Config, check: Callable[[], object]) -> Iterator[Start[Config]]:
+    """Hold the run folder, open it and load the base; ``check`` looks at the data in between, before what is slow.
 
     Raises:
         BaseModelError: the base cannot be loaded.
         FileExistsError: the run folder holds a run already.
         FileNotFoundError: a folder is missing, or there is nothing to resume.
+        FolderInUseError: another run holds the run folder.
         ValueError: a setting is impossible.
     """
     accelerator = make_accelerator(config.section(ComputeSection))
+    check_inputs(config.output_dir, config.inputs)
+    with held(config.output_dir) if accelerator.is_main_process else nullcontext():
+        yield _start(config, check, accelerator)
+
+
+def _start(config: Config, check: Callable[[], object], accelerator: Accelerator) -> Start[Config]:
     with accelerator.main_process_first():
         checkpoint = open_run_folder(config.run) if accelerator.is_main_process or config.resume else None
     check()
