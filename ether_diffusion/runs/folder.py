@@ -21,6 +21,7 @@ import yaml
 
 from ether_diffusion.files import write_text
 from ether_diffusion.registry import METHODS
+from ether_diffusion.runs.checksums import damage
 from ether_diffusion.runs.written import check_inputs, foreign, is_run, remove_written
 
 logger = logging.getLogger(__name__)
@@ -59,12 +60,12 @@ def open_run_folder(run: RunSection) -> Path | None:
         FileExistsError: the folder holds a run, and neither resume nor overwrite was asked for; or files that no run
             wrote and this one would replace.
         OSError: the folder cannot be written.
-        ValueError: an input of the run is where the run writes.
+        ValueError: an input of the run is where the run writes, or the checkpoint is damaged.
     """
     folder = run.output_dir
     check_inputs(folder, run.inputs)
     if run.resume is not None:
-        return find_checkpoint(folder, run.resume)
+        return good_checkpoint(folder, run.resume)
     if is_run(folder) and not run.overwrite:
         state = read_provenance(folder).get("status", "unfinished")
         resumable = ", --resume latest to continue it" if list_checkpoints(folder / "checkpoints") else ""
@@ -111,6 +112,24 @@ def changed_settings(run: RunSection, base_hash: Mapping[str, str | None]) -> li
     ignored = {"resume", "overwrite", "output_dir"}
     new = {key: value for key, value in run.settings.items() if key not in ignored} | {"base_hash": base_hash}
     return [f"{key}: {old[key]} → {new[key]}" for key in new if key in old and old[key] != new[key]]
+
+
+def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a result depends on beside the settings and differs from the record: processes and pictures, both named."""
+    changes = []
+    old, new = before.get("num_processes"), now.get("num_processes")
+    if old is not None and old != new:
+        changes.append(f"number of processes, {old} → {new}")
+    old, new = before.get("pictures"), now.get("pictures")
+    if isinstance(old, dict) and isinstance(new, dict) and old != new:
+        kinds = {
+            "gone": [name for name in old if name not in new],
+            "new": [name for name in new if name not in old],
+            "changed": [name for name in new if name in old and old[name] != new[name]],
+        }
+        parts = [f"{kind}: {', '.join(names[:5])}{', …' * (len(names) > 5)}" for kind, names in kinds.items() if names]
+        changes.append(f"set of pictures, {len(old)} → {len(new)} ({'; '.join(parts)})")
+    return changes
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -162,6 +181,28 @@ def remove_checkpoints(paths: Sequence[Path]) -> None:
         doomed = path.with_name(f".{path.name}.old")
         os.replace(path, doomed)
         shutil.rmtree(doomed)
+
+
+def good_checkpoint(output_dir: Path, wanted: str) -> Path:
+    """The checkpoint that ``--resume`` names, whole; "latest-good" is the newest that is.
+
+    Raises:
+        FileNotFoundError: the run has no such checkpoint.
+        ValueError: it is damaged; the message names the newest that is whole.
+    """
+    newest = wanted == "latest-good"
+    path = find_checkpoint(output_dir, "latest" if newest else wanted)
+    if not (problems := damage(path)):
+        return path
+    told = f"the checkpoint {path} is damaged ({'; '.join(problems)})"
+    others = [other for other in reversed(list_checkpoints(output_dir / "checkpoints")) if other != path]
+    good = next((other for other in others if not damage(other)), None)
+    if good is None:
+        raise ValueError(f"{told}, and no other checkpoint is whole: start anew with --overwrite")
+    if newest:
+        logger.warning("%s; going on from %s", told, good.name)
+        return good
+    raise ValueError(f"{told}; the newest good one is {good.name}: pass --resume {good.name}, or --resume latest-good")
 
 
 def find_checkpoint(output_dir: Path, wanted: str) -> Path:

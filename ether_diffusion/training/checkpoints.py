@@ -21,6 +21,7 @@ from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import commit
 from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.runs.checksums import write_checksums
 from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, step_of
 from ether_diffusion.runs.written import note_written
 from ether_diffusion.training.saved_state import read_saved
@@ -83,6 +84,7 @@ class Checkpoints:
         self.accelerator.save_state(str(temporary))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            write_checksums(temporary)
             files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
             note_written(self.saving.output_dir, [path / file for file in files])
             commit(temporary, path)

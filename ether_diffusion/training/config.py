@@ -39,7 +39,8 @@ class TrainingConfig:
         variant: file variant of the base, such as fp16.
         output_dir: the run folder.
         overwrite: start anew in a run folder that already holds a run; what that run wrote is removed, nothing else.
-        resume: continue the run in output_dir: "latest", or the name of one of its checkpoints.
+        resume: continue the run in output_dir: "latest", "latest-good" (the newest that is not
+            damaged), or the name of one of its checkpoints.
         seed: of everything random: the vectors, the order, augmentation, noise, timesteps.
         method: what is trained. ether, ether_plus, naive: adapters of this library; full: the weights themselves;
             lora, oft, boft, hra: adapters of peft, for studies (extra "study"); none: no adapter, for controls only.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, DiffusionPipeline
@@ -85,11 +87,22 @@ def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
     trainables = [*make_trainables(control.components, config.section(AdapterSection)), *control.trainables]
     model = DenoisingModel(pipe, trainables, objective, control=control)
     prepare_modules(pipe, config.section(ComputeSection))
-    provenance = record_start(start, trainables, {"training_pairs": len(pairs.source)})
+    provenance = record_start(start, trainables, {"training_pairs": len(pairs.source), **_facts(listing)})
     lane = Lane(config.section(SavingSection), config.section(HubSection), trainables, sampler, shown, provenance)
     make = partial(batches, pairs, config.section(BatchSection), accelerator, pipe)
     train(Task(pipe, model, make, [lane], start.begin), LoopSettings.of(config), accelerator, start.checkpoint)
     return finish(pipe, [lane], accelerator)
+
+
+def _facts(listing: list[PairFiles]) -> dict[str, Any]:
+    """What the provenance says of a folder's pairs: a hash of names, captions and sizes, for there may be thousands."""
+    if not listing:
+        return {}
+    digest = hashlib.sha256()
+    for entry in listing:
+        sizes = [path.stat().st_size for path in (entry.image, entry.condition) if path is not None]
+        digest.update(f"{entry.name}\0{entry.prompt}\0{sizes}\n".encode())
+    return {"pictures": {"names, captions and sizes of all pairs": digest.hexdigest()[:16]}}
 
 
 def list_files(config: ControlConfig) -> list[PairFiles]:

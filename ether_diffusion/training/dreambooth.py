@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from functools import partial
@@ -16,8 +17,9 @@ from ether_diffusion.data.cache import TensorCache
 from ether_diffusion.data.plan import BatchPlan
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
-from ether_diffusion.images import check_folder
+from ether_diffusion.images import check_folder, load_caption
 from ether_diffusion.pipelines.components import vae_factor
+from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.folder import changed_settings, open_run_folder
 from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once, join, micro_batches, to_batch
 from ether_diffusion.training.class_images import generate_class_images
@@ -142,7 +144,16 @@ def _facts(streams: list[TrainingSamples[SubjectFolder]]) -> dict[str, Any]:
     return {
         "instance_images": [str(path.resolve()) for path in streams[0].subject.paths],
         "class_images": len(streams[1].subject) if len(streams) > 1 else 0,
+        "pictures": {
+            f"{samples.stream}/{path.name}": picture_hash(path) for samples in streams for path in samples.subject.paths
+        },
     }
+
+
+def picture_hash(path: Path) -> str:
+    """Sixteen hexadecimal digits that stand for a picture's file and its caption."""
+    caption = load_caption(path) or ""
+    return hashlib.sha256(f"{sha256(path)} {caption}".encode()).hexdigest()[:16]
 
 
 def make_streams(

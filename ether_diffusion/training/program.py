@@ -20,9 +20,11 @@ from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.runs.folder import (
     Provenance,
+    changed_facts,
     changed_settings,
     clear_run_folder,
     open_run_folder,
+    read_provenance,
     write_config,
 )
 from ether_diffusion.runs.lock import held
@@ -146,7 +148,7 @@ def record_start(
     config, accelerator = config or start.config, start.accelerator
     provenance = Provenance(
         config.run,
-        {
+        now := {
             "base_hash": start.base_hash,
             "device": str(accelerator.device),
             "threads": torch.get_num_threads(),
@@ -156,5 +158,8 @@ def record_start(
         },
         resumed=start.checkpoint is not None,
     )
+    if start.checkpoint and accelerator.is_main_process:
+        for change in changed_facts(read_provenance(config.output_dir), now):
+            logger.warning("resuming with another %s: the result is not that of the uninterrupted run", change)
     start.records.append((provenance, config))
     return provenance

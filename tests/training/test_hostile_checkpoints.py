@@ -13,6 +13,7 @@ import pytest
 import torch
 from training.helpers import optimizer_state, provenance, same_tensors, schedule_state, trained
 
+from ether_diffusion.runs.checksums import write_checksums
 from ether_diffusion.training.saved_state import read_saved
 
 Train = Callable[..., Path]
@@ -43,13 +44,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, train: Train, tmp_path: Path) -> Path:
-    """A finished run of two steps, whose checkpoints have no checksums that would betray a change."""
+    """A finished run of two steps."""
     if not finished.exists():
         shutil.copytree(train(max_train_steps=2, **COMMON), finished)
         shutil.rmtree(tmp_path / "run")
     shutil.copytree(finished, tmp_path / "run")
-    for checksums in (tmp_path / "run").rglob("checksums.json"):
-        checksums.unlink()
     return tmp_path / "run"
 
 
@@ -63,6 +62,7 @@ def test_resuming_executes_nothing_and_changes_nothing(
         path.write_bytes(pickle.dumps(attack))
     else:
         torch.save({"step": attack}, path, _use_new_zipfile_serialization=how == "torch.save")
+    write_checksums(path.parent)  # as an attacker would
     before = content(run)
     with pytest.raises(ValueError, match=rf"{name} is refused"):
         train(resume="latest", max_train_steps=3, **COMMON)
@@ -82,6 +82,7 @@ def test_the_attack_of_these_tests_works_where_files_are_unpickled(tmp_path: Pat
 @pytest.mark.parametrize("name", [*PICKLED[:2], "trained.safetensors"])
 def test_a_missing_file_of_a_checkpoint_is_named(name: str, run: Path, train: Train) -> None:
     (run / "checkpoints" / "step-000002" / name).unlink()
+    write_checksums(run / "checkpoints" / "step-000002")
     before = content(run)
     with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
         train(resume="latest", max_train_steps=3, **COMMON)
