@@ -240,6 +240,11 @@ class TrainingConfig:
         )
 
     @property
+    def repository(self) -> str | None:
+        """The repository of the Hub to which the finished run goes, if it is to be uploaded."""
+        return (self.hub_model_id or self.output_dir.resolve().name) if self.push_to_hub else None
+
+    @property
     def inputs(self) -> dict[str, Path]:
         """From a setting to what the run reads under it on this machine; names of the Hub are no files."""
         return {
@@ -340,6 +345,11 @@ class DreamBoothConfig(TrainingConfig):
             raise ValueError('instance_prompt is missing: describe the photos, such as "a photo of qwe dog"')
         if self.with_prior_preservation and not self.class_prompt:
             raise ValueError('with_prior_preservation needs class_prompt, such as "a photo of a dog"')
+
+    @property
+    def repository(self) -> str | None:
+        """The repository of the Hub; of several subjects each has its own."""
+        return super().repository if self.subjects_dir is None else None
 
     def _check_subjects(self) -> None:
         """Refuse what several subjects in one run cannot have."""

@@ -21,6 +21,7 @@ from ether_diffusion.images import check_folder, load_caption
 from ether_diffusion.pipelines.components import vae_factor
 from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.folder import changed_settings, open_run_folder
+from ether_diffusion.runs.outputs import check_outputs
 from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once, join, micro_batches, to_batch
 from ether_diffusion.training.class_images import generate_class_images
 from ether_diffusion.training.conditioning import encode_prompts_once
@@ -133,6 +134,8 @@ def check_subjects(config: DreamBoothConfig) -> None:
             )
         if config.subjects_dir is not None and config.resume is None:
             open_run_folder(each.run)
+        if config.subjects_dir is not None:
+            check_outputs(each.output_dir, each.repository)
 
 
 def _shown(config: DreamBoothConfig) -> list[Shown]:

@@ -28,6 +28,7 @@ from ether_diffusion.runs.folder import (
     write_config,
 )
 from ether_diffusion.runs.lock import held
+from ether_diffusion.runs.outputs import check_outputs
 from ether_diffusion.runs.written import begin_record, check_inputs
 from ether_diffusion.training.base_model import BaseModelError, load_base
 from ether_diffusion.training.config import TrainingConfig
@@ -121,6 +122,8 @@ def start_run(config: Config, check: Callable[[], object]) -> Iterator[Start[Con
 def _start(config: Config, check: Callable[[], object], accelerator: Accelerator) -> Start[Config]:
     with accelerator.main_process_first():
         checkpoint = open_run_folder(config.run) if accelerator.is_main_process or config.resume else None
+    if accelerator.is_main_process:
+        check_outputs(config.output_dir, config.repository)
     check()
     if config.sampler != "base":
         scheduler_class(config.sampler)
