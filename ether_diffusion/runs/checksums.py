@@ -7,8 +7,6 @@ import json
 import zipfile
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from ether_diffusion.files import write_text
 
 CHECKSUMS = "checksums.json"
@@ -53,6 +51,8 @@ def sha256(path: Path) -> str:
 
 
 def _unreadable(path: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open  # --help needs what else is here, and not this
+
     if not path.is_file():
         return "it is missing"
     try:
