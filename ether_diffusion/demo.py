@@ -9,6 +9,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.playground.same_image import same_image
 from ether_diffusion.playground.world import write_subject
 from ether_diffusion.recipes import find_config
+from ether_diffusion.runs.folder import list_checkpoints, read_provenance
 from ether_diffusion.runs.scores import score_run
 
 SUBJECT = "striped-robot"
@@ -25,15 +27,38 @@ SUBJECT = "striped-robot"
 def train(folder: Path, config: Path) -> Path:
     """Run ``accelerate launch -m ether_diffusion.cli train`` on the drawn subject; return the run folder.
 
+    A run that was stopped goes on; a finished one is made anew.
+
     Raises:
         subprocess.CalledProcessError: the training failed; it has said why.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     command += ["--num_cpu_threads_per_process", str(os.cpu_count()), "-m", "ether_diffusion.cli", "train"]
     command += ["--config", str(config), "--instance_data_dir", str(folder / "subject")]
-    command += ["--output_dir", str(folder / "run"), "--overwrite"]
+    run = folder / "run"
+    unfinished = list_checkpoints(run / "checkpoints") and read_provenance(run).get("status") != "finished"
+    command += ["--output_dir", str(run), *(["--resume", "latest"] if unfinished else ["--overwrite"])]
     subprocess.run(command, check=True)
-    return folder / "run"
+    return run
+
+
+def draw_photos(folder: Path) -> None:
+    """Draw the subject, unless it is there.
+
+    Raises:
+        FileExistsError: the folder holds other files.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        drawn = {path.name: path.read_bytes() for path in write_subject(SUBJECT, Path(temporary) / "s").iterdir()}
+    there = {path.name: path.read_bytes() if path.is_file() else None for path in _inside(folder)}
+    if there and there != drawn:
+        raise FileExistsError(f"{folder} holds what the demo did not draw: give another folder, or move it away")
+    if not there:
+        write_subject(SUBJECT, folder)
+
+
+def _inside(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.exists() else []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         config = find_config(given.config)
-        write_subject(SUBJECT, given.folder / "subject")
+        draw_photos(given.folder / "subject")
     except OSError as error:
         parser.error(str(error))
     try:

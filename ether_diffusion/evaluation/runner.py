@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,6 +23,7 @@ from ether_diffusion.files import write_text
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.private import forget_accelerator
 from ether_diffusion.runs.folder import list_checkpoints, read_provenance
+from ether_diffusion.runs.written import check_inputs, remove_written
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import TrainingInterruptedError
 
@@ -193,6 +196,33 @@ def train(config: Config, program: Callable[[Config], Path], mark: str) -> dict[
     forget_accelerator()  # of the run before
     program(config)
     return read_provenance(run)
+
+
+CACHED = re.compile(
+    r"(cache/(.*/)?[0-9a-f]{64}\.(safetensors|png)|class_images/(class-\d{6}\.png|generated\.txt)|job\.txt)"
+)
+"""What a training of a study leaves in its folder besides what its record names."""
+
+
+def remove_training(run: Path) -> None:
+    """Remove what a training of a study wrote, and the folders that are empty then; anything else stays."""
+    remove_written(run)
+    for path, _, names in os.walk(run, topdown=False):
+        for file in (Path(path) / name for name in names):
+            if CACHED.fullmatch(file.relative_to(run).as_posix()):
+                file.unlink()
+        with suppress(OSError):  # something else is in it
+            os.rmdir(path)
+
+
+def check_study_inputs(output_dir: Path, inputs: Mapping[str, Path | None]) -> None:
+    """Refuse inputs that are where a study writes.
+
+    Raises:
+        ValueError: one is.
+    """
+    names = ("runs", "images", RESULTS)
+    check_inputs(output_dir, {name: path for name, path in inputs.items() if path is not None}, names)
 
 
 def take_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,37 +20,13 @@ from typing import Any
 import yaml
 
 from ether_diffusion.files import write_text
+from ether_diffusion.registry import METHODS
+from ether_diffusion.runs.checksums import damage
+from ether_diffusion.runs.written import check_inputs, foreign, is_run, remove_written
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("ether-diffusion", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "peft")
-
-RUN_FILES = (
-    "config.yaml",
-    "provenance.json",
-    "metrics.jsonl",
-    "report.html",
-    "README.md",
-    "ether_weights.safetensors",
-    "pytorch_lora_weights.safetensors",
-    "samples",
-    "checkpoints",
-    "ether-diffusion",  # TensorBoard's
-)
-"""What a run writes and ``--overwrite`` removes; caches and class images stay, for they may be used again."""
-
-MODEL_FILES = (
-    "model_index.json",
-    "unet",
-    "controlnet",
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-    "tokenizer",
-    "tokenizer_2",
-    "scheduler",
-)
-"""What runs of full and of peft's methods write too; only in a folder with a run are they a run's own."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +40,7 @@ class RunSection:
         base_model: name of the base.
         settings: all settings as plain YAML values, which ``config.yaml`` holds.
         config_hash: of those that the result depends on.
+        inputs: from a setting to the folder or file that the run reads under it.
     """
 
     output_dir: Path
@@ -72,6 +49,7 @@ class RunSection:
     base_model: str
     settings: Mapping[str, Any]
     config_hash: str
+    inputs: Mapping[str, Path] = field(default_factory=dict)
 
 
 def open_run_folder(run: RunSection) -> Path | None:
@@ -79,18 +57,28 @@ def open_run_folder(run: RunSection) -> Path | None:
 
     Raises:
         FileNotFoundError: there is nothing to resume.
-        FileExistsError: the folder holds a run, and neither resume nor overwrite was asked for.
+        FileExistsError: the folder holds a run, and neither resume nor overwrite was asked for; or files that no run
+            wrote and this one would replace.
         OSError: the folder cannot be written.
+        ValueError: an input of the run is where the run writes, or the checkpoint is damaged.
     """
     folder = run.output_dir
+    check_inputs(folder, run.inputs)
     if run.resume is not None:
-        return find_checkpoint(folder, run.resume)
-    if _present(folder) and not run.overwrite:
+        return good_checkpoint(folder, run.resume)
+    if is_run(folder) and not run.overwrite:
         state = read_provenance(folder).get("status", "unfinished")
         resumable = ", --resume latest to continue it" if list_checkpoints(folder / "checkpoints") else ""
         raise FileExistsError(
             f"{folder} already holds a run ({state}): choose another --output_dir{resumable}, "
             "or --overwrite to replace it"
+        )
+    own = METHODS[str(run.settings["method"])].is_own and run.settings.get("control") != "controlnet"
+    if others := foreign(folder, models=not own):
+        names = ", ".join(str(path.relative_to(folder)) for path in others[:5]) + (", …" if len(others) > 5 else "")
+        raise FileExistsError(
+            f"{folder} holds {names}, which no run of this toolkit wrote and this one would replace: "
+            "choose another --output_dir, or move them away"
         )
     nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     try:  # without making the folder: a run that cannot start leaves none
@@ -102,15 +90,11 @@ def open_run_folder(run: RunSection) -> Path | None:
 
 
 def clear_run_folder(folder: Path) -> None:
-    """Remove the run that ``--overwrite`` replaces: when all that the new one needs is known to be there."""
-    for path in _present(folder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove the run that ``--overwrite`` replaces: when all that the new one needs is known to be there.
 
-
-def _present(folder: Path) -> list[Path]:
-    """The files of a run that are in the folder."""
-    own = (*RUN_FILES, *MODEL_FILES) if (folder / "provenance.json").is_file() else RUN_FILES
-    return [folder / name for name in own if (folder / name).exists()]
+    Only files that the run wrote, by its own record, are removed.
+    """
+    remove_written(folder)
 
 
 def write_config(run: RunSection) -> None:
@@ -130,6 +114,24 @@ def changed_settings(run: RunSection, base_hash: Mapping[str, str | None]) -> li
     return [f"{key}: {old[key]} → {new[key]}" for key in new if key in old and old[key] != new[key]]
 
 
+def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a result depends on beside the settings and differs from the record: processes and pictures, both named."""
+    changes = []
+    old, new = before.get("num_processes"), now.get("num_processes")
+    if old is not None and old != new:
+        changes.append(f"number of processes, {old} → {new}")
+    old, new = before.get("pictures"), now.get("pictures")
+    if isinstance(old, dict) and isinstance(new, dict) and old != new:
+        kinds = {
+            "gone": [name for name in old if name not in new],
+            "new": [name for name in new if name not in old],
+            "changed": [name for name in new if name in old and old[name] != new[name]],
+        }
+        parts = [f"{kind}: {', '.join(names[:5])}{', …' * (len(names) > 5)}" for kind, names in kinds.items() if names]
+        changes.append(f"set of pictures, {len(old)} → {len(new)} ({'; '.join(parts)})")
+    return changes
+
+
 def read_provenance(folder: Path) -> dict[str, Any]:
     """The run's ``provenance.json``, or nothing where there is none."""
     path = folder / "provenance.json"
@@ -140,11 +142,17 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 class Provenance:
-    """What stands beside every result: settings' hash, versions, git revision, hash of the base, status."""
+    """What stands beside every result: settings' hash, versions, git revision, hash of the base, status.
 
-    def __init__(self, run: RunSection, facts: Mapping[str, Any]) -> None:
+    Args:
+        run: whose.
+        facts: what the program adds.
+        resumed: whether the run goes on with its start and time; one that replaces another has its own.
+    """
+
+    def __init__(self, run: RunSection, facts: Mapping[str, Any], resumed: bool = True) -> None:
         self.folder = run.output_dir
-        before = read_provenance(self.folder)
+        before = read_provenance(self.folder) if resumed else {}
         self.content: dict[str, Any] = {
             "config_hash": run.config_hash,
             "base_model": run.base_model,
@@ -173,6 +181,28 @@ def remove_checkpoints(paths: Sequence[Path]) -> None:
         doomed = path.with_name(f".{path.name}.old")
         os.replace(path, doomed)
         shutil.rmtree(doomed)
+
+
+def good_checkpoint(output_dir: Path, wanted: str) -> Path:
+    """The checkpoint that ``--resume`` names, whole; "latest-good" is the newest that is.
+
+    Raises:
+        FileNotFoundError: the run has no such checkpoint.
+        ValueError: it is damaged; the message names the newest that is whole.
+    """
+    newest = wanted == "latest-good"
+    path = find_checkpoint(output_dir, "latest" if newest else wanted)
+    if not (problems := damage(path)):
+        return path
+    told = f"the checkpoint {path} is damaged ({'; '.join(problems)})"
+    others = [other for other in reversed(list_checkpoints(output_dir / "checkpoints")) if other != path]
+    good = next((other for other in others if not damage(other)), None)
+    if good is None:
+        raise ValueError(f"{told}, and no other checkpoint is whole: start anew with --overwrite")
+    if newest:
+        logger.warning("%s; going on from %s", told, good.name)
+        return good
+    raise ValueError(f"{told}; the newest good one is {good.name}: pass --resume {good.name}, or --resume latest-good")
 
 
 def find_checkpoint(output_dir: Path, wanted: str) -> Path:
@@ -208,7 +238,7 @@ def forget_after(folder: Path, step: int) -> None:
         logger.warning("going on from step %d: %s are removed", step, ", ".join(path.name for path in later))
     remove_checkpoints(later)
     for path in (folder / "samples").glob("step-*"):
-        if step_of(path) > step:
+        if re.fullmatch(r"step-\d+", path.name) and step_of(path) > step:
             shutil.rmtree(path)
 
 

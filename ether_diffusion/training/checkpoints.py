@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import logging
+import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import commit
+from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.runs.checksums import write_checksums
 from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, step_of
+from ether_diffusion.runs.written import note_written
+from ether_diffusion.training.saved_state import read_saved
 from ether_diffusion.training.sections import SavingSection
 from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, save_adapter
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = "trained.safetensors"
+OPTIMIZER = "optimizer.bin"
+SCHEDULE = "custom_checkpoint_0.pkl"
+SCALER = "scaler.pt"
+"""Names that Accelerate gives to what it saves; in spite of them all are files of ``torch.save``."""
+
+
+class Stateful(Protocol):
+    """An optimiser, a schedule or a gradient scaler."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
+        """Take the state over."""
 
 
 class Checkpoints:
@@ -43,11 +66,13 @@ class Checkpoints:
         self.trainables = trainables
         self.saving = saving
         self.folder = saving.output_dir / "checkpoints"
-        if accelerator.is_main_process:
-            for leftover in self.folder.glob(".step-*"):  # of a process that was killed while it saved
-                shutil.rmtree(leftover)
         accelerator.register_save_state_pre_hook(self._save_weights)
-        accelerator.register_load_state_pre_hook(self._load_weights)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a process left half written that was killed while it saved."""
+        if self.accelerator.is_main_process:
+            for leftover in self.folder.glob(".step-*"):
+                shutil.rmtree(leftover)
 
     def save(self, step: int) -> None:
         """Write ``checkpoints/step-…`` under another name, sync it, rename it; then drop the oldest over the limit."""
@@ -59,18 +84,42 @@ class Checkpoints:
         self.accelerator.save_state(str(temporary))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            write_checksums(temporary)
+            files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
+            note_written(self.saving.output_dir, [path / file for file in files])
             commit(temporary, path)
             if self.saving.checkpoints_total_limit is not None:
                 remove_checkpoints(list_checkpoints(self.folder)[: -max(1, self.saving.checkpoints_total_limit)])
         self.accelerator.wait_for_everyone()
 
-    def load(self, path: Path) -> int:
-        """Restore the checkpoint at ``path`` and return its step.
+    def load(self, path: Path, optimizer: Stateful, schedule: Stateful) -> int:
+        """Restore the checkpoint at ``path`` and return its step. Everything is read before anything is restored.
+
+        Accelerate's own ``load_state`` is not used: it unpickles the schedule. Here every file is safetensors, or read
+        by :func:`~ether_diffusion.training.saved_state.read_saved`.
 
         Raises:
-            ValueError: the checkpoint does not fit what this run trains.
+            FileNotFoundError: a file of the checkpoint is missing.
+            ValueError: the checkpoint is damaged, or does not fit what this run trains.
         """
-        self.accelerator.load_state(str(path))
+        weights = self._read_weights(path)
+        parts: list[tuple[Stateful, dict[str, Any]]] = [
+            (optimizer, read_saved(path / OPTIMIZER)),
+            (schedule, read_saved(path / SCHEDULE)),
+        ]
+        if self.accelerator.scaler is not None:
+            parts.append((self.accelerator.scaler, read_saved(path / SCALER)))
+        own = path / f"random_states_{self.accelerator.process_index}.pkl"
+        randomness = read_saved(own) if own.is_file() else None
+        for part, state in parts:
+            part.load_state_dict(state)
+        for key, value in self._state().items():
+            value.data.copy_(weights[key])
+        if randomness is not None:
+            self.accelerator.step = randomness["step"]
+            _restore_random(randomness)
+        else:  # more processes than before; only dropout draws from the global generators
+            logger.warning("%s has no %s: this process's random generators start anew", path, own.name)
         return step_of(path)
 
     def _save_weights(self, models: object, weights: list[object], folder: str) -> None:
@@ -82,12 +131,21 @@ class Checkpoints:
                 own = Path(folder) if name == ADAPTER_NAME else Path(folder) / name
                 save_adapter(self.pipe, name, self.saving.pretrained_model_name_or_path, own)
 
-    def _load_weights(self, models: list[object], folder: str) -> None:
-        models.clear()
-        state = self._state()
-        with safe_open(Path(folder) / WEIGHTS, framework="pt") as file:
-            saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        problems = state_problems(saved, state, unit_vectors=False)
+    def _read_weights(self, folder: Path) -> dict[str, Tensor]:
+        """The trained weights of a checkpoint, which fit this run's.
+
+        Raises:
+            ValueError: they do not, or the file is damaged.
+        """
+        path = folder / WEIGHTS
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: the checkpoint is incomplete")
+        try:
+            with safe_open(path, framework="pt") as file:
+                saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {first_line(error)}") from error
+        problems = state_problems(saved, self._state(), unit_vectors=False)
         problems += [
             problem
             for trainable in self.trainables
@@ -98,8 +156,7 @@ class Checkpoints:
             raise ValueError(
                 f"the checkpoint {folder} does not fit this run's method or targets:\n" + "\n".join(problems)
             )
-        for key, value in state.items():
-            value.data.copy_(saved[key])
+        return saved
 
     def _state(self) -> dict[str, Tensor]:
         return {
@@ -114,3 +171,14 @@ def _zero_vectors(saved: dict[str, Tensor], prefix: str) -> list[str]:
     """What is wrong with an adapter's vectors themselves."""
     vectors = {key: value for key, value in saved.items() if key.startswith(prefix)}
     return state_problems(vectors, vectors)
+
+
+def _restore_random(states: Mapping[str, Any]) -> None:
+    """Set the global random generators to what Accelerate saved of them."""
+    random.setstate(states["random_state"])
+    np.random.set_state(states["numpy_random_seed"])
+    torch.set_rng_state(states["torch_manual_seed"])
+    for kind, devices in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        saved = states.get(f"torch_{kind}_manual_seed")
+        if saved is not None and devices.is_available() and len(saved) == devices.device_count():
+            devices.set_rng_state_all(saved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -12,6 +13,8 @@ from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.training.samples import Sampler
 
+GENERATED = re.compile(r"class-\d{6}\.png")
+"""Names of generated images."""
 RECORD = "generated.txt"
 """JSON beside the images: what they were generated with."""
 
@@ -23,15 +26,17 @@ def generate_class_images(sampler: Sampler, folder: Path, prompt: str, number: i
     generation goes on where it stopped. Batches are the same then, since their size may change the last bit.
 
     Raises:
-        ValueError: the folder holds images that were generated with another prompt, base or setting.
+        ValueError: the folder holds images that were generated with another prompt, base or setting, or of which
+            nobody knows with which.
     """
     accelerator = sampler.accelerator
     folder.mkdir(parents=True, exist_ok=True)
     generated = {index: folder / f"class-{index:06d}.png" for index in range(number)}
-    own = [path for path in folder.iterdir() if _is_picture(path) and path not in set(generated.values())]
+    pictures = [path for path in folder.iterdir() if _is_picture(path)]
+    own = [path for path in pictures if not GENERATED.fullmatch(path.name)]
     wanted = range(number - len(own))
     missing = {index for index in wanted if not generated[index].is_file()}
-    if wanted:
+    if wanted or len(own) < len(pictures):  # some of another run may be more than are wanted now
         _check_record(sampler, folder, prompt)
     accelerator.wait_for_everyone()
     batches = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
@@ -59,6 +64,11 @@ def _check_record(sampler: Sampler, folder: Path, prompt: str) -> None:
     }
     path = folder / RECORD
     if not path.is_file():
+        if any(GENERATED.fullmatch(other.name) for other in folder.iterdir()):
+            raise ValueError(
+                f"{folder} holds generated class images, but no {RECORD} that says with which prompt: delete them, "
+                "rename them if they are your own, or choose another --class_data_dir"
+            )
         if sampler.accelerator.is_main_process:
             write_text(path, json.dumps(now, indent=1))
         return

@@ -40,8 +40,9 @@ class TrainingConfig:
         revision: branch, tag or commit of the base on the Hub.
         variant: file variant of the base, such as fp16.
         output_dir: the run folder.
-        overwrite: start anew in a run folder that already holds a run, whose files are removed.
-        resume: continue the run in output_dir: "latest", or the name of one of its checkpoints.
+        overwrite: start anew in a run folder that already holds a run; what that run wrote is removed, nothing else.
+        resume: continue the run in output_dir: "latest", "latest-good" (the newest that is not
+            damaged), or the name of one of its checkpoints.
         seed: of everything random: the vectors, the order, augmentation, noise, timesteps.
         method: what is trained. ether, ether_plus, naive: adapters of this library; full: the weights themselves;
             lora, oft, boft, hra: adapters of peft, for studies (extra "study"); none: no adapter, for controls only.
@@ -264,7 +265,22 @@ class TrainingConfig:
             self.pretrained_model_name_or_path,
             self.to_dict(),
             self.hash(),
+            self.inputs,
         )
+
+    @property
+    def repository(self) -> str | None:
+        """The repository of the Hub to which the finished run goes, if it is to be uploaded."""
+        return (self.hub_model_id or self.output_dir.resolve().name) if self.push_to_hub else None
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """From a setting to what the run reads under it on this machine; names of the Hub are no files."""
+        return {
+            each.name: Path(value)
+            for each in fields(self)
+            if each.name in INPUTS and (value := getattr(self, each.name)) is not None and Path(value) != Path()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain YAML and JSON values, in the order in which they are defined."""
@@ -292,6 +308,20 @@ NOT_OF_THE_RESULT = frozenset(
     }
 )
 """Settings that change where and how a run is kept, but not what it computes."""
+
+INPUTS = frozenset(
+    {
+        "pretrained_model_name_or_path",
+        "controlnet_model_name_or_path",
+        "segmenter",
+        "cache_dir",
+        "instance_data_dir",
+        "subjects_dir",
+        "class_data_dir",
+        "train_data_dir",
+    }
+)
+"""Settings of the programs that name what a run reads, and must not be where it writes."""
 
 
 @dataclass
@@ -350,6 +380,11 @@ class DreamBoothConfig(TrainingConfig):
             raise ValueError('instance_prompt is missing: describe the photos, such as "a photo of qwe dog"')
         if self.with_prior_preservation and not self.class_prompt:
             raise ValueError('with_prior_preservation needs class_prompt, such as "a photo of a dog"')
+
+    @property
+    def repository(self) -> str | None:
+        """The repository of the Hub; of several subjects each has its own."""
+        return super().repository if self.subjects_dir is None else None
 
     def _check_subjects(self) -> None:
         """Refuse what several subjects in one run cannot have."""

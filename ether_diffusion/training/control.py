@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, DiffusionPipeline
@@ -36,7 +38,7 @@ from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import control as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.model import DenoisingModel
-from ether_diffusion.training.program import record_start, start_run
+from ether_diffusion.training.program import Start, record_start, start_run
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.sections import (
     AdapterSection,
@@ -67,7 +69,11 @@ def run(config: ControlConfig) -> Path:
         TrainingInterruptedError: Ctrl-C or SIGTERM.
     """
     listing: list[PairFiles] = []
-    start = start_run(config, lambda: listing.extend(list_files(config)))
+    with start_run(config, lambda: listing.extend(list_files(config))) as start:
+        return _train(start, listing)
+
+
+def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
     config, accelerator = start.config, start.accelerator
     control = make_control(start.pipe, config.section(ControlSection))
     pipe = start.pipe = control.pipe
@@ -81,15 +87,22 @@ def run(config: ControlConfig) -> Path:
     trainables = [*make_trainables(control.components, config.section(AdapterSection)), *control.trainables]
     model = DenoisingModel(pipe, trainables, objective, control=control)
     prepare_modules(pipe, config.section(ComputeSection))
-    provenance = record_start(start, trainables, {"training_pairs": len(pairs.source)})
+    provenance = record_start(start, trainables, {"training_pairs": len(pairs.source), **_facts(listing)})
     lane = Lane(config.section(SavingSection), config.section(HubSection), trainables, sampler, shown, provenance)
-    train(
-        Task(pipe, model, partial(batches, pairs, config.section(BatchSection), accelerator, pipe), [lane]),
-        LoopSettings.of(config),
-        accelerator,
-        start.checkpoint,
-    )
+    make = partial(batches, pairs, config.section(BatchSection), accelerator, pipe)
+    train(Task(pipe, model, make, [lane], start.begin), LoopSettings.of(config), accelerator, start.checkpoint)
     return finish(pipe, [lane], accelerator)
+
+
+def _facts(listing: list[PairFiles]) -> dict[str, Any]:
+    """What the provenance says of a folder's pairs: a hash of names, captions and sizes, for there may be thousands."""
+    if not listing:
+        return {}
+    digest = hashlib.sha256()
+    for entry in listing:
+        sizes = [path.stat().st_size for path in (entry.image, entry.condition) if path is not None]
+        digest.update(f"{entry.name}\0{entry.prompt}\0{sizes}\n".encode())
+    return {"pictures": {"names, captions and sizes of all pairs": digest.hexdigest()[:16]}}
 
 
 def list_files(config: ControlConfig) -> list[PairFiles]:

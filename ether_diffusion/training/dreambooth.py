@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from functools import partial
@@ -16,9 +17,11 @@ from ether_diffusion.data.cache import TensorCache
 from ether_diffusion.data.plan import BatchPlan
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
-from ether_diffusion.images import check_folder
+from ether_diffusion.images import check_folder, load_caption
 from ether_diffusion.pipelines.components import vae_factor
+from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.folder import changed_settings, open_run_folder
+from ether_diffusion.runs.outputs import check_outputs
 from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once, join, micro_batches, to_batch
 from ether_diffusion.training.class_images import generate_class_images
 from ether_diffusion.training.conditioning import encode_prompts_once
@@ -28,7 +31,7 @@ from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import dreambooth as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.model import DenoisingModel
-from ether_diffusion.training.program import record_start, start_run
+from ether_diffusion.training.program import Start, record_start, start_run
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.sections import (
     AdapterSection,
@@ -63,7 +66,11 @@ def run(config: DreamBoothConfig) -> Path:
         TrainingDivergedError: the loss became NaN or infinite.
         TrainingInterruptedError: Ctrl-C or SIGTERM.
     """
-    start = start_run(config, lambda: check_subjects(config))
+    with start_run(config, lambda: check_subjects(config)) as start:
+        return _train(start)
+
+
+def _train(start: Start[DreamBoothConfig]) -> Path:
     config, accelerator, pipe = start.config, start.accelerator, start.pipe
     components = trained_components(pipe, config.section(AdapterSection))
     check_trainables(components, config.section(AdapterSection))
@@ -101,9 +108,8 @@ def run(config: DreamBoothConfig) -> Path:
         )
         for (name, each), own, sampler, seen in zip(subjects.items(), trainables, samplers, streams, strict=True)
     ]
-    task = Task(
-        pipe, model, partial(batches, streams, config.section(BatchSection), accelerator, pipe), lanes, together
-    )
+    make = partial(batches, streams, config.section(BatchSection), accelerator, pipe)
+    task = Task(pipe, model, make, lanes, start.begin, together)
     train(task, LoopSettings.of(config), accelerator, start.checkpoint)
     report = finish(pipe, lanes, accelerator)
     if together is not None and accelerator.is_main_process:
@@ -117,11 +123,19 @@ def check_subjects(config: DreamBoothConfig) -> None:
     Raises:
         FileNotFoundError, NotADirectoryError: a folder is missing.
         FileExistsError: a subject's run folder holds a run already.
+        ValueError: class images would lie among the photos.
     """
     for each in subjects_of(config).values():
         check_folder(each.instance_data_dir)
+        if each.class_data_dir is not None and each.class_data_dir.resolve() == each.instance_data_dir.resolve():
+            raise ValueError(
+                f"class_data_dir and instance_data_dir are the same folder, {each.class_data_dir}: class images would "
+                "become photos of the subject; choose another --class_data_dir"
+            )
         if config.subjects_dir is not None and config.resume is None:
             open_run_folder(each.run)
+        if config.subjects_dir is not None:
+            check_outputs(each.output_dir, each.repository)
 
 
 def _shown(config: DreamBoothConfig) -> list[Shown]:
@@ -133,7 +147,16 @@ def _facts(streams: list[TrainingSamples[SubjectFolder]]) -> dict[str, Any]:
     return {
         "instance_images": [str(path.resolve()) for path in streams[0].subject.paths],
         "class_images": len(streams[1].subject) if len(streams) > 1 else 0,
+        "pictures": {
+            f"{samples.stream}/{path.name}": picture_hash(path) for samples in streams for path in samples.subject.paths
+        },
     }
+
+
+def picture_hash(path: Path) -> str:
+    """Sixteen hexadecimal digits that stand for a picture's file and its caption."""
+    caption = load_caption(path) or ""
+    return hashlib.sha256(f"{sha256(path)} {caption}".encode()).hexdigest()[:16]
 
 
 def make_streams(

@@ -1,16 +1,22 @@
-"""Ctrl-C and SIGTERM: let the step finish, save, leave."""
+"""Ctrl-C, SIGTERM and SIGHUP: let the step finish, save, leave."""
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import threading
 from types import FrameType
 
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP is not None else [])]
+
 
 class Interrupts:
-    """Within the context the first SIGINT or SIGTERM is noted in ``received``; a second SIGINT stops at once.
+    """Within the context the first SIGINT, SIGTERM or SIGHUP is noted in ``received``; a second SIGINT stops at once.
+
+    SIGHUP comes when the terminal closes; under ``nohup`` it is ignored, and stays so.
 
     ``accelerate launch`` with one process dies of a SIGTERM without passing it on; its death counts as one.
     """
@@ -30,7 +36,9 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is not threading.main_thread():
             return self  # Python lets no other thread handle signals
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
+            if number == HANGUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -42,4 +50,14 @@ class Interrupts:
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._received = number
+        if number == HANGUP:
+            _leave_terminal()
         print(f"\n{signal.Signals(number).name}: stopping after this step …", file=sys.stderr, flush=True)
+
+
+def _leave_terminal() -> None:
+    """Let what is written to a closed terminal go nowhere: otherwise the next line would be an error."""
+    with open(os.devnull, "w") as nowhere:
+        for descriptor in (1, 2):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere.fileno(), descriptor)

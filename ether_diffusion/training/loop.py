@@ -92,6 +92,7 @@ class Task:
         batches: from (first step, end step) to this process's micro-batches, ``gradient_accumulation_steps`` a step,
             each with a list of batches for every lane.
         lanes: the trainings.
+        begin: makes the run folders this run's own; called when nothing can refuse the run any more.
         together: provenance of the folder that holds several lanes'.
     """
 
@@ -99,6 +100,7 @@ class Task:
     model: nn.Module
     batches: Callable[[int, int], Iterator[list[list[Batch]]]]
     lanes: list[Lane]
+    begin: Callable[[], None]
     together: Provenance | None = None
 
     @property
@@ -140,9 +142,11 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
     optimizer = make_optimizer(task.trainables, settings.optimizer)
     schedule = make_schedule(optimizer, settings.optimizer)
     model, optimizer = accelerator.prepare(task.model, optimizer)
-    accelerator.register_for_checkpointing(schedule)
+    accelerator.register_for_checkpointing(schedule)  # to save it; it is read back without pickle
     checkpoints = Checkpoints(accelerator, task.pipe, task.trainables, settings.saving)
-    step = checkpoints.load(start) if start else 0
+    step = checkpoints.load(start, optimizer, schedule) if start else 0
+    task.begin()  # all checks are behind us: from here on the run folder is this run's
+    checkpoints.remove_leftovers()
     run = _Run(task, section, accelerator, checkpoints, step)
     if step >= section.max_train_steps:
         logger.warning(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,11 +20,16 @@ from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.runs.folder import (
     Provenance,
+    changed_facts,
     changed_settings,
     clear_run_folder,
     open_run_folder,
+    read_provenance,
     write_config,
 )
+from ether_diffusion.runs.lock import held
+from ether_diffusion.runs.outputs import check_outputs
+from ether_diffusion.runs.written import begin_record, check_inputs
 from ether_diffusion.training.base_model import BaseModelError, load_base
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
@@ -72,6 +78,7 @@ class Start(Generic[Config]):
         pipe: the frozen base, on the device.
         checkpoint: to continue from, None for a new run.
         base_hash: identity of the base, by component.
+        records: of its run folders, which :meth:`begin` opens.
     """
 
     config: Config
@@ -79,20 +86,44 @@ class Start(Generic[Config]):
     pipe: DiffusionPipeline
     checkpoint: Path | None
     base_hash: dict[str, str | None]
+    records: list[tuple[Provenance, TrainingConfig]] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Make the run folders this run's own: replace the run before, write settings and provenance, open trackers."""
+        if not self.accelerator.is_main_process:
+            return
+        for provenance, config in self.records:
+            if not self.checkpoint:
+                clear_run_folder(config.output_dir)
+            begin_record(config.output_dir)
+            write_config(config.run)
+            provenance.update(status="running")
+        if self.config.report_to:
+            self.accelerator.init_trackers("ether-diffusion", {k: str(v) for k, v in self.config.to_dict().items()})
 
 
-def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
-    """Open the run folder and load the base; ``check`` looks at the data in between, before anything slow is done.
+@contextmanager
+def start_run(config: Config, check: Callable[[], object]) -> Iterator[Start[Config]]:
+    """Hold the run folder, open it and load the base; ``check`` looks at the data in between, before what is slow.
 
     Raises:
         BaseModelError: the base cannot be loaded.
         FileExistsError: the run folder holds a run already.
         FileNotFoundError: a folder is missing, or there is nothing to resume.
+        FolderInUseError: another run holds the run folder.
         ValueError: a setting is impossible.
     """
     accelerator = make_accelerator(config.section(ComputeSection))
+    check_inputs(config.output_dir, config.inputs)
+    with held(config.output_dir) if accelerator.is_main_process else nullcontext():
+        yield _start(config, check, accelerator)
+
+
+def _start(config: Config, check: Callable[[], object], accelerator: Accelerator) -> Start[Config]:
     with accelerator.main_process_first():
         checkpoint = open_run_folder(config.run) if accelerator.is_main_process or config.resume else None
+    if accelerator.is_main_process:
+        check_outputs(config.output_dir, config.repository)
     check()
     if config.sampler != "base":
         scheduler_class(config.sampler)
@@ -113,16 +144,14 @@ def start_run(config: Config, check: Callable[[], object]) -> Start[Config]:
 def record_start(
     start: Start[Any], trainables: list[Trainable], facts: Mapping[str, Any], config: TrainingConfig | None = None
 ) -> Provenance:
-    """Make the run folder this run's own: settings, provenance, trackers; ``facts`` are the program's own.
+    """What will stand in a run folder, written by :meth:`Start.begin`; ``facts`` are the program's own.
 
     ``config``: of one of several trainings side by side, whose folder it is.
     """
     config, accelerator = config or start.config, start.accelerator
-    if accelerator.is_main_process and not start.checkpoint:
-        clear_run_folder(config.output_dir)
     provenance = Provenance(
         config.run,
-        {
+        now := {
             "base_hash": start.base_hash,
             "device": str(accelerator.device),
             "threads": torch.get_num_threads(),
@@ -130,10 +159,10 @@ def record_start(
             "trained_parameters": {trainable.component: trainable.num_parameters() for trainable in trainables},
             **facts,
         },
+        resumed=start.checkpoint is not None,
     )
-    if accelerator.is_main_process:
-        write_config(config.run)
-        provenance.update(status="running")
-        if config.report_to and not accelerator.trackers:
-            accelerator.init_trackers("ether-diffusion", {k: str(v) for k, v in config.to_dict().items()})
+    if start.checkpoint and accelerator.is_main_process:
+        for change in changed_facts(read_provenance(config.output_dir), now):
+            logger.warning("resuming with another %s: the result is not that of the uninterrupted run", change)
+    start.records.append((provenance, config))
     return provenance

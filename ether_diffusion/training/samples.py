@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ether_diffusion.config import suggestion
 from ether_diffusion.files import atomic_path, write_text
+from ether_diffusion.runs.written import note_written
 from ether_diffusion.training.conditioning import Conditioning
 from ether_diffusion.training.sections import SampleSection
 from ether_diffusion.training.trainables import Trainable
@@ -119,6 +120,9 @@ def write_samples(
     jobs = [(index, seed) for index in range(len(shown)) for seed in seeds]
     named = [(f"{number:02d}.png", index, seed) for number, (index, seed) in enumerate(jobs)]
     listing = [{"file": name, "seed": seed, **_entry(shown[index], index)} for name, index, seed in named]
+    conditions_of = [index for index, each in enumerate(shown) if each.condition is not None]
+    files = [folder / "prompts.json", *(folder / CONDITIONS / f"{index:02d}.png" for index in conditions_of)]
+    note_written(section.output_dir, [*files, *(folder / f"step-{step:06d}" / name for name, _, _ in named)])
     for index, each in enumerate(shown):
         if each.condition is not None:
             with atomic_path(folder / CONDITIONS / f"{index:02d}.png") as temporary:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+from collections.abc import Mapping
 from datetime import timedelta
 
 import torch
@@ -17,6 +19,13 @@ from ether_diffusion.training.sections import ComputeSection
 
 logger = logging.getLogger(__name__)
 
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""By which ``accelerate launch`` says what shards the model."""
+
 
 def make_accelerator(section: ComputeSection) -> Accelerator:
     """Accelerate as the section asks for, or as ``accelerate launch`` was configured.
@@ -26,6 +35,7 @@ def make_accelerator(section: ComputeSection) -> Accelerator:
         ValueError: a precision that is not supported, or compilation on a CPU.
     """
     check_installed(section)
+    _check_launch(os.environ)
     if section.guessed_rate:
         logger.warning(
             "learning_rate %g for %s is a guess that nobody has tried (OFT's rate): try several --learning_rate",
@@ -45,6 +55,12 @@ def make_accelerator(section: ComputeSection) -> Accelerator:
         # the other processes wait while the main one draws samples
         kwargs_handlers=[unused, InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
+    started = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"WORLD_SIZE is {started}, but Accelerate trains in {accelerator.num_processes} process: each would train "
+            "alone in the same folder; on CPUs set ACCELERATE_USE_CPU=true, or start with accelerate launch --cpu"
+        )
     if accelerator.mixed_precision not in DTYPES:
         raise ValueError(f"mixed_precision={accelerator.mixed_precision} is not supported: use {', '.join(DTYPES)}")
     if section.torch_compile and accelerator.device.type == "cpu":
@@ -53,6 +69,20 @@ def make_accelerator(section: ComputeSection) -> Accelerator:
     # only dropout, where a base has any, draws from the global generators
     set_seed(section.seed, device_specific=True)
     return accelerator
+
+
+def _check_launch(environment: Mapping[str, str]) -> None:
+    """Refuse what ``accelerate launch`` was configured for and this toolkit does not train under.
+
+    Raises:
+        ValueError: FSDP, DeepSpeed or Megatron-LM; checkpoints and adapters would not be what they should.
+    """
+    for variable, name in SHARDED.items():
+        if environment.get(variable, "false").lower() in ("true", "1", "yes", "y", "on", "t"):
+            raise ValueError(
+                f"{name} is not supported ({variable} is set by accelerate launch or its config file): "
+                "train in one process, or in several with --multi_gpu (DDP)"
+            )
 
 
 def check_installed(section: ComputeSection) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ether_diffusion.images import check_folder
-from ether_diffusion.runs.folder import MODEL_FILES, RUN_FILES
+from ether_diffusion.runs.written import NAMES
 from ether_diffusion.training.config import DreamBoothConfig
 
 PROMPT_FILE = "prompt.txt"
@@ -32,7 +32,7 @@ def subjects_of(config: DreamBoothConfig) -> dict[str | None, DreamBoothConfig]:
         raise ValueError(f"{config.subjects_dir} holds no folders: it should have one with photos for each subject")
     if dotted := [path.name for path in folders if "." in path.name]:
         raise ValueError(f"the folder of a subject gives its adapter its name, which cannot have a dot: {dotted[0]}")
-    if taken := [path.name for path in folders if path.name in (*RUN_FILES, *MODEL_FILES, "cache")]:
+    if taken := [path.name for path in folders if path.name in (*NAMES, "cache")]:
         raise ValueError(f"a subject's folder cannot be called {taken[0]}, which is a run's own name: rename it")
     return {path.name: _alone(config, path) for path in folders}
 

@@ -21,6 +21,7 @@ from ether_diffusion.files import atomic_path, commit
 from ether_diffusion.pipelines.components import text_encoders
 from ether_diffusion.pipelines.file import CONTROL
 from ether_diffusion.pipelines.verbs import adapter_file
+from ether_diffusion.runs.written import note_written
 from ether_diffusion.training.sections import AdapterSection, SavingSection
 
 if TYPE_CHECKING:
@@ -115,13 +116,14 @@ def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], saving: S
     if any(trainable.component == CONTROLNET_WEIGHTS for trainable in trainables):
         with atomic_path(folder / "controlnet") as temporary:
             pipe.controlnet.save_pretrained(temporary)
+            _note(folder, temporary, "controlnet")
     if saving.entry.saved_as == "pipeline":
         _save_pipeline(pipe, folder)
     elif saving.entry.saved_as == "lora" and not any(trainable.component == "controlnet" for trainable in adapted):
         _save_lora(pipe, adapted, folder)
     elif saving.entry.needs_peft:  # diffusers has no format for the LoRA of a ControlNet
         for trainable in adapted:
-            _save_peft(trainable, folder / trainable.component)
+            _save_peft(trainable, folder)
 
 
 def save_adapter(pipe: DiffusionPipeline, name: str, base_model: str, folder: Path) -> None:
@@ -171,6 +173,7 @@ def _save_pipeline(pipe: DiffusionPipeline, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".pipeline-") as temporary:
         pipe.save_pretrained(temporary)
         for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == "model_index.json"):
+            _note(folder, path, path.name)
             commit(path, folder / path.name)
 
 
@@ -186,9 +189,16 @@ def _save_lora(pipe: DiffusionPipeline, trainables: list[Trainable], folder: Pat
 def _save_peft(trainable: Trainable, folder: Path) -> None:
     config = trainable.module.peft_config[ADAPTER_NAME]  # type: ignore[index]
     state = {f"base_model.model.{key}": value.contiguous() for key, value in _peft_state(trainable.module).items()}
-    with atomic_path(folder) as temporary:
+    with atomic_path(folder / trainable.component) as temporary:
         config.save_pretrained(temporary)  # type: ignore[union-attr]
         (temporary / "adapter_model.safetensors").write_bytes(serialize(state))
+        _note(folder, temporary, trainable.component)
+
+
+def _note(folder: Path, temporary: Path, name: str) -> None:
+    """Record what is about to get its name in the run folder: a file, or a folder with all that is in it."""
+    files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
+    note_written(folder, [folder / name / file for file in files] if temporary.is_dir() else [folder / name])
 
 
 def _peft_state(module: nn.Module) -> dict[str, Tensor]:

@@ -60,19 +60,15 @@ def test_opening_a_folder_leaves_nothing_behind(settings: Settings, tmp_path: Pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("file", ["metrics.jsonl", "ether_weights.safetensors", "config.yaml"])
-def test_a_folder_with_a_run_is_refused_and_emptied_only_when_told(file: str, settings: Settings) -> None:
-    folder = settings().output_dir
-    folder.mkdir()
-    for name in (file, "notes.txt"):
-        (folder / name).write_text("")
-    with pytest.raises(FileExistsError, match=r"already holds a run \(unfinished\): choose another"):
+def test_a_folder_with_a_run_is_refused_and_emptied_only_when_told(train: Train, settings: Settings) -> None:
+    folder = train(max_train_steps=1, resolution=16)
+    (folder / "notes.txt").write_text("")
+    with pytest.raises(FileExistsError, match=r"already holds a run \(finished\): choose another"):
         open_run_folder(settings().run)
-    assert (folder / file).exists()
     open_run_folder(settings(overwrite=True).run)
-    assert (folder / file).exists()
+    assert (folder / "ether_weights.safetensors").exists()
     clear_run_folder(folder)
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["cache", "notes.txt"]
 
 
 def test_settings_that_differ_from_the_first_start_are_told(settings: Settings) -> None:

@@ -62,7 +62,7 @@ def optimizer_state(run: Path, step: int) -> dict[str, Any]:
 
 def schedule_state(run: Path, step: int) -> dict[str, Any]:
     path = run / "checkpoints" / f"step-{step:06d}" / "custom_checkpoint_0.pkl"
-    return dict(torch.load(path, weights_only=False))
+    return dict(torch.load(path, weights_only=True))
 
 
 def samples(run: Path) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
 from ether_diffusion.playground.tiny import tiny_pipeline
-from ether_diffusion.training.class_images import generate_class_images
+from ether_diffusion.training.class_images import RECORD, generate_class_images
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.samples import Sampler
 
@@ -46,3 +46,25 @@ def test_own_images_need_no_record(pipe: DiffusionPipeline, settings: Settings, 
     before = sorted(photos.iterdir())
     generate(pipe, settings(resolution=16), photos, "a dog")
     assert sorted(photos.iterdir()) == before
+
+
+def test_class_images_never_lie_among_the_photos(train: Callable[..., Path], photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(photos)
+    before = sorted(photos.iterdir())
+    for folder in (photos, tmp_path / "link"):
+        with pytest.raises(ValueError, match="class_data_dir and instance_data_dir are the same folder"):
+            train(class_data_dir=folder, with_prior_preservation=True, class_prompt="a dog", num_class_images=9)
+    assert sorted(photos.iterdir()) == before
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_images_of_another_prompt_are_refused_whatever_number_is_wanted(
+    number: int, pipe: DiffusionPipeline, settings: Settings, tmp_path: Path
+) -> None:
+    folder, sampler = tmp_path / "class", Sampler(pipe, settings(resolution=16), Accelerator())
+    generate(pipe, settings(resolution=16), folder, "a dog")
+    with pytest.raises(ValueError, match="prompt: a dog → a red car"):
+        generate_class_images(sampler, folder, "a red car", number=number, batch_size=2, seed=0)
+    (folder / RECORD).unlink()
+    with pytest.raises(ValueError, match=r"no generated\.txt that says with which prompt"):
+        generate_class_images(sampler, folder, "a dog", number=number, batch_size=2, seed=0)

@@ -69,7 +69,7 @@ def test_the_upload_has_the_weights_and_leaves_out_what_only_this_machine_needs(
     kept = {name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)}
     assert {"ether_weights.safetensors", "README.md", "samples/step-000001/00.png"} <= kept
     left_out = {name.partition("/")[0] for name in set(files) - kept}
-    of_this_machine = {"report.html", "provenance.json"}  # photos and paths
+    of_this_machine = {"report.html", "provenance.json", ".written.jsonl"}  # photos and paths
     assert left_out == {"checkpoints", "cache", "class_images", "ether-diffusion"} | of_this_machine
     assert {name.partition("/")[0] for name in kept if "/" in name} == {"samples"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -172,3 +173,47 @@ def test_a_killed_process_always_leaves_a_checkpoint_that_loads(train: Train, tm
     train("whole", max_train_steps=newest + 1, resume="latest", **changes)
     assert same_tensors(trained(run, newest + 1), trained(tmp_path / "whole", newest + 1))
     assert all(torch.isfinite(value).all() for value in trained(run, newest + 1).values())
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no terminals")
+def test_a_closed_terminal_ends_the_program_with_a_checkpoint(
+    flags: Flags, program: list[str], one_thread: dict[str, str], tmp_path: Path
+) -> None:
+    """What the program says from then on goes nowhere, and is no error."""
+    run = tmp_path / "run"
+    terminal, own = os.openpty()
+    command = [*program, *flags(run, max_train_steps=10_000, resolution=16)]
+    process = subprocess.Popen(command, env=one_thread, stdin=own, stdout=own, stderr=own, start_new_session=True)
+    os.close(own)
+    reader = threading.Thread(target=_drain, args=(terminal,), daemon=True)
+    try:
+        reader.start()
+        while not (run / "metrics.jsonl").is_file() or len(metrics(run)) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        os.close(terminal)
+        assert process.wait(timeout=300) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+        process.wait()
+    assert_saved(run, step_of(list_checkpoints(run / "checkpoints")[-1]))
+
+
+def _drain(terminal: int) -> None:
+    """Read what is said, until the terminal is closed."""
+    try:
+        while os.read(terminal, 4096):
+            pass
+    except OSError:
+        pass
+
+
+def test_nohup_keeps_the_run_going() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interrupts.received
+    finally:
+        signal.signal(signal.SIGHUP, before)

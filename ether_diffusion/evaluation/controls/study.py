@@ -22,7 +22,7 @@ import torch
 from ether_diffusion.data.pairs import read_listing
 from ether_diffusion.evaluation.controls.findings import PAIRS, read_findings, write_outline
 from ether_diffusion.evaluation.controls.pages import write_compared, write_study
-from ether_diffusion.evaluation.runner import RESULTS, Job, Study, run_study, train
+from ether_diffusion.evaluation.runner import RESULTS, Job, Study, check_study_inputs, remove_training, run_study, train
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import Backbone, load_clip
 from ether_diffusion.metrics.control import ControlScores, score_control
@@ -203,6 +203,7 @@ class ControlStudy(Study[None]):
 
     def jobs(self) -> list[Job[None]]:
         """Every arm at every rate, when data and judges are there."""
+        check_study_inputs(self.output_dir, {"data": self.config.data})
         jobs = all_jobs(self.config)
         for job in jobs:
             training_of(job, self.output_dir, self.config.eval_steps[-1])  # a mistake shows before the first one runs
@@ -278,7 +279,7 @@ class ControlStudy(Study[None]):
                 break
             write_text(result, json.dumps(facts | self._score(job, run, steps), default=str))
         if not self.config.keep_runs and run.exists():
-            shutil.rmtree(run)
+            remove_training(run)
             with suppress(OSError):  # another seed is there
                 run.parent.rmdir()
 
@@ -301,6 +302,8 @@ class ControlStudy(Study[None]):
         folder = config.output_dir / "images" / job.key / f"{steps:06d}"
         marker, identity = folder / "identity.txt", self._identity(job)
         if folder.exists() and not (marker.is_file() and marker.read_text() == identity):
+            if not marker.is_file() and any(folder.iterdir()):
+                raise ValueError(f"{folder} holds what no study drew: move it, or choose another output_dir")
             shutil.rmtree(folder)  # drawn with other settings
         write_text(marker, identity)
         pipe = load_run(run, self.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -17,7 +16,15 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from ether_diffusion import pipelines
-from ether_diffusion.evaluation.runner import Job, Study, run_study, train, why_missing
+from ether_diffusion.evaluation.runner import (
+    Job,
+    Study,
+    check_study_inputs,
+    remove_training,
+    run_study,
+    train,
+    why_missing,
+)
 from ether_diffusion.evaluation.subjects.arms import (
     ANSWERS,
     BASE,
@@ -89,6 +96,7 @@ class Bench(Study[Subject]):
         Raises:
             ImportError, OSError, ValueError: a subject or a judge is missing, or a setting is impossible.
         """
+        check_study_inputs(config.output_dir, {"data_dir": config.data_dir})
         subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
         for job in all_jobs(config, subjects):
             if not is_anchor(job):
@@ -152,7 +160,7 @@ class Bench(Study[Subject]):
             facts |= json.loads((images / "facts.json").read_text()) | self._score(job, images)
         write_text(result, json.dumps(facts, default=str))
         if not self.config.keep_runs and run.exists():
-            shutil.rmtree(run)
+            remove_training(run)
 
     def _judged_by(self, job: Job[Subject]) -> dict[str, Any]:
         """What the scores of its images depend on: judges, truths, and the set of scores that there is."""

@@ -1,0 +1,195 @@
+"""What a run wrote into its folder, by its own record; nothing else in the folder is ever removed or replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+RECORD = ".written.jsonl"
+"""In a run folder: the path of each file that the run wrote or is about to write, a JSON string per line."""
+
+RUN_FILES = (
+    "config.yaml",
+    "provenance.json",
+    "metrics.jsonl",
+    "scores.json",
+    "report.html",
+    "README.md",
+    "ether_weights.safetensors",
+    "pytorch_lora_weights.safetensors",
+)
+"""Files that every run may write; each run claims them when it begins."""
+
+RUN_FOLDERS = ("samples", "checkpoints", "ether-diffusion")
+"""Folders that runs write to; the last is TensorBoard's. Caches and class images stay, for they may be used again."""
+
+MODEL_FILES = (
+    "model_index.json",
+    "unet",
+    "controlnet",
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "scheduler",
+)
+"""What runs of full and of peft's methods write too."""
+
+NAMES = (*RUN_FILES, *RUN_FOLDERS, *MODEL_FILES)
+"""All names directly in a run folder that a run may write."""
+
+TRACKER = re.compile(r"ether-diffusion/(.*/)?(events\.out\.tfevents\.[^/]*|hparams\.yml)")
+"""What TensorBoard writes: names that nobody else gives, and that are not known beforehand."""
+
+UNRECORDED = re.compile(
+    r"samples/prompts\.json|samples/step-\d+/\d+\.png|samples/conditions/\d+\.png"
+    r"|checkpoints/step-\d+/(trained\.safetensors|optimizer\.bin|scaler\.pt)"
+    r"|checkpoints/step-\d+/(custom_checkpoint|random_states)_\d+\.pkl"
+    r"|checkpoints/step-\d+/([^/]+/)?ether_weights\.safetensors"
+    r"|[a-z_0-9]+/adapter_(config\.json|model\.safetensors)"
+    r"|controlnet/(config\.json|diffusion_pytorch_model\.safetensors)"
+)
+"""What runs of 0.1 wrote in folders; they kept no record."""
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run of this toolkit wrote to the folder: it has a record, or, of 0.1, a provenance of ours."""
+    if (folder / RECORD).is_file():
+        return True
+    try:
+        known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(known, dict) and {"config_hash", "base_model", "versions"} <= known.keys()
+
+
+def note_written(folder: Path, paths: Iterable[Path]) -> None:
+    """Add files of the run, or all files in folders of it, to its record; call it before they get their names.
+
+    Args:
+        folder: the run folder.
+        paths: absolute or relative to the same place as ``folder``, and in it.
+    """
+    files = [file for path in paths for file in (_files(path) if path.is_dir() else [path])]
+    known = _recorded(folder)
+    new = dict.fromkeys(name for file in files if (name := file.relative_to(folder).as_posix()) not in known)
+    if new:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / RECORD).open("a", encoding="utf-8") as record:
+            record.write("".join(json.dumps(name) + "\n" for name in new))
+            record.flush()
+            os.fsync(record.fileno())
+
+
+def written(folder: Path) -> list[Path]:
+    """The files in the folder that its run wrote: none if it never was a run."""
+    if not is_run(folder):
+        return []
+    recorded = _recorded(folder)
+    pipeline = (folder / "model_index.json").is_file()
+    found = []
+    for file in _files_under(folder, NAMES):
+        name = file.relative_to(folder).as_posix()
+        if recorded:
+            own = name in recorded
+        else:
+            own = name in RUN_FILES or bool(UNRECORDED.fullmatch(name))
+            own = own or (pipeline and name.partition("/")[0] in MODEL_FILES)
+        if own or TRACKER.fullmatch(name):
+            found.append(file)
+    return found
+
+
+def begin_record(folder: Path) -> None:
+    """Claim the names that every run writes; a run of 0.1 that goes on gets its record of what it wrote before."""
+    note_written(folder, [*written(folder), *(folder / name for name in RUN_FILES)])
+
+
+def foreign(folder: Path, models: bool) -> list[Path]:
+    """Files that no run wrote and that a new run would replace; others may stay where they are.
+
+    Args:
+        folder: the run folder.
+        models: whether the new run writes whole models or folders of peft.
+    """
+    own = set(written(folder))
+    others = [file for file in _files_under(folder, NAMES if models else (*RUN_FILES, *RUN_FOLDERS)) if file not in own]
+    if not is_run(folder):
+        return others
+    named = {*RUN_FILES, "samples/prompts.json"}
+    whole = re.compile(rf"(samples|checkpoints)/step-\d+/.*|({'|'.join(map(re.escape, MODEL_FILES))})(/.*)?")
+    names = {file: file.relative_to(folder).as_posix() for file in others}
+    return [file for file, name in names.items() if name in named or whole.fullmatch(name)]
+
+
+def remove_written(folder: Path) -> None:
+    """Remove what the run in the folder wrote, the record last, and the folders that are empty then."""
+    for file in written(folder):
+        file.unlink(missing_ok=True)
+    for name in NAMES:
+        top = folder / name
+        if top.is_dir() and not top.is_symlink():
+            for path, _, _ in os.walk(top, topdown=False):
+                with suppress(OSError):  # something else is in it
+                    os.rmdir(path)
+    (folder / RECORD).unlink(missing_ok=True)
+
+
+def check_inputs(folder: Path, inputs: Mapping[str, Path], names: Sequence[str] = NAMES) -> None:
+    """Refuse to write where inputs are.
+
+    Args:
+        folder: that is written to.
+        inputs: from the setting to the file or folder that it names; those that do not exist are passed over.
+        names: directly in the folder, that are written.
+
+    Raises:
+        ValueError: an input is the folder itself, or is in what is written there.
+    """
+    root = folder.resolve()
+    for setting, path in inputs.items():
+        place = path.resolve()
+        if place == root:
+            raise ValueError(f"{setting} and output_dir are the same folder, {folder}: choose another --output_dir")
+        if place.exists() and place.is_relative_to(root) and place.relative_to(root).parts[0] in names:
+            raise ValueError(
+                f"{setting} {path} is in {folder / place.relative_to(root).parts[0]}, which the run itself writes: "
+                "move it, or choose another --output_dir"
+            )
+
+
+def _recorded(folder: Path) -> set[str]:
+    """The names in the record. A torn last line is passed over, and so is a name that leads out of the folder."""
+    path = folder / RECORD
+    names = set()
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            name = json.loads(line)
+            if isinstance(name, str) and ".." not in PurePosixPath(name).parts:
+                names.add(name)
+    return names
+
+
+def _files_under(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Files and links of those names, and in folders of those names; links are not followed."""
+    found = []
+    for name in names:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            found += _files(path)
+        elif path.exists() or path.is_symlink():
+            found.append(path)
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return [Path(path) / name for path, folders, files in os.walk(folder) for name in (*files, *_links(path, folders))]
+
+
+def _links(path: str, folders: list[str]) -> list[str]:
+    return [name for name in folders if os.path.islink(os.path.join(path, name))]
