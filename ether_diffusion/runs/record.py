@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 import yaml
 
 from ether_diffusion.page.text import number
-from ether_diffusion.pipelines.file import CONTROL
+from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.registry import METHODS, MethodEntry
 from ether_diffusion.runs.folder import read_provenance
 
