@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 KINDS = (
     (stat.S_ISFIFO, "a named pipe (FIFO)"),
@@ -18,7 +22,13 @@ TEXT_LIMIT = 256 * 2**20
 """Bytes of a listing or a record; one million lines of metadata.jsonl have some 200 MB."""
 
 
-class NotARegularFileError(OSError):
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Knows no tags of Python; the one in C is ten times as fast, and not in every build of PyYAML."""
+YAML_LIMIT, YAML_DEPTH, YAML_NODES = 2**18, 32, 100_000
+"""Bytes of a YAML file, how deep it may be nested, and how many values it may have once its aliases are expanded."""
+
+
+class NotARegularFileError(OSError, ValueError):
     """A named pipe, socket or device: reading it could last for ever."""
 
 
@@ -61,6 +71,62 @@ def read_text(path: str | Path, limit: int = TEXT_LIMIT) -> str:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers from 1.
+
+    Lines end as those of an editor do; a line separator of Unicode inside of a JSON string is a part of it.
+
+    Raises:
+        ValueError: the file is not UTF-8, or too large.
+        OSError: it is no regular file, or cannot be read.
+    """
+    for number, line in enumerate(re.split("\r\n|\n|\r", read_text(path)), 1):
+        if line.strip():
+            yield number, line
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The value of a YAML file without tags of Python.
+
+    Raises:
+        ValueError: it is no YAML, too large, nested too deeply, or its aliases make it enormous; the message names it.
+        OSError: it is no regular file, or cannot be read.
+    """
+    text = read_text(path, YAML_LIMIT)
+    try:
+        _check_yaml(text)
+        return yaml.load(text, LOADER)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is no YAML that can be read: {' '.join(str(error).split())}") from error
+
+
+def _check_yaml(text: str) -> None:
+    """Count the values of a YAML text with all aliases expanded, without expanding them."""
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > YAML_DEPTH:
+                raise ValueError(f"it is nested more than {YAML_DEPTH} deep")
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            anchor, size = None, sizes.get(str(event.anchor), 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        else:
+            continue
+        if anchor is not None:
+            sizes[anchor] = size
+        if size > YAML_NODES:
+            raise ValueError(f"its aliases make it larger than {YAML_NODES:,} values")
+        if open_nodes:
+            parent, so_far = open_nodes[-1]
+            open_nodes[-1] = parent, so_far + size
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ether_diffusion.config import suggestion
+from ether_diffusion.reading import read_yaml
 from ether_diffusion.recipes import find_config
 
 if TYPE_CHECKING:
@@ -100,8 +101,16 @@ def _files_first(arguments: list[str]) -> list[str]:
 
 
 def _config_file(given: str) -> str:
-    """The path of a config; the parser takes settings themselves, ``seed: 3``, and ``-`` as well."""
-    return given if ":" in given or given == "-" else str(find_config(given))
+    """The path of a config, which is read once here, so that an error in it names it.
+
+    The parser takes settings themselves, ``seed: 3``, and ``-`` as well; and a pipe, which can be read only once.
+    """
+    if ":" in given or given == "-":
+        return given
+    path = find_config(given)
+    if path.is_file() and not isinstance(read_yaml(path), dict | None):
+        raise ValueError(f"{path} holds no settings: lines such as max_train_steps: 400 are expected")
+    return str(path)
 
 
 def _hint(message: str, names: list[str]) -> str:

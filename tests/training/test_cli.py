@@ -242,7 +242,7 @@ def test_a_missing_setting_is_named(missing: str) -> None:
 
 
 def test_a_file_that_is_no_yaml_is_refused(written: Callable[[str], str]) -> None:
-    assert "Problems parsing config" in complaint(*GIVEN, written("{seed"))
+    assert "config.yaml is no YAML that can be read" in complaint(*GIVEN, written("{seed"))
 
 
 def test_help_names_every_setting_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
