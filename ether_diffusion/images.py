@@ -31,6 +31,10 @@ DECODING_ERRORS = (
     ValueError,
     EOFError,
     struct.error,
+    LookupError,  # of chunks that are too short, tags that are missing
+    TypeError,
+    ArithmeticError,
+    NotImplementedError,
     Image.DecompressionBombError,
 )
 """What Pillow raises for a broken file, whatever its format."""

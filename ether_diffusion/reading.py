@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
 
@@ -139,6 +141,32 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
+
+
+def matches(value: object, kind: Any) -> bool:
+    """Whether a value read from JSON is of a type such as ``dict[str, list[float]] | None``, or of a TypedDict.
+
+    A float is finite; keys that a TypedDict does not have are allowed.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(matches(value, each) for each in arguments)
+    if origin is dict:
+        return isinstance(value, dict) and all(matches(each, arguments[1]) for each in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(matches(each, arguments[0]) for each in value)
+    if is_typeddict(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        optional = {key for key, hint in hints.items() if get_origin(hint) is NotRequired}
+        return isinstance(value, dict) and all(
+            matches(value[key], get_args(hint)[0] if key in optional else hint) if key in value else key in optional
+            for key, hint in hints.items()
+        )
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, NoneType if kind is None else kind)
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -324,7 +324,7 @@ def _problems(entry: PairFiles) -> list[str]:
         except FileNotFoundError:
             problems.append(f"{path} is missing")
         except DECODING_ERRORS as error:
-            problems.append(f"{path} is no readable picture ({error})")
+            problems.append(f"{str(path)[:300]} is no readable picture ({str(error)[:300]})")
     if len(set(sizes)) > 1:
         problems.append(f"{entry.image} has {_by(sizes[0])} pixels, its condition {entry.condition} {_by(sizes[1])}")
     return problems

@@ -19,6 +19,9 @@ from ether_diffusion.recipes import find_config
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+MESSAGE_LIMIT = 2000
+"""Characters of an error; a setting may have any length."""
+
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
@@ -52,7 +55,8 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
         return config_class(**{name: values[name] for name in names})
     except (ArgumentError, FileNotFoundError, ValueError, TypeError) as error:
         message = " ".join(str(error).split())
-        raise SystemExit(f"{parser.prog}: {message}{_hint(message, names)}") from None
+        said = message if len(message) <= MESSAGE_LIMIT else f"{message[:MESSAGE_LIMIT]}…"
+        raise SystemExit(f"{parser.prog}: {said}{_hint(message, names)}") from None
 
 
 def _spell_out_switches(arguments: list[str], config_class: type[DataclassInstance]) -> list[str]:
