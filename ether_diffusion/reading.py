@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,6 +20,7 @@ KINDS = (
     (stat.S_ISBLK, "a block device"),
     (stat.S_ISDIR, "a folder"),
 )
+MAX_FLOAT = sys.float_info.max
 TEXT_LIMIT = 256 * 2**20
 """Bytes of a listing or a record; one million lines of metadata.jsonl have some 200 MB."""
 
@@ -163,7 +164,7 @@ def matches(value: object, kind: Any) -> bool:
             for key, hint in hints.items()
         )
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, NoneType if kind is None else kind)

@@ -21,7 +21,7 @@ FLOORS = (
     ("control", "__init__"),  # `import ether_diffusion` is the public face of control, pipelines and core
     ("pipelines",),
     ("core",),
-    ("page", "files", "reading", "images", "config", "registry", "recipes", "private"),
+    ("page", "arguments", "files", "reading", "images", "config", "registry", "recipes", "private"),
 )
 """From the top down; rooms of one floor may use each other."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -181,6 +181,9 @@ def is_local_name(source: str | Path) -> bool:
 
 def _instead_of_adapter(folder: Path) -> str:
     """What a folder without adapter file is good for."""
+    if subjects := sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}")):
+        names = ", ".join(subjects[:SHOWN_PROBLEMS]) + (", …" if len(subjects) > SHOWN_PROBLEMS else "")
+        return f"it holds the runs of {len(subjects)} subjects, {names}; load one of them: {folder / subjects[0]}"
     if (folder / "pytorch_lora_weights.safetensors").is_file():
         return f'it holds a LoRA, which pipe.load_lora_weights("{folder}") loads'
     if (folder / "model_index.json").is_file():

@@ -190,7 +190,7 @@ def broken() -> dict[str, dict[str, bytes]]:
         "record": {
             "provenance.json": DEEP.encode(),
             "samples/prompts.json": b'[{"file": "../../../secret.png", "prompt": "x", "seed": 0}]',
-            "scores.json": b'{"dino": {"base": "high"}}',
+            "scores.json": b'{"dino": {"base": 1' + b"0" * 400 + b"}}",
             "metrics.jsonl": b'{"step": 1, "loss": 0.5, "lr": {}, "steps_per_second": 1}\n{"step": 1}\n[1]\n'
             + DEEP.encode(),
             "config.yaml": b"method: [ether]",

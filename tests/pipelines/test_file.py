@@ -331,3 +331,10 @@ def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path, m
         with pytest.raises(FileNotFoundError, match="there is no such file or folder"):
             AdapterFile.read(name)
     assert asked == []
+
+
+def test_a_folder_of_many_subjects_names_them(tmp_path: Path) -> None:
+    for name in ("dog", "cat"):
+        adapter_file().write(tmp_path / "all" / name)
+    with pytest.raises(FileNotFoundError, match=r"the runs of 2 subjects, cat, dog; load one of them: .*cat$"):
+        AdapterFile.read(tmp_path / "all")

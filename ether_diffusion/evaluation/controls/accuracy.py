@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.tables import judges_line
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import load_clip
@@ -220,7 +221,7 @@ def _choice(value: Any) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="How well generated pictures keep to semantic maps, edges, depth or landmarks.",
     )
     add = parser.add_argument
