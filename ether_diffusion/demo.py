@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ether_diffusion import playground
+from ether_diffusion.arguments import Parser
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.playground.same_image import same_image
 from ether_diffusion.playground.world import write_subject
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: 2 if the folder cannot be written or the config does not exist, the training's status if it
             failed, 1 if the saved adapter does not draw the same picture again.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where the photos and the run are written")
     parser.add_argument("--config", default="demo", help="a YAML file or a recipe's name (default: %(default)s)")
     given = parser.parse_args(arguments)

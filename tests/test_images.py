@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,3 +188,95 @@ def test_caption_in_another_encoding_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("süß".encode("latin-1"))
     with pytest.raises(ValueError, match=r"a\.txt is not UTF-8.*save it as UTF-8"):
         load_caption(tmp_path / "a.jpg")
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))  # the name of a socket has at most 107 characters
+
+
+def make_link_to_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+SPECIAL = {"a named pipe": make_fifo, "a socket": make_socket, "a character device": make_link_to_device}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_pipes_sockets_and_devices_are_named_and_never_opened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    SPECIAL[kind](tmp_path / "a.png")
+    save_photo(tmp_path / "b.png")
+    with caplog.at_level(logging.WARNING):
+        assert [path.name for path in list_images(tmp_path)] == ["b.png"]
+    assert f"skipping {tmp_path / 'a.png'} is {kind}" in caplog.text
+    with pytest.raises(OSError, match=rf"a\.png is {kind}"):
+        load_image(tmp_path / "a.png")
+    SPECIAL[kind](tmp_path / "b.txt")
+    with pytest.raises(OSError, match=rf"b\.txt is {kind}"):
+        load_caption(tmp_path / "b.png")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((12_000, 9_000), "12000 x 9000 pixels; at most 105,000,000 are read"),  # Pillow warns at most
+        ((40_000, 40_000), "exceeds limit"),  # Pillow's own limit
+        ((100_000, 1), "100000 x 1 pixels: one side is over 64 times the other"),
+    ],
+)
+def test_a_picture_that_would_take_gigabytes_is_refused_by_its_header(
+    tmp_path: Path, size: tuple[int, int], message: str
+) -> None:
+    (tmp_path / "a.png").write_bytes(png_header(*size))
+    with pytest.raises(UnreadableImageError, match=rf"a\.png: .*{message}"):
+        load_image(tmp_path / "a.png")
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(
+        UnreadableImageError, match=r"a\.jpg: .*EPS is a program that draws a picture, which is not run"
+    ):
+        load_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jpg.txt", "a.TXT", "a.jpg.TXT"])
+def test_a_caption_may_be_called_as_the_whole_file_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("a dog")
+    assert load_caption(tmp_path / "a.jpg") == "a dog"
+
+
+def test_two_captions_of_a_picture_must_agree(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a dog")
+    (tmp_path / "a.jpg.txt").write_text(" a dog ")
+    assert load_caption(tmp_path / "a.jpg") == "a dog"
+    (tmp_path / "a.jpg.txt").write_text("a cat")
+    with pytest.raises(ValueError, match=r"a\.jpg has several captions that differ, a\.jpg\.txt and a\.txt"):
+        load_caption(tmp_path / "a.jpg")
+
+
+def test_texts_that_nobody_reads_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_photo(tmp_path / "a.png")
+    for name in ("a.png.txt", "b.txt", "a_caption.TXT", "prompt.txt"):
+        (tmp_path / name).write_text("a dog")
+    with caplog.at_level(logging.WARNING):
+        list_images(tmp_path)
+    assert "not read: a_caption.TXT, b.txt in" in caplog.text

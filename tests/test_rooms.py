@@ -21,7 +21,7 @@ FLOORS = (
     ("control", "__init__"),  # `import ether_diffusion` is the public face of control, pipelines and core
     ("pipelines",),
     ("core",),
-    ("page", "files", "images", "config", "registry", "recipes", "private", "ranges"),
+    ("page", "arguments", "files", "reading", "images", "config", "registry", "recipes", "private", "ranges"),
 )
 """From the top down; rooms of one floor may use each other."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ether_diffusion.images import DECODING_ERRORS, UnreadableImageError, load_image
+from ether_diffusion.images import DECODING_ERRORS, UnreadableImageError, check_picture, load_image
+from ether_diffusion.reading import check_regular, read_bytes
 
 CANNY_LOW, CANNY_HIGH = 100, 200
 """ControlNet's thresholds of the gradient's magnitude, |dx| + |dy| of 3 x 3 Sobel filters on 8 bits."""
@@ -39,9 +40,10 @@ def load_map(path: str | Path) -> NDArray[np.int64]:
         UnreadableImageError: the file is no picture, is broken, holds colours, or was saved with losses.
         OSError: the file cannot be opened (``FileNotFoundError``, ``PermissionError``).
     """
-    content = Path(path).read_bytes()
+    content = read_bytes(path)
     try:
         with Image.open(io.BytesIO(content)) as image:
+            check_picture(image)
             kind, mode = image.format, image.mode
             upright = ImageOps.exif_transpose(image)
             if mode not in ("P", "L", "1", "I") and not mode.startswith("I;16"):
@@ -100,6 +102,7 @@ def load_condition(path: str | Path, is_map: bool) -> Image.Image:
 
 
 def _is_coloured(path: str | Path) -> bool:
+    check_regular(path)
     with Image.open(path) as image:
         return image.mode in COLOURED
 

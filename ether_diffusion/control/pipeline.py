@@ -84,10 +84,15 @@ def control_tensor(
             interpolated.
         height: in pixels.
         width: likewise.
+
+    Raises:
+        TypeError: an image is an array, or something else that is none.
     """
     resample = "nearest" if maps else "lanczos"
     processor = VaeImageProcessor(vae_factor, resample=resample, do_normalize=False, do_convert_rgb=True)
     images: Any = control_image
+    if isinstance(images, np.ndarray):
+        images = [images]  # which is refused by name
     if not isinstance(images, Tensor):
         listed = [images] if isinstance(images, Image.Image | str | Path) else list(images)
         images = [_seen(each, maps) for each in listed]
@@ -97,6 +102,11 @@ def control_tensor(
 
 def _seen(image: Image.Image | str | Path, maps: bool) -> Image.Image:
     """One control image as training saw conditions, RGB."""
+    if not isinstance(image, Image.Image | str | Path):
+        raise TypeError(
+            f"a control image is a file, a PIL image or a tensor (N, 3, H, W) in [0, 1], not a {type(image).__name__}; "
+            "of an array (H, W, 3) of 8 bits make one with PIL.Image.fromarray"
+        )
     if not isinstance(image, Image.Image):
         return load_condition(image, maps)
     if maps and image.mode == "RGB" and _greys(image) - PALETTE_GREYS:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ether_diffusion.images import PIXEL_LIMIT
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -51,11 +53,30 @@ def cover_size(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int,
 def cover(
     image: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
-    """Resize ``image`` to :func:`cover_size`; one of that size is returned as it is."""
+    """Resize ``image`` to :func:`cover_size`; one of that size is returned as it is.
+
+    Raises:
+        ValueError: the result would have too many pixels, see :func:`check_cover`.
+    """
+    check_cover((image.height, image.width), size)
     height, width = cover_size((image.height, image.width), size)
     if (image.height, image.width) == (height, width):
         return image
     return image.resize((width, height), resample)
+
+
+def check_cover(image_size: tuple[int, int], size: tuple[int, int], name: str = "a picture") -> None:
+    """Refuse a picture of ``image_size`` ``(height, width)`` that is so long that covering ``size`` takes gigabytes.
+
+    Raises:
+        ValueError: the resized picture would have more than :data:`~ether_diffusion.images.PIXEL_LIMIT` pixels.
+    """
+    height, width = cover_size(image_size, size)
+    if height * width > PIXEL_LIMIT:
+        raise ValueError(
+            f"{name} of {image_size[1]} x {image_size[0]} pixels would have {width} x {height} once it covers "
+            f"{size[1]} x {size[0]}; at most {PIXEL_LIMIT:,} pixels are made: cut the picture"
+        )
 
 
 def is_deterministic(image_size: tuple[int, int], size: tuple[int, int], settings: Augmentation) -> bool:

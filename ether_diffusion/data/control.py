@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ether_diffusion.control.conditions import CANNY_HIGH, CANNY_LOW, canny
-from ether_diffusion.data.augment import Augmentation, draw_crop, pixel_values, unit_values
+from ether_diffusion.data.augment import Augmentation, check_cover, draw_crop, pixel_values, unit_values
 from ether_diffusion.data.buckets import check_resolution
 from ether_diffusion.data.pairs import Pair, PairSource
 from ether_diffusion.data.subject import Example
@@ -53,21 +53,26 @@ class ControlPairs:
         return len(self.source)
 
     def example(self, index: int, generator: torch.Generator) -> Example:
-        """Augment pair ``index`` with draws from ``generator``.
+        """Augment pair ``index`` with draws from ``generator``; of several captions one is drawn.
 
         Raises:
             UnreadableImageError: a file is broken.
+            ValueError: a picture is of extreme shape.
             ImportError: canny edges are wanted and OpenCV is not installed.
         """
         pair, size = self.source.pair(index), (self.resolution, self.resolution)
         original_size = (pair.image.height, pair.image.width)
+        check_cover(original_size, size, pair.name)
         crop = draw_crop(original_size, size, self.augmentation, generator)
         empty = torch.rand((), generator=generator, dtype=torch.float64).item() < self.empty_prompts
+        prompt = pair.prompt
+        if len(pair.captions) > 1:
+            prompt = pair.captions[int(torch.randint(len(pair.captions), (), generator=generator))]
         image = crop.apply(pair.image)
         condition = self._condition(image) if pair.condition is None else crop.apply(pair.condition, self.resample)
         return Example(
             pixel_values(image),
-            "" if empty else pair.prompt,
+            "" if empty else prompt,
             original_size,
             crop.top_left,
             size,
@@ -80,7 +85,7 @@ class ControlPairs:
         crop = draw_crop((pair.image.height, pair.image.width), size, Augmentation(center_crop=True), torch.Generator())
         image = crop.apply(pair.image)
         condition = self._condition(image) if pair.condition is None else crop.apply(pair.condition, self.resample)
-        return Pair(image, condition, pair.prompt)
+        return Pair(image, condition, pair.prompt, pair.captions, pair.name)
 
     def cut(self, condition: Image.Image) -> Image.Image:
         """A condition without its picture, cut in the middle."""

@@ -8,7 +8,6 @@ the source is the condition.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,16 @@ from typing import Any, Protocol
 from PIL import Image, ImageOps
 
 from ether_diffusion.control.conditions import load_condition, map_picture
-from ether_diffusion.images import UnreadableImageError, check_folder, list_images, load_caption, load_image
+from ether_diffusion.images import (
+    DECODING_ERRORS,
+    UnreadableImageError,
+    check_folder,
+    check_picture,
+    list_images,
+    load_caption,
+    load_image,
+)
+from ether_diffusion.reading import check_regular, parse_json, read_lines
 
 LAYOUTS = ("metadata.jsonl", "prompt.json")
 SHOWN_PROBLEMS = 8
@@ -39,12 +47,16 @@ class Pair:
     Attributes:
         image: RGB.
         condition: RGB, of the same size; None where it is made from the picture.
-        prompt: the caption.
+        prompt: the caption, the first where it has several.
+        captions: all of them, where it has several.
+        name: of its file, for messages.
     """
 
     image: Image.Image
     condition: Image.Image | None
     prompt: str
+    captions: tuple[str, ...] = ()
+    name: str = "a picture"
 
 
 class PairSource(Protocol):
@@ -71,14 +83,19 @@ class PairFiles:
     Attributes:
         image: the picture.
         condition: its condition, None where the listing has none.
-        prompt: the caption.
+        captions: of the picture, one or several.
         name: of the picture in the listing, which other files refer to.
     """
 
     image: Path
     condition: Path | None
-    prompt: str
+    captions: tuple[str, ...]
     name: str
+
+    @property
+    def prompt(self) -> str:
+        """The caption, the first where there are several."""
+        return self.captions[0]
 
 
 class FolderPairs:
@@ -113,7 +130,7 @@ class FolderPairs:
         """
         entry = self.files[index]
         condition = None if entry.condition is None else load_condition(entry.condition, self.maps)
-        return Pair(load_image(entry.image), condition, entry.prompt)
+        return Pair(load_image(entry.image), condition, entry.prompt, entry.captions, str(entry.image))
 
 
 class DatasetPairs:
@@ -167,16 +184,22 @@ class DatasetPairs:
         """
         try:
             row = self.rows[index]
+            for column in (self.columns.image, *([self.columns.condition] if self.condition else [])):
+                check_picture(row[column])
             image = ImageOps.exif_transpose(row[self.columns.image]).convert("RGB")
             condition = None
             if self.condition:
                 turned = ImageOps.exif_transpose(row[self.columns.condition])
                 condition = map_picture(turned) if self.maps else turned.convert("RGB")
-        except OSError as error:
+        except DECODING_ERRORS as error:
             raise UnreadableImageError(f"row {index} of {self.name} cannot be decoded ({error})") from error
         if condition is not None and condition.size != image.size:
             raise ValueError(f"row {index} of {self.name}: {_sizes(image, condition)}")
-        return Pair(image, condition, str(row[self.columns.caption] or ""))
+        try:
+            captions = captions_of(row[self.columns.caption])
+        except TypeError as error:
+            raise ValueError(f"row {index} of {self.name}: {error}") from error
+        return Pair(image, condition, captions[0], captions, f"row {index} of {self.name}")
 
 
 class EndlessPairs:
@@ -199,17 +222,25 @@ def read_listing(
     folder: str | Path,
     columns: Columns = Columns(),
     captions: bool = True,
+    allow_outside_paths: bool = False,
 ) -> list[PairFiles]:
     """The lines of a folder's ``metadata.jsonl`` or ``prompt.json``, in order; no file is opened yet.
 
-    Without ``captions`` a line may lack its caption, which is then empty.
+    Without ``captions`` a line may lack its caption, which is then empty. A caption may be a list of several.
+
+    Args:
+        folder: holds the listing.
+        columns: its keys.
+        captions: whether every line must have a caption.
+        allow_outside_paths: whether it may name files outside of the folder, by absolute paths or ``..``.
 
     Raises:
         FileNotFoundError: there is no such folder, or neither listing in it.
-        ValueError: a line is not what it should be, or there are none.
+        ValueError: a line is not what it should be, names a file outside of the folder, or there are none.
+        NotARegularFileError: the listing is a pipe or a device.
     """
     folder = check_folder(folder)
-    found = [folder / name for name in LAYOUTS if (folder / name).is_file()]
+    found = [folder / name for name in LAYOUTS if (folder / name).exists()]
     if not found:
         raise FileNotFoundError(
             f"{folder} holds neither metadata.jsonl nor prompt.json, which say what belongs to what; lines of the "
@@ -219,11 +250,9 @@ def read_listing(
     if listing.name == "prompt.json":
         image, condition, caption = "target", "source", "prompt"
     entries = []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(listing):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if caption == "text" and "text" not in row:
                 row["text"] = row["prompt"]
             if not captions:
@@ -231,16 +260,44 @@ def read_listing(
             entry = PairFiles(
                 folder / row[image],
                 folder / row[condition] if row.get(condition) else None,
-                str(row[caption] or ""),
+                captions_of(row[caption]),
                 str(row[image]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             expected = f'{{"{image}": …, "{condition}": …, "{caption}": …}}'
             raise ValueError(f"{listing}, line {number}: {expected} is expected, not {line[:80]}") from error
+        if not allow_outside_paths:
+            for path in (row[image], row.get(condition)):
+                check_inside(path, f"{listing}, line {number}")
         entries.append(entry)
     if not entries:
         raise ValueError(f"{listing} is empty: it should have a line for each picture")
     return entries
+
+
+def check_inside(name: str | None, where: str) -> None:
+    """Refuse the name of a file that leads out of the folder whose listing names it.
+
+    Raises:
+        ValueError: it is absolute, or goes up with ``..``.
+    """
+    if name and (Path(name).is_absolute() or ".." in Path(name).parts):
+        raise ValueError(
+            f"{where} names {name[:200]}, which is not inside of the folder: move the file there, or allow such names "
+            "with --allow_outside_paths"
+        )
+
+
+def captions_of(value: object) -> tuple[str, ...]:
+    """The captions that a line or a row gives: a text, a list of texts, or none, which is one empty caption.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    values = value if isinstance(value, list | tuple) else [value]
+    if wrong := [each for each in values if each is not None and not isinstance(each, str | int | float)]:
+        raise TypeError(f"a caption is a text or a list of texts, not a {type(wrong[0]).__name__}")
+    return tuple("" if each is None else str(each) for each in values) or ("",)
 
 
 def plain_listing(folder: str | Path) -> list[PairFiles]:
@@ -250,7 +307,7 @@ def plain_listing(folder: str | Path) -> list[PairFiles]:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no readable picture.
     """
-    return [PairFiles(path, None, load_caption(path) or "", path.name) for path in list_images(folder)]
+    return [PairFiles(path, None, (load_caption(path) or "",), path.name) for path in list_images(folder)]
 
 
 def _problems(entry: PairFiles) -> list[str]:
@@ -258,14 +315,16 @@ def _problems(entry: PairFiles) -> list[str]:
     sizes, problems = [], []
     for path in filter(None, (entry.image, entry.condition)):
         try:
+            check_regular(path)
             with Image.open(path) as image:
+                check_picture(image)
                 exif = image.getexif() if "exif" in image.info else {}  # without, a PNG would be read to its end
                 turned = exif.get(0x0112, 1) in (5, 6, 7, 8)  # orientations whose sides are exchanged
                 sizes.append(image.size[::-1] if turned else image.size)
         except FileNotFoundError:
             problems.append(f"{path} is missing")
-        except (OSError, SyntaxError, ValueError) as error:
-            problems.append(f"{path} is no readable picture ({error})")
+        except DECODING_ERRORS as error:
+            problems.append(f"{str(path)[:300]} is no readable picture ({str(error)[:300]})")
     if len(set(sizes)) > 1:
         problems.append(f"{entry.image} has {_by(sizes[0])} pixels, its condition {entry.condition} {_by(sizes[1])}")
     return problems

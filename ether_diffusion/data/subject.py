@@ -10,7 +10,7 @@ import PIL
 import torch
 from PIL import Image
 
-from ether_diffusion.data.augment import Augmentation, augment, cover, is_deterministic
+from ether_diffusion.data.augment import Augmentation, augment, check_cover, cover, is_deterministic
 from ether_diffusion.data.buckets import bucket_sizes, check_resolution, nearest_bucket
 from ether_diffusion.images import list_images, load_caption, load_image
 
@@ -42,7 +42,7 @@ class SubjectFolder:
     """The pictures directly in a folder, augmented afresh each time one is asked for.
 
     Args:
-        folder: holds the pictures; ``NAME.txt`` beside ``NAME.jpg`` is that picture's prompt.
+        folder: holds the pictures; ``NAME.txt`` or ``NAME.jpg.txt`` beside ``NAME.jpg`` is that picture's prompt.
         prompt: the prompt of every picture without a caption.
         resolution: side of the square that pictures are cut to, in pixels.
         augmentation: how they are cut.
@@ -58,7 +58,7 @@ class SubjectFolder:
 
     Raises:
         ValueError: ``resolution`` is no multiple of ``divisible_by``, ``limit`` is not positive, the folder
-            has no readable picture, or a caption is not UTF-8.
+            has no readable picture or one of extreme shape, or a caption is not UTF-8.
         FileNotFoundError: the folder does not exist.
         NotADirectoryError: the folder is a file.
     """
@@ -84,6 +84,8 @@ class SubjectFolder:
         self._original_sizes = image_sizes
         self._resized: dict[int, Image.Image] = {}
         self.sizes: list[tuple[int, int]] = [nearest_bucket(image_size, buckets) for image_size in image_sizes]
+        for path, image_size, size in zip(self.paths, image_sizes, self.sizes, strict=True):
+            check_cover(image_size, size, str(path))
         self.deterministic: bool = all(
             is_deterministic(image_size, size, augmentation)
             for image_size, size in zip(image_sizes, self.sizes, strict=True)

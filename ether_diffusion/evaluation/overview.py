@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.controls.findings import OUTLINE
 from ether_diffusion.evaluation.controls.pages import ControlSection, read_section
 from ether_diffusion.evaluation.subjects.benchmark import Benchmark, read_benchmark
@@ -276,7 +276,7 @@ def draw_sheet(folder: Path, subjects: Sequence[str] = (), prompt: int = 0) -> I
 
 def sheet_main(arguments: Sequence[str] | None = None) -> None:
     """Write the sheet of the benchmark named on the command line."""
-    parser = argparse.ArgumentParser(description="One picture of a benchmark.")
+    parser = Parser(description="One picture of a benchmark.")
     parser.add_argument("folder", type=Path, help="the benchmark's folder, such as runs/playground")
     parser.add_argument("picture", type=Path, help="the PNG file to write")
     parser.add_argument("--subjects", nargs="*", default=[], help="default: all")
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: a folder is neither a benchmark's nor a run's.
     """
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="RUN", help="folders of benchmarks, studies of controls, training runs"
     )

@@ -8,7 +8,6 @@ simulation how often each kind of interval holds the truth.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import markdown_table
 from ether_diffusion.ranges import COUNT, SEED
@@ -269,7 +269,7 @@ def coverage_table(rows: Sequence[dict[str, float | str | int]], rounds: int) ->
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program: simulate, print the table, write ``coverage.json`` and ``coverage.md``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="How often intervals of a mean over few subjects hold the true mean.",
     )
     parser.add_argument(

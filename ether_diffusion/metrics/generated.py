@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.control.conditions import load_map
-from ether_diffusion.data.pairs import read_listing
+from ether_diffusion.data.pairs import check_inside, read_listing
 from ether_diffusion.files import write_text
 from ether_diffusion.images import UnreadableImageError, check_folder, load_image
 from ether_diffusion.metrics.control_tasks import Pair
+from ether_diffusion.reading import parse_json, read_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 METADATA = "metadata.jsonl"
@@ -65,12 +66,12 @@ def _has_pictures(folder: Path) -> bool:
 
 
 def _prompts(path: Path) -> dict[str, str]:
-    if not path.is_file():
+    if not path.exists():
         return {}
     prompts = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in read_lines(path):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             prompts[str(entry["file_name"])] = str(entry["prompt"] if "prompt" in entry else entry["text"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -153,14 +154,14 @@ def write_generated_metadata(folder: Path, samples: Iterable[Sample]) -> Path:
     return folder / METADATA
 
 
-def read_pairs(folder: Path) -> list[Pair]:
+def read_pairs(folder: Path, allow_outside_paths: bool = False) -> list[Pair]:
     """The pairs of a folder, as training reads them: see :mod:`ether_diffusion.data.pairs`; files are not opened.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder, or no listing in it.
         ValueError: the listing is not what it should be, or names a picture twice.
     """
-    listing = read_listing(folder, captions=False)
+    listing = read_listing(folder, captions=False, allow_outside_paths=allow_outside_paths)
     pairs = [Pair(entry.name, entry.image, entry.condition, entry.prompt or None) for entry in listing]
     _check_distinct([pair.name for pair in pairs], folder)
     return pairs
@@ -178,12 +179,13 @@ def read_samples(folder: Path) -> list[Sample]:
         prompt, seed = entry.get("prompt", entry.get("text")), entry.get("seed")
         if not isinstance(prompt, str | None) or not isinstance(seed, int | None):
             raise ValueError(f"{where}: the prompt is a string and the seed a whole number, as in {SAMPLE_LINE}")
+        check_inside(entry["file_name"], where)
         samples.append(Sample(entry["file_name"], entry["pair"], prompt, seed))
     _check_distinct([sample.file_name for sample in samples], folder)
     return samples
 
 
-def read_generated(data: Path, generated: Path, maps: bool) -> Generated:
+def read_generated(data: Path, generated: Path, maps: bool, allow_outside_paths: bool = False) -> Generated:
     """Which pictures belong to which pair; every file that is named is opened once, in full.
 
     Refused are: pictures that no line of the metadata names, lines whose pair the data does not have, pairs without
@@ -193,12 +195,13 @@ def read_generated(data: Path, generated: Path, maps: bool) -> Generated:
         data: folder of originals and conditions.
         generated: folder of generated pictures.
         maps: whether conditions are semantic maps.
+        allow_outside_paths: whether the data may name files outside of their folder.
 
     Raises:
         FileNotFoundError, NotADirectoryError: a folder or its metadata is missing.
         ValueError: metadata is not what it should be, or nothing is left to score.
     """
-    pairs, samples = {pair.name: pair for pair in read_pairs(data)}, read_samples(generated)
+    pairs, samples = {pair.name: pair for pair in read_pairs(data, allow_outside_paths)}, read_samples(generated)
     refused = _strays(generated, samples)
     usable: dict[str, Pair] = {}
     for pair in pairs.values():
@@ -232,14 +235,12 @@ def read_generated(data: Path, generated: Path, maps: bool) -> Generated:
 
 
 def _lines(path: Path, expected: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} is missing: a line for every picture is expected, such as {expected}")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         where = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{where}: {expected} is expected, not {line[:80]}") from error
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in keys):

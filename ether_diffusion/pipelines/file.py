@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +19,13 @@ from torch import Tensor
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import atomic_path
+from ether_diffusion.pipelines.schema import CONTROL, FORMAT_VERSION, Description, SchemaError, describe
 
 if TYPE_CHECKING:
     from ether_diffusion.pipelines.control_encoder import ControlEncoder
 
 FILE_NAME = "ether_weights.safetensors"
-FORMAT_VERSION = "1"
-COMPONENTS = ("unet", "transformer", "controlnet", "text_encoder", "text_encoder_2")
-CONTROL = "control_encoder"
-"""First part of the keys of a control encoder."""
+MESSAGE_LIMIT, SHOWN_PROBLEMS = 2000, 8
 
 
 class AdapterFileError(ValueError):
@@ -92,57 +90,63 @@ class AdapterFile:
         """
         path = find_file(source)
         try:
+            described = describe(path)
+            control = _new_encoder(path, described)
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors = {key: file.get_tensor(key) for key in described.tensors}
+        except SchemaError as error:
+            raise AdapterFileError(f"{path} {_printable(error)}") from error
         except (SafetensorError, OSError) as error:
             raise AdapterFileError(
-                f"{path} cannot be read as safetensors; it is damaged or cut off ({error})"
+                f"{path} cannot be read as safetensors; it is damaged or cut off ({_printable(error)})"
             ) from error
-        if metadata.get("format_version") != FORMAT_VERSION:
-            found = metadata.get("format_version")
-            raise AdapterFileError(
-                f"{path} is no ETHER adapter of format {FORMAT_VERSION} "
-                + (f"but of format {found}: update ether-diffusion" if found else "(it has no format_version)")
-            )
-        try:
-            configs = {c: EtherConfig.from_dict(v) for c, v in dict(json.loads(metadata["ether_config"])).items()}
-            base_hash = dict(json.loads(metadata.get("base_hash") or "{}"))
-            control = _new_encoder(metadata.get(CONTROL))
-        except (KeyError, TypeError, ValueError) as error:
-            raise AdapterFileError(f"{path} has broken metadata: {error!r}") from error
-        if not (configs or control) or not set(configs) <= set(COMPONENTS):
-            raise AdapterFileError(
-                f"{path} has vectors for {', '.join(sorted(configs)) or 'nothing'}; "
-                f"the components that an adapter can have are {', '.join(COMPONENTS)}"
-            )
-        states: dict[str, dict[str, Tensor]] = {component: {} for component in configs}
+        states: dict[str, dict[str, Tensor]] = {component: {} for component in described.configs}
         states |= {CONTROL: {}} if control is not None else {}
         for key, tensor in tensors.items():
             component, _, rest = key.partition(".")
-            if component not in states:
-                raise AdapterFileError(f"{path} holds the key {key}, but its config names only {', '.join(states)}")
             states[component][rest] = tensor
         if control is not None:
             encoder_state = states.pop(CONTROL)
             if problems := state_problems(encoder_state, control.state_dict()):
-                raise AdapterFileError(f"the control encoder in {path} is broken:\n" + "\n".join(problems))
+                raise AdapterFileError(
+                    f"the control encoder in {path} is broken:\n" + "\n".join(problems[:SHOWN_PROBLEMS])
+                )
             control.load_state_dict(encoder_state)
-        return cls(states, configs, metadata.get("base_model", ""), base_hash, control)
+        return cls(states, described.configs, described.base_model, described.base_hash, control)
 
 
-def _new_encoder(settings: str | None) -> ControlEncoder | None:
-    """The control encoder that the metadata describe, without its weights."""
-    if settings is None:
+def _new_encoder(path: Path, described: Description) -> ControlEncoder | None:
+    """The control encoder that a file describes, without its weights; it is made only if the file has them.
+
+    Raises:
+        AdapterFileError: keys or shapes of the weights are not those of the encoder that the metadata describe.
+    """
+    if described.control is None:
         return None
     from ether_diffusion.pipelines.control_encoder import (  # imports the ControlNets
         ControlEncoder,
         ControlEncoderConfig,
     )
 
-    values = json.loads(settings)
-    channels = tuple(map(int, values["channels"]))
-    return ControlEncoder(ControlEncoderConfig(int(values["out_channels"]), channels, str(values["condition"])))
+    config = ControlEncoderConfig(**asdict(described.control))
+    with torch.device("meta"):
+        expected = {
+            f"{CONTROL}.{key}": tuple(value.shape) for key, value in ControlEncoder(config).state_dict().items()
+        }
+    found = {key: tensor.shape for key, tensor in described.tensors.items() if key.startswith(f"{CONTROL}.")}
+    problems = [
+        f"  {key}: {found.get(key, 'nothing')} in the file, {expected.get(key, 'nothing')} by its settings"
+        for key in sorted({*found, *expected})
+        if found.get(key) != expected.get(key)
+    ]
+    if problems:
+        raise AdapterFileError(f"the control encoder in {path} is broken:\n" + "\n".join(problems[:SHOWN_PROBLEMS]))
+    return ControlEncoder(config)
+
+
+def _printable(error: Exception) -> str:
+    """An error's message, which may hold what a stranger wrote: not endless, without control characters."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error)[:MESSAGE_LIMIT])
 
 
 def find_file(source: str | Path) -> Path:
@@ -156,7 +160,7 @@ def find_file(source: str | Path) -> Path:
         path = path / FILE_NAME
         if not path.is_file():
             raise FileNotFoundError(f"{path.parent} holds no {FILE_NAME}: {_instead_of_adapter(path.parent)}")
-    if path.is_file():
+    if path.exists():
         return path
     if is_local_name(source):
         raise FileNotFoundError(f"{source}: there is no such file or folder")
@@ -177,6 +181,9 @@ def is_local_name(source: str | Path) -> bool:
 
 def _instead_of_adapter(folder: Path) -> str:
     """What a folder without adapter file is good for."""
+    if subjects := sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}")):
+        names = ", ".join(subjects[:SHOWN_PROBLEMS]) + (", …" if len(subjects) > SHOWN_PROBLEMS else "")
+        return f"it holds the runs of {len(subjects)} subjects, {names}; load one of them: {folder / subjects[0]}"
     if (folder / "pytorch_lora_weights.safetensors").is_file():
         return f'it holds a LoRA, which pipe.load_lora_weights("{folder}") loads'
     if (folder / "model_index.json").is_file():

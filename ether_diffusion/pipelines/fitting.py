@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import nn
 
 from ether_diffusion.core.adapter import Adapter, check_blocks
-from ether_diffusion.core.state import StateMismatchError
+from ether_diffusion.core.state import StateMismatchError, state_problems
 from ether_diffusion.core.targets import Target, find_targets
-from ether_diffusion.pipelines.file import CONTROL, AdapterFile, AdapterFileError
+from ether_diffusion.pipelines.file import AdapterFile, AdapterFileError
 from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.pipelines.schema import CONTROL, vector_shapes
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 8
+FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 1280: "the SDXL refiner", 2048: "SDXL"}
+"""By the width of the prompts that the UNet's cross attention takes."""
 
 
 class Fitted(NamedTuple):
@@ -45,12 +50,33 @@ def fit(pipe: DiffusionPipeline, file: AdapterFile, source: str | Path, name: st
         except ValueError as error:
             problems.append(f"  {error}")
     problems += _control_misfits(pipe, file)
+    if problems and (other := other_architecture(pipe, file)):
+        problems = [f"  {other}"]
     if problems:
         shown = "\n".join(problems[:SHOWN_PROBLEMS])
         rest = f"\n  … and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         made_for = f" (it was trained on {file.base_model})" if file.base_model else ""
         raise AdapterFileError(f"{source} does not fit this {type(pipe).__name__}{made_for}:\n{shown}{rest}")
     return fitted
+
+
+def other_architecture(pipe: DiffusionPipeline, file: AdapterFile) -> str | None:
+    """Say in one line that the file is for another family of models, where the width of its prompts shows it."""
+    made_for = {
+        math.prod(vectors.shape[:2])
+        for key, vectors in file.states.get("unet", {}).items()
+        if key.endswith((".attn2.to_k.u", ".attn2.to_v.u", ".attn2.to_k.blocks", ".attn2.to_v.blocks"))
+    }
+    present = getattr(getattr(getattr(pipe, "unet", None), "config", None), "cross_attention_dim", None)
+    if len(made_for) != 1 or not isinstance(present, int) or present in made_for:
+        return None
+    return f"made for {_family(*made_for)}, this is {_family(present)}: load it into a pipeline of its own base"
+
+
+def _family(prompt_width: int) -> str:
+    """What a UNet is called whose cross attention takes prompts of that width."""
+    name = FAMILIES.get(prompt_width)
+    return f"{name} (prompts of width {prompt_width})" if name else f"a UNet with prompts of width {prompt_width}"
 
 
 def warn_if_other_base(pipe: DiffusionPipeline, file: AdapterFile, source: str | Path) -> None:
@@ -79,6 +105,13 @@ def _fit_component(module: nn.Module | None, component: str, file: AdapterFile, 
         check_blocks(targets, config)
     except ValueError as error:
         raise ValueError(f"{component}: {error}") from None
+    expected = {
+        f"{target.path}.{vector}": torch.empty(shape, device="meta")
+        for target in targets
+        for vector, shape in vector_shapes(config, target.in_features, target.out_features).items()
+    }
+    if problems := state_problems(file.states[component], expected):  # before vectors of these shapes are made
+        raise StateMismatchError(name, problems)
     adapter = Adapter(config, targets, name)
     adapter.load_state_dict(file.states[component])
     return Fitted(adapter.requires_grad_(False), targets)

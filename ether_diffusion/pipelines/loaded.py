@@ -12,7 +12,7 @@ from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.host import Host, host_of
 from ether_diffusion.pipelines.control_hook import Control, control_of
-from ether_diffusion.pipelines.file import COMPONENTS, CONTROL
+from ether_diffusion.pipelines.schema import COMPONENTS, CONTROL
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -8,11 +8,11 @@ read.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.control.conditions import colour_map, palette_map
 from ether_diffusion.data.pairs import Pair
 from ether_diffusion.files import atomic_path
@@ -61,7 +61,7 @@ def write_pairs(folder: Path, count: int, seed: int = HELD_OUT) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write pairs of the drawn world."""
-    parser = argparse.ArgumentParser(prog="python -m ether_diffusion.playground.pairs", description=write_pairs.__doc__)
+    parser = Parser(prog="python -m ether_diffusion.playground.pairs", description=write_pairs.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=COUNT.of(int), default=64, help="number of pairs (default: %(default)s)")
     parser.add_argument("--seed", type=SEED.of(int), default=HELD_OUT, help="of the scenes (default: %(default)s)")

@@ -6,7 +6,6 @@ alone decides: memory, time, parameter counts. Only the vocabulary is smaller: l
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.playground.tiny import tiny_tokenizer
 from ether_diffusion.ranges import SEED
 
@@ -73,7 +73,7 @@ def sd15_pipeline(seed: int = 0) -> StableDiffusionPipeline:
 
 def main() -> None:
     """Write the model to the folder that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=SEED.of(int), default=0)
     arguments = parser.parse_args()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar
-
-import yaml
+from typing import Any, NotRequired, TypedDict, TypeVar, get_type_hints
 
 from ether_diffusion.page.text import number
-from ether_diffusion.pipelines.file import CONTROL
+from ether_diffusion.pipelines.schema import CONTROL
+from ether_diffusion.reading import matches, parse_json, read_bytes, read_text, read_yaml, shown
 from ether_diffusion.registry import METHODS, MethodEntry
-from ether_diffusion.runs.folder import read_provenance
 
 T = TypeVar("T")
 
@@ -38,6 +35,10 @@ HIGHLIGHTS = (
     "train_text_encoder",
 )
 """Settings of every method that a reader looks for first."""
+
+
+class RunRecordError(ValueError):
+    """A file of a run folder is damaged; the message names it and says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ class Run:
 
         A learning rate that was left to the method is the first component's highest in the metrics.
         """
-        rate = max((next(iter(row["lr"].values())) for row in self.metrics), default=None)
+        rate = max((rate for row in self.metrics for rate in list(row["lr"].values())[:1]), default=None)
         values = {"learning_rate": rate} | {key: value for key, value in self.config.items() if value is not None}
         names = ("method", *self.entry.settings, *HIGHLIGHTS, *more)
         return {name: format_value(values[name]) for name in names if values.get(name) is not None}
@@ -254,6 +255,7 @@ def read_run(run_dir: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: ``run_dir`` is not a run folder.
+        RunRecordError: a file of it is damaged.
     """
     folder = Path(run_dir).resolve()
     for required in ("config.yaml", "provenance.json"):
@@ -262,16 +264,15 @@ def read_run(run_dir: str | Path) -> Run:
                 f"{run_dir} is not a run folder: it has no {required}. "
                 "Give the folder that a training program wrote (its output_dir), such as runs/dog."
             )
-    recorded = read_provenance(folder)
     metrics, torn_lines = _read_metrics(folder / "metrics.jsonl")
     scores, judging = _read_scores(folder / "scores.json")
     return Run(
         folder=folder,
-        config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
-        provenance=RunFacts(**{fact.name: recorded[fact.name] for fact in fields(RunFacts) if fact.name in recorded}),
+        config=_read_settings(folder / "config.yaml"),
+        provenance=RunFacts(**_read_known(folder / "provenance.json", RunFacts)),
         metrics=metrics,
         torn_lines=torn_lines,
-        prompts=_read_json(folder / "samples" / "prompts.json", []),
+        prompts=_read_prompts(folder / "samples" / "prompts.json"),
         sample_steps=_sample_steps(folder / "samples"),
         scores=scores,
         judging=judging,
@@ -279,25 +280,81 @@ def read_run(run_dir: str | Path) -> Run:
 
 
 def _read_json(path: Path, default: T) -> T:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+    if not path.exists():
+        return default
+    try:
+        found: T = parse_json(read_text(path))
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise RunRecordError(f"{path} is damaged ({reason})") from error
+    if not isinstance(found, type(default)):
+        raise RunRecordError(f"{path} is damaged: it holds {shown(found)}, a {type(default).__name__} is expected")
+    return found
+
+
+def _read_settings(path: Path) -> dict[str, object]:
+    try:
+        settings = read_yaml(path)
+    except ValueError as error:
+        raise RunRecordError(str(error)) from error
+    if not matches(settings, dict[str, object]) or not all(isinstance(key, str) for key in settings):
+        raise RunRecordError(f"{path} is damaged: it holds {shown(settings)}, settings are expected")
+    if settings.get("method") not in list(METHODS):
+        raise RunRecordError(f"{path} is damaged: its method is {shown(settings.get('method'))}, none that is known")
+    found: dict[str, object] = settings
+    return found
+
+
+def _read_known(path: Path, record: type[RunFacts | Judging], values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the file has of a record's fields, each of its type; fields of later versions are passed over."""
+    recorded = _read_json(path, {}) if values is None else values
+    found = {}
+    for name, kind in get_type_hints(record).items():
+        if name in recorded:
+            if not matches(recorded[name], kind):
+                raise RunRecordError(f"{path} is damaged: its {name} is {shown(recorded[name])}")
+            found[name] = recorded[name]
+    return found
+
+
+def _read_prompts(path: Path) -> list[SamplePrompt]:
+    """What the sample grids show; their files lie in the folder of the samples."""
+    prompts: list[SamplePrompt] = _read_json(path, [])
+    for place, prompt in enumerate(prompts, 1):
+        if not matches(prompt, SamplePrompt):
+            raise RunRecordError(f"{path} is damaged: entry {place} lacks file, prompt or seed")
+        for name in (prompt["file"], prompt.get("condition", "")):
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise RunRecordError(f"{path} is damaged: entry {place} names {shown(name)}, outside of its folder")
+    return prompts
 
 
 def _read_scores(path: Path) -> tuple[dict[str, dict[str, float | None]], Judging | None]:
     """The scores and what they depend on; the first version of the file was the scores alone."""
     recorded: dict[str, Any] = _read_json(path, {})
-    if "judges" not in recorded:
-        return recorded, None
-    return recorded["scores"], Judging(**{each.name: recorded[each.name] for each in fields(Judging)})
+    judging = None
+    if "judges" in recorded:
+        known = _read_known(path, Judging, recorded)
+        if missing := [each.name for each in fields(Judging) if each.name not in known]:
+            raise RunRecordError(f"{path} is damaged: it has no {missing[0]}")
+        judging, recorded = Judging(**known), recorded.get("scores", {})
+    if not matches(recorded, dict[str, dict[str, float | None]]):
+        raise RunRecordError(f"{path} is damaged: its scores are no tables of numbers")
+    return recorded, judging
 
 
 def _read_metrics(path: Path) -> tuple[list[MetricsRow], int]:
     """The rows, and the number of lines that cannot be read."""
     rows: list[MetricsRow] = []
     torn = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for line in read_bytes(path).decode("utf-8", "replace").splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = parse_json(line)
+        except ValueError:
+            row = None
+        if matches(row, MetricsRow):
+            rows.append(row)
+        else:
             torn += 1
     return rows, torn
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.files import write_text
 from ether_diffusion.page.pictures import Picture, thumbnail
 from ether_diffusion.page.render import render
@@ -185,7 +185,7 @@ def _date(iso: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report of the run folder named on the command line and print its path."""
-    parser = argparse.ArgumentParser(description="Write report.html of a run folder anew.")
+    parser = Parser(description="Write report.html of a run folder anew.")
     parser.add_argument("run", help="the run folder, such as runs/dog")
     try:
         print(write_report(parser.parse_args(arguments).run))

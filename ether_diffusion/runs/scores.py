@@ -16,6 +16,7 @@ from statistics import fmean
 
 from torch import Tensor
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.files import write_text
 from ether_diffusion.images import UnreadableImageError
 from ether_diffusion.metrics.backbones import ANYTORCH
@@ -145,7 +146,7 @@ def _compared(run: Run) -> tuple[list[Path], int]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score the run folder named on the command line and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="the run folder, such as runs/dog")
     add_judges(parser)
     parser.add_argument(

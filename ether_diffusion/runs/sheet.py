@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.files import atomic_path
 from ether_diffusion.ranges import COUNT
 from ether_diffusion.runs.record import read_run
@@ -54,7 +55,7 @@ def draw_sheet(run_dir: str | Path, columns: int = 8) -> Image.Image:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the sheet of the run folder named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="the run folder, such as runs/dog")
     parser.add_argument("picture", type=Path, help="the file to write, such as sheet.png")
     parser.add_argument("--columns", type=COUNT.of(int), default=8, help="at most so many pictures in a row")

@@ -11,7 +11,9 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
+from ether_diffusion.config import suggestion
 from ether_diffusion.pipelines.file import first_line, is_local_name
+from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground import base_folder
 from ether_diffusion.training.sections import BaseSection
 
@@ -41,6 +43,11 @@ def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
         BaseModelError: nothing is found under that name, the Hub cannot be reached, or it is no Stable Diffusion.
     """
     name = base_folder(base.pretrained_model_name_or_path)
+    if Path(name).is_file():
+        raise BaseModelError(
+            f"{name} is a file, and the base is a diffusers folder or a Hub id; a checkpoint in a single file becomes "
+            f'a folder with StableDiffusionPipeline.from_single_file("{name}").save_pretrained("base")'
+        )
     if not Path(name).is_dir() and is_local_name(name):
         raise BaseModelError(f"there is no folder {name} with a base model: check the path")
     source = {"revision": base.revision} if base.revision else {}
@@ -54,7 +61,7 @@ def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
                 dtypes |= {"text_encoder": torch.float32, "text_encoder_2": torch.float32}
         pipe = DiffusionPipeline.from_pretrained(name, dtype=dtypes, variant=base.variant, **source, **_without(index))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
-        if isinstance(error, ValueError) and Path(name).is_dir():
+        if isinstance(error, ValueError) and Path(name).is_dir() and not _variants(Path(name)):
             raise BaseModelError(f"the base model {name} cannot be loaded: {first_line(error)}") from error
         raise BaseModelError(_not_found(name, error)) from error
     _check_objective(name, pipe)
@@ -103,8 +110,20 @@ def _check_kind(name: str, class_name: str) -> None:
 
 def _not_found(name: str, error: Exception) -> str:
     if Path(name).is_dir():
+        if variants := _variants(Path(name)):
+            return f"{name} has its weights as {', '.join(variants)} only: add --variant {variants[0]}"
         return f"{name} is no diffusers folder: {first_line(error)}"
+    near = "" if "/" in name else suggestion(name, [PLAYGROUND])
     return (
-        f"there is no folder {name}, and as a Hub id it could not be fetched: {first_line(error)} "
+        f"there is no folder {name}{near}{';' if near else ','} and as a Hub id it could not be fetched: "
+        f"{first_line(error)} "
         "(check the name, the connection and HF_HUB_OFFLINE, and log in for gated models)"
     )
+
+
+def _variants(folder: Path) -> list[str]:
+    """The variants that a diffusers folder has its UNet's weights in, such as fp16; none where it has plain ones."""
+    names = [path.name for path in folder.glob("unet/diffusion_pytorch_model*.safetensors")]
+    if "diffusion_pytorch_model.safetensors" in names:
+        return []
+    return sorted({parts[1] for name in names if len(parts := name.split(".")) == 3})

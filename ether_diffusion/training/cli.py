@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ether_diffusion.config import suggestion
+from ether_diffusion.reading import read_yaml
 from ether_diffusion.recipes import find_config
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+"""Types in a message."""
+MESSAGE_LIMIT = 2000
+"""Characters of an error; a setting may have any length."""
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
@@ -53,8 +59,9 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
         values = parser.parse_args(_files_first(_gather_lists(_spell_out_switches(given, config_class), config_class)))
         return config_class(**{name: values[name] for name in names})
     except (ArgumentError, FileNotFoundError, ValueError, TypeError) as error:
-        message = " ".join(str(error).split())
-        raise SystemExit(f"{parser.prog}: {message}{_hint(message, names)}") from None
+        message = _in_words(" ".join(str(error).split()))
+        said = message if len(message) <= MESSAGE_LIMIT else f"{message[:MESSAGE_LIMIT]}…"
+        raise SystemExit(f"{parser.prog}: {said}{_hint(message, names)}") from None
 
 
 def _spell_out_switches(arguments: list[str], config_class: type[DataclassInstance]) -> list[str]:
@@ -103,8 +110,26 @@ def _files_first(arguments: list[str]) -> list[str]:
 
 
 def _config_file(given: str) -> str:
-    """The path of a config; the parser takes settings themselves, ``seed: 3``, and ``-`` as well."""
-    return given if ":" in given or given == "-" else str(find_config(given))
+    """The path of a config, which is read once here, so that an error in it names it.
+
+    The parser takes settings themselves, ``seed: 3``, and ``-`` as well; and a pipe, which can be read only once.
+    """
+    if ":" in given or given == "-":
+        return given
+    path = find_config(given)
+    if path.is_file() and not isinstance(read_yaml(path), dict | None):
+        raise ValueError(f"{path} holds no settings: lines such as max_train_steps: 400 are expected")
+    return str(path)
+
+
+def _in_words(message: str) -> str:
+    """The parser's error about a value of a wrong type, without the names of Python's types."""
+    found = re.search(r'^(.*?)Parser key "([\w.]+)": (.*) (?:Got|Given) value: (.*)$', message)
+    kinds = re.findall(r"class '(\w+)'", found[3].split("Given value type")[0]) if found else []
+    words = [KINDS[kind] for kind in dict.fromkeys(kinds) if kind in KINDS]
+    if found is None or not words or "Literal" in found[3]:
+        return message
+    return f"{found[1]}{found[2]} is {found[4]}, {' or '.join(words)} is expected"
 
 
 def _hint(message: str, names: list[str]) -> str:
@@ -113,7 +138,8 @@ def _hint(message: str, names: list[str]) -> str:
     unknown += re.findall(r"Option '([\w.-]+)' is not accepted", message)
     hints = [suggestion(name.replace("-", "_"), names) for name in unknown]
     if choice := re.search(r"Literal\[([^\]]*)\].*?(?:Got|Given) value: (\S+)", message):
-        hints.append(suggestion(choice[2], re.findall(r"'(\w+)'", choice[1])))
+        written = choice[2].lower().replace("+", "_plus")  # as titles of methods are written
+        hints.append(suggestion(written, re.findall(r"'(\w+)'", choice[1])))
     if "'no'" in message and "Given value: False" in message:
         hints.append(', did you mean "no"? YAML reads it as false without the quotes')
     return "".join(hints)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from torch import device as Device
@@ -58,4 +59,4 @@ class SegmentedPairs:
     def pair(self, index: int) -> Pair:
         """The picture of that number with its map."""
         known = self.source.pair(index)
-        return Pair(known.image, load_condition(self.maps[index], True), known.prompt)
+        return replace(known, condition=load_condition(self.maps[index], True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,13 @@ def list_files(config: ControlConfig) -> list[PairFiles]:
     folder, made = Path(str(config.train_data_dir)), config.condition in ("canny", "segmentation")
     columns = Columns(config.image_column, config.conditioning_image_column, config.caption_column)
     try:
-        entries = read_listing(folder, columns)
+        entries = read_listing(folder, columns, allow_outside_paths=config.allow_outside_paths)
     except FileNotFoundError:
         if not made or not folder.is_dir():
             raise
         entries = plain_listing(folder)
     if made:
-        return [PairFiles(entry.image, None, entry.prompt, entry.name) for entry in entries]
+        return [replace(entry, condition=None) for entry in entries]
     if without := [entry for entry in entries if entry.condition is None]:
         raise ValueError(
             f"{len(without)} of {len(entries)} pictures of {folder} have no {columns.condition}, the first is "

@@ -26,6 +26,7 @@ class ControlConfig(TrainingConfig):
         image_column: its column of pictures.
         conditioning_image_column: its column of conditions, and the key of them in metadata.jsonl.
         caption_column: likewise of captions.
+        allow_outside_paths: take files that the listing names outside of its folder, by absolute paths or "..".
         condition: image: the given pictures as they look; map: given semantic maps, whose grey class ids are coloured;
             canny: edges made from the pictures (extra "control"); segmentation: maps made by a model, segmenter. By
             default map for the playground, image for all others.
@@ -63,6 +64,7 @@ class ControlConfig(TrainingConfig):
     image_column: str = "image"
     conditioning_image_column: str = "conditioning_image"
     caption_column: str = "text"
+    allow_outside_paths: bool = False
     condition: Literal["image", "map", "canny", "segmentation"] | None = None
     segmenter: str | None = None
     canny_low: int = 100

@@ -21,7 +21,8 @@ from ether_diffusion.control.pipeline import control_tensor, controlled
 from ether_diffusion.pipelines.components import is_xl, vae_factor
 from ether_diffusion.pipelines.control_encoder import ControlEncoder
 from ether_diffusion.pipelines.control_hook import attach_control
-from ether_diffusion.pipelines.file import CONTROL, first_line
+from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.training.base_model import BaseModelError
 from ether_diffusion.training.conditioning import UNetInputs
 from ether_diffusion.training.sections import ControlSection

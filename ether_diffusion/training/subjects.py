@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ether_diffusion.images import check_folder
+from ether_diffusion.reading import read_text
 from ether_diffusion.runs.written import NAMES
 from ether_diffusion.training.config import DreamBoothConfig
 
@@ -41,7 +42,7 @@ def _alone(config: DreamBoothConfig, folder: Path) -> DreamBoothConfig:
     """The settings that train one of the subjects alone."""
     name = folder.name.replace("_", " ")
     written = folder / PROMPT_FILE
-    prompt = written.read_text(encoding="utf-8").strip() if written.is_file() else config.instance_prompt
+    prompt = read_text(written).strip() if written.exists() else config.instance_prompt
     return replace(
         config,
         subjects_dir=None,

@@ -19,7 +19,7 @@ from ether_diffusion.core.host import attach
 from ether_diffusion.core.targets import find_targets
 from ether_diffusion.files import atomic_path, commit
 from ether_diffusion.pipelines.components import text_encoders
-from ether_diffusion.pipelines.file import CONTROL
+from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.pipelines.verbs import adapter_file
 from ether_diffusion.runs.written import note_written
 from ether_diffusion.training.sections import AdapterSection, SavingSection

@@ -419,3 +419,9 @@ def test_a_grey_picture_where_a_coloured_map_is_expected_is_warned_of(caplog: py
     assert not caplog.records
     control_tensor(Image.fromarray(ids).convert("RGB"), 2, maps=True)
     assert "this image is grey: if it holds class ids, give its file" in caplog.text
+
+
+@pytest.mark.parametrize("wrap", [lambda array: array, lambda array: [array]])
+def test_an_array_as_control_image_is_named(wrap: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=r"not a ndarray; of an array .* make one with PIL\.Image\.fromarray"):
+        control_tensor(wrap(np.zeros((32, 32, 3), np.uint8)), 2)

@@ -100,3 +100,21 @@ def test_what_is_shown_is_the_middle_of_the_pair() -> None:
 def test_impossible_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pairs_of(True, **settings)
+
+
+def test_of_several_captions_one_is_drawn_by_the_samples_own_counter() -> None:
+    """So a resumed run, another worker and another process draw the same one."""
+    captions = ("one", "two", "three")
+    pairs = ControlPairs(
+        EndlessPairs(lambda _: Pair(coordinates(), coordinates(), "one", captions)), 24, Augmentation()
+    )
+    drawn = [pairs.example(0, generator(5, "augment", n)).prompt for n in range(60)]
+    assert min(drawn.count(caption) for caption in captions) > 10
+    assert drawn[40:] == [pairs.example(0, generator(5, "augment", n)).prompt for n in range(40, 60)]
+
+
+def test_a_picture_that_would_be_scaled_to_gigabytes_is_named() -> None:
+    long = Image.new("RGB", (6000, 100))
+    pairs = ControlPairs(EndlessPairs(lambda _: Pair(long, long, "", name="maps/long.png")), 2048, Augmentation())
+    with pytest.raises(ValueError, match=r"maps/long.png of 6000 x 100 pixels would have 122880 x 2048 once it covers"):
+        pairs.example(0, generator(0, "augment", 0))

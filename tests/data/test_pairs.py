@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,80 @@ def test_grey_maps_of_a_dataset_are_coloured_as_those_of_a_folder(dataset: Calla
 def test_a_caption_that_is_null_is_empty(tmp_path: Path) -> None:
     lines(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": None})
     assert read_listing(tmp_path)[0].prompt == ""
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "images/../../a.png"])
+@pytest.mark.parametrize("key", ["file_name", "conditioning_image"])
+def test_names_that_lead_out_of_the_folder_need_a_flag(tmp_path: Path, name: str, key: str) -> None:
+    row = {"file_name": "a.png", "conditioning_image": "b.png", "text": "x"} | {key: name}
+    lines(tmp_path / "metadata.jsonl", row)
+    with pytest.raises(ValueError, match=r"metadata.jsonl, line 1 names .*a.png, which is not inside.*--allow_outside"):
+        read_listing(tmp_path)
+    (entry,) = read_listing(tmp_path, allow_outside_paths=True)
+    assert tmp_path / name in (entry.image, entry.condition)
+
+
+def test_a_pipe_as_listing_or_as_picture_is_named(folder: Path) -> None:
+    (folder / "maps" / "0.png").unlink()
+    os.mkfifo(folder / "maps" / "0.png")
+    (folder / "images" / "1.png").unlink()
+    (folder / "images" / "1.png").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"(?s)maps/0.png is a named pipe.*images/1.png is a character device"):
+        FolderPairs(read_listing(folder))
+    (folder / "metadata.jsonl").unlink()
+    os.mkfifo(folder / "metadata.jsonl")
+    with pytest.raises(OSError, match=r"metadata.jsonl is a named pipe"):
+        read_listing(folder)
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"file_name":' * 50_000, '{"file_name": "a.png", "file_name": "b.png", "text": "x"}']
+)
+def test_a_line_that_is_a_bomb_is_named_like_any_other(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metadata.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=r"metadata.jsonl, line 1: .*is expected, not") as error:
+        read_listing(tmp_path)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_byte_order_mark_and_separators_in_captions_are_read(tmp_path: Path, end: str) -> None:
+    rows = [json.dumps({"file_name": "a.png", "text": f"one\u2028two\x85{n}"}, ensure_ascii=False) for n in range(2)]
+    (tmp_path / "metadata.jsonl").write_bytes(end.join(rows).encode("utf-8-sig"))
+    assert [entry.prompt for entry in read_listing(tmp_path)] == [f"one\u2028two\x85{n}" for n in range(2)]
+
+
+def test_a_listing_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "süß"}', encoding="latin-1")
+    with pytest.raises(ValueError, match=r"metadata.jsonl is not UTF-8"):
+        read_listing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [(["a", "b"], ("a", "b")), ([], ("",)), (["a", None], ("a", "")), (3, ("3",)), ("a", ("a",))]
+)
+def test_a_picture_may_have_several_captions(tmp_path: Path, text: Any, expected: tuple[str, ...]) -> None:
+    save(tmp_path / "a.png")
+    lines(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": text})
+    entries = read_listing(tmp_path)
+    assert entries[0].captions == expected
+    assert FolderPairs(entries).pair(0).captions == expected
+
+
+@pytest.mark.parametrize("text", [{"a": 1}, [["a"]], [{"a": 1}]])
+def test_a_caption_that_is_no_text_is_named(tmp_path: Path, text: Any) -> None:
+    lines(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": text})
+    with pytest.raises(ValueError, match=r"line 1: .*is expected, not"):
+        read_listing(tmp_path)
+
+
+def test_a_column_of_several_captions_is_no_text_of_a_list(dataset: Callable[..., Path], tmp_path: Path) -> None:
+    name = dataset(image=[str(save(tmp_path / "a.png"))], text=[["one", "two"]])
+    pair = DatasetPairs(str(name), Columns(), condition=False).pair(0)
+    assert (pair.prompt, pair.captions) == ("one", ("one", "two"))
+
+
+def test_a_dataset_with_a_picture_of_extreme_shape_names_the_row(dataset: Callable[..., Path], tmp_path: Path) -> None:
+    name = dataset(image=[str(save(tmp_path / "a.png", size=(1000, 2)))], text=["x"])
+    with pytest.raises(UnreadableImageError, match=r"row 0 of .*1000 x 2 pixels: one side is over 64 times"):
+        DatasetPairs(str(name), Columns(), condition=False).pair(0)

@@ -111,3 +111,9 @@ def test_fingerprint_ignores_the_name_and_place_of_the_file(folder: Path) -> Non
 def test_resolution_off_the_grid_names_the_nearest(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"resolution 100 .* 64; use 64 or 128"):
         SubjectFolder(folder, "p", 100, CENTER, divisible_by=64)
+
+
+def test_a_photo_that_would_be_scaled_to_gigabytes_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 6000)).save(tmp_path / "long.png")
+    with pytest.raises(ValueError, match=r"long.png of 100 x 6000 pixels would have 2048 x 122880 once it covers"):
+        SubjectFolder(tmp_path, "a dog", 2048, Augmentation())

@@ -221,9 +221,9 @@ def test_an_unquoted_no_in_the_file_is_explained(written: Callable[[str], str]) 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--seed=abc"], "key \"seed\": Expected a <class 'int'>. Got value: abc"),
-        (["--seed=1.5"], "key \"seed\": Expected a <class 'int'>. Got value: 1.5"),
-        (["--random_flip=maybe"], "Got value: maybe"),
+        (["--seed=abc"], "seed is abc, a whole number is expected"),
+        (["--seed=1.5"], "seed is 1.5, a whole number is expected"),
+        (["--random_flip=maybe"], "random_flip is maybe, true or false is expected"),
         (["--max_train_steps=0"], "max_train_steps must be at least 1, not 0"),
         (["--lr_scheduler=piecewise_constant"], 'needs lr_step_rules, such as "1:600,0.1:900,0.01"'),
         (["--optimizer=prodigy", "--text_encoder_lr=0.1"], "one learning rate for all: leave out text_encoder_lr"),
@@ -242,7 +242,7 @@ def test_a_missing_setting_is_named(missing: str) -> None:
 
 
 def test_a_file_that_is_no_yaml_is_refused(written: Callable[[str], str]) -> None:
-    assert "Problems parsing config" in complaint(*GIVEN, written("{seed"))
+    assert "config.yaml is no YAML that can be read" in complaint(*GIVEN, written("{seed"))
 
 
 def test_help_names_every_setting_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,3 +252,22 @@ def test_help_names_every_setting_with_what_it_does(capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     assert [name for name in OTHER if f"--{name}" not in shown] == []
     assert "folder with the photos of the subject" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learning_rate", "abc"], "learning_rate is abc, a number is expected"),
+        (["--max_train_steps", "1.5"], "max_train_steps is 1.5, a whole number is expected"),
+        (["--method", "ether+"], 'did you mean "ether_plus"?'),
+        (["--method", "ETHER"], 'did you mean "ether"?'),
+    ],
+)
+def test_a_value_of_another_kind_is_named_in_words(flags: list[str], message: str) -> None:
+    said = complaint(*GIVEN, *flags)
+    assert said.endswith(message)
+    assert "class '" not in said
+
+
+def test_an_endless_value_is_cut_in_the_message() -> None:
+    assert len(complaint(*GIVEN, "--max_train_steps", "x" * 100_000)) < 3000

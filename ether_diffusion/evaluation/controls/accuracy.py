@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.tables import judges_line
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import load_clip
@@ -221,11 +222,16 @@ def _choice(value: Any) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="How well generated pictures keep to semantic maps, edges, depth or landmarks.",
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, help="originals and conditions, with their metadata.jsonl")
+    add(
+        "--allow_outside_paths",
+        action="store_true",
+        help='take files that the listing of --data names outside of its folder, by absolute paths or ".."',
+    )
     add("--generated", type=Path, help="pictures, with a metadata.jsonl that names the pair of each")
     add("--run", type=Path, help="draw the pictures with this run of train_controlnet.py, into --generated if named")
     add("--task", choices=TASKS, required=True)
@@ -271,7 +277,9 @@ def _draw(given: argparse.Namespace, device: str) -> dict[str, Any]:
     if given.generated.exists() and (not marker.is_file() or json.loads(marker.read_text()) != facts):
         raise ValueError(f"{given.generated} holds pictures that were drawn otherwise: name another --generated folder")
     write_text(marker, json.dumps(facts))
-    draw_samples(load_run(given.run, device), run, read_pairs(given.data), given.generated, drawing)
+    draw_samples(
+        load_run(given.run, device), run, read_pairs(given.data, given.allow_outside_paths), given.generated, drawing
+    )
     return facts
 
 
@@ -309,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         drawn = None if given.run is None else _draw(given, device)
         read_samples(given.generated)  # a wrong path shows before the judges are loaded
-        control = read_generated(given.data, given.generated, given.task == "segmentation")
+        control = read_generated(given.data, given.generated, given.task == "segmentation", given.allow_outside_paths)
         unrelated = None if given.fid_originals is None else _real_images(given.fid_originals, control)
         if given.from_originals:
             control.pairs = [replace(pair, condition=None) for pair in control.pairs]

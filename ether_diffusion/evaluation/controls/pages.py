@@ -39,6 +39,7 @@ from ether_diffusion.evaluation.tables import (
     steps_caption,
 )
 from ether_diffusion.files import write_text
+from ether_diffusion.images import load_image
 from ether_diffusion.metrics.control_tasks import Measure
 from ether_diffusion.page.pictures import Picture, data_uri, picture_grid, save_picture, thumbnail
 from ether_diffusion.page.svg import COLOURS, TEXT, Curve, dress, figure_style, inline_svg
@@ -198,7 +199,7 @@ def shown_pairs(findings: Findings) -> list[PairFiles]:
     """The first pairs that all arms drew; none where they are no longer where they were."""
     drawn = min((row["pairs"] for setting in findings.best.values() for row in setting.last), default=0)
     try:
-        return read_listing(findings.data)[: min(SHOWN_PAIRS, drawn)]
+        return read_listing(findings.data, allow_outside_paths=True)[: min(SHOWN_PAIRS, drawn)]
     except (OSError, ValueError):
         return []
 
@@ -215,7 +216,7 @@ def sheet(findings: Findings) -> Image.Image | None:
         return None
     rows: list[tuple[str, list[Image.Image]]] = [
         ("condition", [load_condition(str(entry.condition), True) for entry in entries]),
-        ("original", [Image.open(entry.image) for entry in entries]),
+        ("original", [load_image(entry.image) for entry in entries]),
     ]
     for arm, setting in findings.best.items():
         files = [first_sample(findings, setting, place) for place in range(len(entries))]

@@ -61,6 +61,7 @@ class ControlStudyConfig:
         seeds: of the trainings: a job for each, of every arm at every rate.
         eval_steps: after how many steps to draw and score; the last is the length of the training.
         data: folder of pairs to evaluate on, semantic maps among them; drawn for the playground.
+        allow_outside_paths: take files that the data's listing names outside of its folder, by absolute paths or "..".
         pairs: how many pairs of the data to use at the last step.
         curve_pairs: how many at the steps before it, one sample each.
         samples: for each pair at the last step.
@@ -99,6 +100,7 @@ class ControlStudyConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     eval_steps: list[int] = field(default_factory=lambda: [200, 400, 800])
     data: Path | None = None
+    allow_outside_paths: bool = False
     pairs: int = 96
     curve_pairs: int = 48
     samples: int = 4
@@ -232,7 +234,7 @@ class ControlStudy(Study[None]):
             except OSError:
                 if not folder.is_dir():  # another process was faster
                     raise
-        entries = read_listing(folder)[: self.config.pairs]
+        entries = read_listing(folder, allow_outside_paths=self.config.allow_outside_paths)[: self.config.pairs]
         return [Pair(entry.name, entry.image, entry.condition, entry.prompt) for entry in entries]
 
     @cached_property

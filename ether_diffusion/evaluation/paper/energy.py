@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.distances import (
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: a run or its base cannot be loaded.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of train_dreambooth.py")
     parser.add_argument("--output_dir", type=Path, required=True)
     given = parser.parse_args(arguments)

@@ -6,7 +6,6 @@ go as far as they are sent.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.host import attach
 from ether_diffusion.core.targets import find_targets
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: the base or a judge cannot be loaded, or the blocks do not fit.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--base", default="playground", help="Hub id, folder or playground (default: %(default)s)")
     parser.add_argument("--prompts", nargs="+", required=True)
     parser.add_argument("--images_per_prompt", type=COUNT.of(int), default=4)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.tables import write_tables
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.generated import pair_folders, read_pictures
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: 1 if something was not scored, 2 if nothing could be.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="DINO, CLIP-I, CLIP-T, LPIPS and DIV of generated images against a subject's own.",
     )
     parser.add_argument("--generated", type=Path, required=True, help="images, or a folder of them for each subject")

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import yaml
-
 from ether_diffusion.config import suggestion
 from ether_diffusion.files import atomic_path
 from ether_diffusion.playground.world import (
@@ -24,6 +22,7 @@ from ether_diffusion.playground.world import (
     write_subject,
 )
 from ether_diffusion.playground.world.captions import where_phrases, with_article
+from ether_diffusion.reading import read_yaml
 
 TRUTHS, ANSWERS = 8, 4
 """Drawings of what each prompt of the playground asks for: those that pictures are compared with, and others that stand
@@ -202,9 +201,9 @@ def _dreambooth(data_dir: Path) -> list[Subject]:
 
 
 def _from_yaml(path: Path) -> list[Subject]:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} is no file; a protocol is playground, dreambooth or a YAML file of subjects")
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    entries = read_yaml(path)
     keys, more = {"name", "class", "references", "prompts"}, {"unrelated"}
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and keys <= set(entry) <= keys | more for entry in entries

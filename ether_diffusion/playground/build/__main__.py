@@ -13,6 +13,7 @@ from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from ether_diffusion.arguments import Parser
 from ether_diffusion.playground.build.presets import PRESETS, STAGES, Preset, Training
 from ether_diffusion.playground.build.project import Project
 from ether_diffusion.playground.build.runner import ALL, run
@@ -21,7 +22,7 @@ from ether_diffusion.ranges import COUNT, SEED
 
 def parser() -> argparse.ArgumentParser:
     """The options; ``--steps``, ``--minutes``, ``--batch`` and ``--lr`` take STAGE=VALUE, several of them."""
-    options = argparse.ArgumentParser(prog="python -m ether_diffusion.playground.build", description=__doc__)
+    options = Parser(prog="python -m ether_diffusion.playground.build", description=__doc__)
     options.add_argument("folder", type=Path, help="the result; replaced only when all is done")
     options.add_argument("--preset", choices=list(PRESETS), help="default: gpu where there is CUDA, else cpu")
     options.add_argument("--work", type=Path, help="drawings, checkpoints, finished stages; default: FOLDER.work")

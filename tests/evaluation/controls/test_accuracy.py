@@ -259,3 +259,18 @@ def test_best_median_and_worst() -> None:
     assert ranked(values, up, each=3) == [("best", 3), ("best", 4), ("worst", 0), ("worst", 1)]
     assert [rank for rank, _ in ranked(list(range(30)), up)] == ["best"] * 3 + ["median"] * 3 + ["worst"] * 3
     assert ranked([1.0], up) == [("best", 0)]
+
+
+def test_files_outside_of_the_data_need_the_flag(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing = folders[0] / "metadata.jsonl"
+    listing.write_text(listing.read_text().replace("images/0000.png", "../data/images/0000.png"))
+    with pytest.raises(SystemExit):
+        main([*arguments(folders), *PLAYGROUND])
+    assert "line 1 names ../data/images/0000.png, which is not inside of the folder" in capsys.readouterr().err
+    assert len(read_pairs(folders[0], allow_outside_paths=True)) == PAIRS
+    samples = folders[1] / "metadata.jsonl"
+    samples.write_text(samples.read_text().replace("0000-0.png", "/0000-0.png"))
+    with pytest.raises(ValueError, match=r"line 1 names /0000-0.png, which is not inside"):
+        read_samples(folders[1])
