@@ -50,14 +50,22 @@ def _run(verb: Program | Group, command: str, arguments: list[str]) -> None:
         return
     word, *rest = arguments or ["--help"]
     if word in ("-h", "--help"):
-        print(overview(verb, command))
+        _show(overview(verb, command))
     elif verb is ETHER and word == "--version":
-        print(f"{command} {version('ether-diffusion')}")
+        _show(f"{command} {version('ether-diffusion')}")
     elif word in verb.verbs:
         _run(verb.verbs[word], f"{command} {word}", rest)
     else:
         offer = suggestion(word, verb.verbs)
         raise SystemExit(f'{command}: there is no verb "{word}"{offer}; "{command} --help" lists all')
+
+
+def _show(text: str) -> None:
+    """Print, to whom still reads: ``ether --help | head`` ends without a traceback."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
 
 
 def _load(target: str) -> Callable[[list[str]], object]:

@@ -48,13 +48,13 @@ TRACKER = re.compile(r"ether-diffusion/(.*/)?(events\.out\.tfevents\.[^/]*|hpara
 
 UNRECORDED = re.compile(
     r"samples/prompts\.json|samples/step-\d+/\d+\.png|samples/conditions/\d+\.png"
-    r"|checkpoints/step-\d+/(trained\.safetensors|optimizer\.bin|scaler\.pt)"
+    r"|checkpoints/step-\d+/(trained\.safetensors|optimizer\.bin|scaler\.pt|checksums\.json)"
     r"|checkpoints/step-\d+/(custom_checkpoint|random_states)_\d+\.pkl"
     r"|checkpoints/step-\d+/([^/]+/)?ether_weights\.safetensors"
     r"|[a-z_0-9]+/adapter_(config\.json|model\.safetensors)"
     r"|controlnet/(config\.json|diffusion_pytorch_model\.safetensors)"
 )
-"""What runs of 0.1 wrote in folders; they kept no record."""
+"""What runs write in folders, for those of 0.1, which kept no record."""
 
 
 def is_run(folder: Path) -> bool:

@@ -103,7 +103,7 @@ class TrainingConfig:
         "gradient_accumulation_steps": COUNT,
         "max_train_steps": COUNT,
         "learning_rate": POSITIVE,
-        "text_encoder_lr": POSITIVE,
+        "text_encoder_lr": AMOUNT,
         "lr_warmup_steps": AMOUNT,
         "lr_num_cycles": COUNT,
         "lr_power": POSITIVE,

@@ -102,7 +102,7 @@ def _facts(listing: list[PairFiles]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for entry in listing:
         sizes = [path.stat().st_size for path in (entry.image, entry.condition) if path is not None]
-        digest.update(f"{entry.name}\0{entry.prompt}\0{sizes}\n".encode())
+        digest.update(f"{entry.name}\0{list(entry.captions)}\0{sizes}\n".encode())
     return {"pictures": {"names, captions and sizes of all pairs": digest.hexdigest()[:16]}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -134,3 +135,12 @@ def test_nothing_heavy_is_imported_for_an_answer_from_the_table() -> None:
     assert "ether_diffusion" in loaded
     heavy = {"torch", "diffusers", "transformers", "accelerate", "peft", "matplotlib", "numpy", "PIL", "jsonargparse"}
     assert loaded & heavy == set()
+
+
+def test_nobody_need_read_the_help_to_its_end() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ether_diffusion.cli", "--help"]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (0, "")

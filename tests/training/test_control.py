@@ -343,7 +343,7 @@ def test_own_conditions_for_the_samples(train: Train, tmp_path: Path) -> None:
             "the playground has exact maps of its own",
         ),
         ({"validation_image": "a.png"}, "one validation_prompt for each validation_image"),
-        ({"canny_low": 300}, "canny_low 300 and canny_high 200 must be 0 ≤ low ≤ high"),
+        ({"canny_low": 300}, "canny_low 300 must be at most canny_high 200"),
         ({"proportion_empty_prompts": 2.0}, "proportion_empty_prompts must be from 0 to 1, not 2.0"),
         ({"train_text_encoder": True}, "train_text_encoder is for train_dreambooth.py"),
         ({"train_controlnet": "all"}, "need control=controlnet"),
@@ -380,12 +380,12 @@ def test_mistakes_in_the_data_end_in_one_line(
     assert "holds neither metadata.jsonl nor prompt.json" in said(train_data_dir=tmp_path / "empty")
     row = {"file_name": str(pairs / "images" / "0.png"), "text": "x"}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
-    assert "1 of 1 pictures" in (message := said(train_data_dir=tmp_path))
+    assert "1 of 1 pictures" in (message := said(train_data_dir=tmp_path, allow_outside_paths=True))
     assert "have no conditioning_image" in message
     assert "--condition canny" in message
     row |= {"conditioning_image": "nowhere.png"}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
-    assert f"{tmp_path / 'nowhere.png'} is missing" in said(train_data_dir=tmp_path)
+    assert f"{tmp_path / 'nowhere.png'} is missing" in said(train_data_dir=tmp_path, allow_outside_paths=True)
     assert "the ControlNet ./none cannot be loaded" in said(
         train_data_dir=pairs, control="controlnet", controlnet_model_name_or_path="./none"
     )
@@ -407,7 +407,7 @@ def test_a_broken_condition_found_in_training_is_named_and_the_run_says_so(
     row = {"file_name": str(pairs / "images" / "0.png"), "conditioning_image": "hint.png", "text": "x"}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match=r"hint.png: cannot be decoded"):
-        train(train_data_dir=str(tmp_path))
+        train(train_data_dir=str(tmp_path), allow_outside_paths=True)
 
 
 def test_a_controlnet_of_the_run_loads_in_diffusers_own_pipeline(train: Train) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,9 @@ def test_another_number_of_processes_and_batch_are_named(train: Train, caplog: p
 
 def test_changed_pairs_are_noticed(tmp_path: Path) -> None:
     image, condition = draw_photo(tmp_path / "a.png"), draw_photo(tmp_path / "b.png")
-    before = _facts([PairFiles(image, condition, "a dog", "a.png")])
-    assert changed_facts(before, _facts([PairFiles(image, condition, "a dog", "a.png")])) == []
+    pair = PairFiles(image, condition, ("a dog", "a pet"), "a.png")
+    before = _facts([pair])
+    assert changed_facts(before, _facts([pair])) == []
+    assert "set of pictures" in changed_facts(before, _facts([replace(pair, captions=("a dog", "a cat"))]))[0]
     draw_photo(condition, 3, (80, 80))
-    for changed in (PairFiles(image, condition, "a dog", "a.png"), PairFiles(image, image, "a cat", "a.png")):
-        assert "set of pictures" in changed_facts(before, _facts([changed]))[0]
+    assert "set of pictures" in changed_facts(before, _facts([pair]))[0]

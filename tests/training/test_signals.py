@@ -149,7 +149,7 @@ def test_a_killed_process_always_leaves_a_checkpoint_that_loads(train: Train, tm
     whole = train("whole", max_train_steps=1, **changes)
     run = train(max_train_steps=1, **changes)
     newest, half_written, rose = 1, 0, 0
-    for moment in range(3, 83, 4):
+    for moment in range(5, 165, 8):
         child = os.fork()
         if child == 0:
             try:
