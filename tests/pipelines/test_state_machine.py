@@ -11,7 +11,7 @@ The suite runs a few sequences, the same ones each time. Many are run by hand:
     ETHER_STATE_SEQUENCES=2000 python -m pytest tests/pipelines/test_state_machine.py -s
 
 They are runs of 100 sequences with numbers from ``ETHER_STATE_SEED`` (default 0) on; the one that fails is repeated by
-its number. Only these runs compile, in about one of 30 sequences.
+its number. Only these runs compile, in at most one of 20 sequences.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ether_diffusion.core.host import host_of
 class AllRules(AdapterRules, WeightRules, CallRules, PlaceRules):
     """Every rule, from the first adapters to the end of a sequence."""
 
-    @initialize(data=DATA, compiles=st.integers(0, 29), count=st.integers(0, 3), lora_first=st.booleans())
+    @initialize(data=DATA, compiles=st.integers(0, 19), count=st.integers(0, 3), lora_first=st.booleans())
     def begin(self, data: st.DataObject, compiles: int, count: int, lora_first: bool) -> None:
         self.compiles_left = 2 if SEQUENCES and compiles == 17 else 0
         self.lora_first = lora_first
@@ -102,6 +102,7 @@ class AllRules(AdapterRules, WeightRules, CallRules, PlaceRules):
 
 
 OFTEN = {
+    "compiled_call": 8,
     "fuse": 4,
     "unfuse": 2,
     "gradients": 3,

@@ -26,7 +26,7 @@ from ether_diffusion.playground.tiny import tiny_tokenizer
 
 SEQUENCES = int(os.environ.get("ETHER_STATE_SEQUENCES", "0"))
 """Sequences of a run by hand; 0 is the suite's short run."""
-SHORT, STEPS, LONG_STEPS = 40, 15, 20
+SHORT, STEPS, LONG_STEPS = 80, 15, 20
 CHUNK = 100
 """Sequences of one run of hypothesis; a failure names the run, which is repeated by its number alone."""
 COMPONENTS = ("unet", "text_encoder")
