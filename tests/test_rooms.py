@@ -20,6 +20,7 @@ FLOORS = (
     ("data",),
     ("control", "__init__"),  # `import ether_diffusion` is the public face of control, pipelines and core
     ("pipelines",),
+    ("families",),
     ("core",),
     ("page", "arguments", "files", "reading", "images", "config", "registry", "recipes", "private", "ranges"),
 )

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.control.conditions import MAP_PALETTE, load_condition, map_picture
-from ether_diffusion.pipelines.control_hook import control_of
+from ether_diffusion.pipelines.loaded import control_in
 from ether_diffusion.private import execution_device
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def controlled(
     Raises:
         ValueError: no control is loaded, there are several and no name, or the sizes do not fit (at the first step).
     """
-    control = control_of(pipe.unet)
+    control = control_in(pipe)
     if control is None:
         raise ValueError("no control is loaded in this pipeline: ether.load(pipe, folder) a run of train_controlnet.py")
     if name is None and len(control.encoders) > 1:
@@ -176,6 +176,6 @@ class StableDiffusionControlPipeline(StableDiffusionPipeline):
             )
 
     def _takes_maps(self, name: str | None) -> bool:
-        control = control_of(self.unet)
+        control = control_in(self)
         encoders = control.encoders if control else {}
         return any(each.config.condition == "map" for key, each in encoders.items() if name in (None, key))

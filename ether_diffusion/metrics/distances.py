@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from ether_diffusion.core.host import host_of
 from ether_diffusion.core.targets import root_of
+from ether_diffusion.families.parts import DENOISERS, TEXT_ENCODERS
 from ether_diffusion.registry import METHODS
 
 CHUNK = 64
 """Neurons compared with all others at a time."""
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+COMPONENTS = (*DENOISERS, *TEXT_ENCODERS)
 """Of a pipeline, those that a run may train."""
 
 
@@ -123,8 +124,8 @@ def components(pipe: DiffusionPipeline) -> Components:
 
 
 def is_trained(name: str, model: nn.Module, base: nn.Module) -> bool:
-    """Whether a component was trained: always the UNet; a text encoder with an adapter or with other weights."""
-    if name == "unet" or host_of(_inside(model)) is not None:
+    """Whether a component was trained: always the denoiser; a text encoder with an adapter or with other weights."""
+    if name in DENOISERS or host_of(_inside(model)) is not None:
         return True
     if any(hasattr(module, "base_layer") for module in model.modules()):
         return True

@@ -36,7 +36,7 @@ class Control:
         self.enabled = True
         self._unet = unet
         self._given: dict[str, Tensor] = {}
-        self._hook = _first_convolution(unet).register_forward_hook(self._add)
+        self._hook = first_layer(unet).register_forward_hook(self._add)
 
     def add(self, name: str, encoder: ControlEncoder) -> None:
         """Put an encoder on the UNet; it is active.
@@ -155,8 +155,13 @@ def attach_control(unet: nn.Module, encoder: ControlEncoder, name: str = "defaul
     return control
 
 
-def _first_convolution(unet: nn.Module) -> nn.Conv2d:
-    convolution = getattr(unet, "conv_in", None)
+def first_layer(unet: nn.Module) -> nn.Conv2d:
+    """The layer that a control is added after.
+
+    Raises:
+        ValueError: the model has no ``conv_in``.
+    """
+    convolution = getattr(root_of(unet), "conv_in", None)
     if not isinstance(convolution, nn.Conv2d):
         raise ValueError(f"{type(unet).__name__} has no first convolution `conv_in` for a control: a UNet is needed")
     return convolution
@@ -168,4 +173,4 @@ def first_width(unet: nn.Module) -> int:
     Raises:
         ValueError: the model has no ``conv_in``.
     """
-    return _first_convolution(root_of(unet)).out_channels
+    return first_layer(unet).out_channels

@@ -13,6 +13,8 @@ from torch import nn
 from ether_diffusion.core.adapter import Adapter, check_blocks
 from ether_diffusion.core.state import StateMismatchError, state_problems
 from ether_diffusion.core.targets import Target, find_targets
+from ether_diffusion.families.parts import denoiser_name, denoiser_of
+from ether_diffusion.pipelines.control_hook import first_width
 from ether_diffusion.pipelines.file import AdapterFile, AdapterFileError
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.pipelines.schema import CONTROL, vector_shapes
@@ -67,7 +69,8 @@ def other_architecture(pipe: DiffusionPipeline, file: AdapterFile) -> str | None
         for key, vectors in file.states.get("unet", {}).items()
         if key.endswith((".attn2.to_k.u", ".attn2.to_v.u", ".attn2.to_k.blocks", ".attn2.to_v.blocks"))
     }
-    present = getattr(getattr(getattr(pipe, "unet", None), "config", None), "cross_attention_dim", None)
+    denoiser = getattr(pipe, denoiser_name(pipe) or "", None)
+    present = getattr(getattr(denoiser, "config", None), "cross_attention_dim", None)
     if len(made_for) != 1 or not isinstance(present, int) or present in made_for:
         return None
     return f"made for {_family(*made_for)}, this is {_family(present)}: load it into a pipeline of its own base"
@@ -121,11 +124,11 @@ def _control_misfits(pipe: DiffusionPipeline, file: AdapterFile) -> list[str]:
     """What keeps the file's control encoder from fitting, one line per problem."""
     if file.control is None:
         return []
-    unet = getattr(pipe, "unet", None)
-    if unet is None:
-        return ["  the pipeline has no unet, which the file has a control encoder for"]
-    width, made = unet.conv_in.out_channels, file.control.config.out_channels
-    problems = [] if width == made else [f"  {CONTROL}: it makes {made} channels, the unet's first layer has {width}"]
+    try:
+        width, made = first_width(denoiser_of(pipe)), file.control.config.out_channels
+    except ValueError as error:
+        return [f"  {CONTROL}: {error}"]
+    problems = [] if width == made else [f"  {CONTROL}: it makes {made} channels, the first layer has {width}"]
     if (factor := pipe.vae_scale_factor) != file.control.vae_factor:
         problems.append(f"  {CONTROL}: made for {file.control.vae_factor} pixels per latent, the pipeline has {factor}")
     return problems

@@ -11,6 +11,7 @@ from torch import nn
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.host import Host, host_of
+from ether_diffusion.families.parts import denoiser_name
 from ether_diffusion.pipelines.control_hook import Control, control_of
 from ether_diffusion.pipelines.schema import COMPONENTS, CONTROL
 
@@ -59,9 +60,9 @@ def hosts_of(pipe: DiffusionPipeline) -> dict[str, Host]:
 
 
 def control_in(pipe: DiffusionPipeline) -> Control | None:
-    """The control encoders of the pipeline's UNet."""
-    unet = getattr(pipe, "unet", None)
-    return control_of(unet) if isinstance(unet, nn.Module) else None
+    """The control encoders of the pipeline's denoiser."""
+    name = denoiser_name(pipe)
+    return None if name is None else control_of(getattr(pipe, name))
 
 
 def switches_of(pipe: DiffusionPipeline) -> list[Host | Control]:

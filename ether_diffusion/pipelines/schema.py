@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.families.parts import DENOISERS, TEXT_ENCODERS
 from ether_diffusion.reading import check_regular, parse_json, shown
 
 FORMAT_VERSION = "1"
-COMPONENTS = ("unet", "transformer", "controlnet", "text_encoder", "text_encoder_2")
+COMPONENTS = (*DENOISERS, "controlnet", *TEXT_ENCODERS)
 CONTROL = "control_encoder"
 """First part of the keys of a control encoder, and its key in the metadata."""
 HEADER_LIMIT = 16 * 2**20
@@ -94,7 +95,7 @@ def describe(path: Path) -> Description:
     _check_keys(tensors, configs, control is not None)
     base_model = metadata.get("base_model", "")
     _require(len(base_model) <= 4096, "has broken metadata: base_model has more than 4096 characters")
-    based_on = {*configs, *(["unet"] if control else [])}
+    based_on = {*configs, *(DENOISERS if control else [])}
     return Description(tensors, configs, base_model, _base_hash(metadata, based_on), control)
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.host import Host, attach_made
 from ether_diffusion.core.plan import check_mixable
-from ether_diffusion.pipelines.control_hook import Control, attach_control
+from ether_diffusion.families.parts import DENOISERS, denoiser_name, denoiser_of
+from ether_diffusion.pipelines.control_hook import Control, attach_control, first_layer
 from ether_diffusion.pipelines.file import AdapterFile
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.pipelines.fitting import fit, warn_if_other_base
@@ -70,9 +71,10 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
         for component, (adapter, targets) in fitted.items():
             attached.append(attach_made(getattr(pipe, component), adapter, targets))
         if file.control is not None:
-            device = pipe.unet.conv_in.weight.device
+            denoiser = denoiser_of(pipe)
+            device = first_layer(denoiser).weight.device
             encoder = file.control if device.type == "meta" else file.control.to(device)
-            attach_control(pipe.unet, encoder.requires_grad_(False), name)
+            attach_control(denoiser, encoder.requires_grad_(False), name)
     except BaseException:  # an interrupt, too, leaves the pipeline as before
         for adapter in attached:
             adapter.detach()
@@ -129,7 +131,8 @@ def adapter_file(pipe: DiffusionPipeline, name: str, base_model: str | None = No
     found = {c: host.adapters[name] for c, host in hosts_of(pipe).items() if name in host.adapters}
     control = control_in(pipe)
     encoder = control.encoders.get(name) if control else None
-    based_on = dict.fromkeys([*found, *(["unet"] if encoder else [])])
+    controlled = [part for part in DENOISERS if encoder and part == denoiser_name(pipe)]
+    based_on = dict.fromkeys([*found, *controlled])
     hashes = {component: base_hash(getattr(pipe, component)) for component in based_on}
     return AdapterFile(
         states={component: adapter.state_dict() for component, adapter in found.items()},

@@ -11,12 +11,7 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
-from diffusers import (
-    ControlNetModel,
-    DiffusionPipeline,
-    StableDiffusionControlNetPipeline,
-    StableDiffusionXLControlNetPipeline,
-)
+from diffusers import ControlNetModel, DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
@@ -24,11 +19,11 @@ from ether_diffusion import pipelines
 from ether_diffusion.control.conditions import canny, colour_map, load_condition
 from ether_diffusion.control.pipeline import control_tensor, controlled
 from ether_diffusion.data.randomness import generator
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.metrics.backbones import as_rgb
 from ether_diffusion.metrics.control_tasks import Pair
 from ether_diffusion.metrics.generated import Sample, write_generated_metadata
 from ether_diffusion.metrics.segmentation import Segmenter
-from ether_diffusion.pipelines.components import is_xl, vae_factor
 from ether_diffusion.playground import base_folder
 from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range
 from ether_diffusion.runs.record import Run, read_run
@@ -45,8 +40,7 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipe
     pipe = load_pipeline(str(run_dir) if run.entry.saved_as == "pipeline" else run.base, device)
     if run.controlnet is not None:
         controlnet = ControlNetModel.from_pretrained(run.controlnet, dtype=torch.float32).to(device)
-        kind = StableDiffusionXLControlNetPipeline if is_xl(pipe) else StableDiffusionControlNetPipeline
-        pipe = kind.from_pipe(pipe, controlnet=controlnet)
+        pipe = family_of(pipe).with_controlnet(controlnet)
         pipe.set_progress_bar_config(disable=True)
     for component in run.peft_components:
         from peft import PeftModel
@@ -63,7 +57,9 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipe
 def load_pipeline(name: str, device: torch.device | str = "cpu") -> DiffusionPipeline:
     """A base model in fp32, without safety checker and progress bar, with the sampler of DreamBooth's evaluations."""
     pipe = DiffusionPipeline.from_pretrained(base_folder(name), dtype=torch.float32).to(device)
-    pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    sampler = family_of(pipe).SAMPLER
+    if sampler != "base":
+        pipe.scheduler = getattr(diffusers, sampler).from_config(pipe.scheduler.config)
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
     pipe.set_progress_bar_config(disable=True)
@@ -95,11 +91,12 @@ def draw(
     """One picture per prompt and seed, at the pipeline's own resolution."""
     for start in range(0, len(asked.prompts), batch_size):
         part = slice(start, start + batch_size)
+        prompts = list(asked.prompts[part])
         yield from pipe(
-            asked.prompts[part],
+            prompt=prompts,
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
             generator=[torch.Generator().manual_seed(seed) for seed in asked.seeds[part]],
+            **family_of(pipe).drawing(guidance_scale, len(prompts)),
         ).images
 
 
@@ -231,11 +228,11 @@ def draw_under(
         part = list(group)
         span = slice(start, start + len(part))
         start += len(part)
-        tensor = control_tensor(part, vae_factor(pipe), maps)
+        tensor = control_tensor(part, family_of(pipe).vae_factor, maps)
         height, width = tensor.shape[-2:]
         settings: dict[str, Any] = {
             "num_inference_steps": drawing.num_inference_steps,
-            "guidance_scale": drawing.guidance_scale,
+            **family_of(pipe).drawing(drawing.guidance_scale, len(part)),
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds[span]],
         }
         if hasattr(pipe, "controlnet"):
@@ -244,7 +241,7 @@ def draw_under(
         else:
             context = controlled(pipe, tensor, drawing.strength)
         with context:
-            yield from pipe(list(prompts[span]), height=height, width=width, **settings).images
+            yield from pipe(prompt=list(prompts[span]), height=height, width=width, **settings).images
 
 
 def _seed(drawing: Drawing, index: int, number: int) -> int:

@@ -243,15 +243,20 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one row per optimisation step; a resumed run drops the rows after its checkpoint."""
+    """Rows of steps, one JSON object a line; a resumed run drops the rows after its checkpoint.
 
-    def __init__(self, folder: Path, start_step: int) -> None:
-        self.path = folder / "metrics.jsonl"
+    ``metrics.jsonl`` has one row per optimisation step, ``validation.jsonl`` one whenever samples are due.
+    """
+
+    def __init__(self, path: Path, start_step: int) -> None:
+        self.path = path
         kept = [row for row in _rows(self.path) if row["step"] <= start_step]
+        self.last_step: int | None = kept[-1]["step"] if kept else None
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row; what is not finite is left out, since JSON has no word for it."""
+        self.last_step = row["step"]
         finite = {key: value for key, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")

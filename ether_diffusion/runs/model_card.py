@@ -77,7 +77,7 @@ def _control_loading_code(run: Run) -> str:
         own = run.config["train_controlnet"] != "nothing"
         named = _literal(net if is_hub_id(net) else f"path/to/{Path(net).name}")
         source = f'{folder}, subfolder="controlnet"' if own else named
-        kind = "StableDiffusionXLControlNetPipeline" if run.is_xl else "StableDiffusionControlNetPipeline"
+        kind = str(run.family.CONTROLNET)
         imports.insert(1, f"from diffusers import ControlNetModel, {kind}")
         lines = [
             f"controlnet = ControlNetModel.from_pretrained({source})",
@@ -85,11 +85,11 @@ def _control_loading_code(run: Run) -> str:
         ]
         if run.base == playground.NAME:
             imports.insert(2, "from ether_diffusion import playground")
-            lines[1] = "pipe = StableDiffusionControlNetPipeline.from_pipe(playground.load(), controlnet=controlnet)"
+            lines[1] = f"pipe = {kind}.from_pipe(playground.load(), controlnet=controlnet)"
     else:
-        kind = "ether.StableDiffusionControlPipeline"
-        if run.is_xl:
-            kind = "DiffusionPipeline"
+        takes_image = run.family.CONTROL
+        kind = f"ether.{takes_image}" if takes_image else "DiffusionPipeline"
+        if takes_image is None:
             imports.insert(1, "from diffusers import DiffusionPipeline")
         lines = [f"pipe = {kind}.from_pretrained({folder if run.method == 'full' else base})"]
         if run.base == playground.NAME and run.entry.saved_as != "pipeline":
@@ -107,14 +107,15 @@ def _control_loading_code(run: Run) -> str:
     prompt = next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     image = next((f"samples/{sample['condition']}" for sample in run.prompts if "condition" in sample), "control.png")
     lines.append(f"control_image = load_image({_literal(f'{_public_name(run)}/{image}')})")
-    drawing = [f"image = pipe({_literal(prompt)}, control_image).images[0]"]
-    if run.is_xl and run.controlnet is None:
+    if run.controlnet is not None:
+        drawing = [f"image = pipe(prompt={_literal(prompt)}, image=control_image).images[0]"]
+    elif run.family.CONTROL is not None:
+        drawing = [f"image = pipe({_literal(prompt)}, control_image).images[0]"]
+    else:
         drawing = [
             "with ether.controlled(pipe, control_image):",
-            f"    image = pipe({_literal(prompt)}).images[0]",
+            f"    image = pipe(prompt={_literal(prompt)}).images[0]",
         ]
-    elif run.is_xl:
-        drawing = [f"image = pipe({_literal(prompt)}, image=control_image).images[0]"]
     return "\n".join([*imports, "", *lines, *drawing])
 
 
@@ -151,7 +152,7 @@ def _subject_loading_code(run: Run) -> str:
         imports.append("from peft import PeftModel")
         lines = [pipeline, *_peft_lines(run)]
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
-    return "\n".join([*imports, "", *lines, f"image = pipe({_literal(prompt)}).images[0]"])
+    return "\n".join([*imports, "", *lines, f"image = pipe(prompt={_literal(prompt)}).images[0]"])
 
 
 def markdown(text: str) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar, get_type_hints
 
+from ether_diffusion.families.protocol import Family
+from ether_diffusion.families.registry import FAMILIES
 from ether_diffusion.page.text import number
 from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.reading import matches, parse_json, read_bytes, read_text, read_yaml, shown
@@ -46,6 +48,7 @@ class RunFacts:
     """``provenance.json``: what a result depends on beside its settings. A default stands for what is not recorded."""
 
     config_hash: str = ""
+    family: str = ""
     base_hash: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -195,9 +198,10 @@ class Run:
         return None if control is None else str(control)
 
     @property
-    def is_xl(self) -> bool:
-        """Whether the base is SDXL."""
-        return "text_encoder_2" in self.provenance.base_hash
+    def family(self) -> type[Family]:
+        """The family of the base; runs of 0.1, which do not say it, know SD and SDXL."""
+        older = "sdxl" if "text_encoder_2" in self.provenance.base_hash else "sd"
+        return FAMILIES.get(self.provenance.family or older, FAMILIES[older])
 
     @property
     def peft_components(self) -> list[str]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from ether_diffusion.families.parts import DENOISERS, TEXT_ENCODERS
+
 RECORD = ".written.jsonl"
 """In a run folder: the path of each file that the run wrote or is about to write, a JSON string per line."""
 
@@ -16,6 +18,7 @@ RUN_FILES = (
     "config.yaml",
     "provenance.json",
     "metrics.jsonl",
+    "validation.jsonl",
     "scores.json",
     "report.html",
     "README.md",
@@ -29,13 +32,13 @@ RUN_FOLDERS = ("samples", "checkpoints", "ether-diffusion")
 
 MODEL_FILES = (
     "model_index.json",
-    "unet",
+    *DENOISERS,
     "controlnet",
     "vae",
-    "text_encoder",
-    "text_encoder_2",
+    *TEXT_ENCODERS,
     "tokenizer",
     "tokenizer_2",
+    "tokenizer_3",
     "scheduler",
 )
 """What runs of full and of peft's methods write too."""

@@ -12,6 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 
 from ether_diffusion.config import suggestion
+from ether_diffusion.families.parts import DENOISERS
+from ether_diffusion.families.protocol import Family
+from ether_diffusion.families.registry import FAMILIES, UnknownFamilyError, family_named, family_of
 from ether_diffusion.pipelines.file import first_line, is_local_name
 from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground import base_folder
@@ -21,26 +24,18 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-"""Pipelines of diffusers that can be trained; of these only the one that is needed is imported."""
-
-PREDICTIONS = ("epsilon", "v_prediction")
-"""What a base may predict."""
-
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-
 
 class BaseModelError(RuntimeError):
     """The base model cannot be loaded, or is of a kind that cannot be trained."""
 
 
 def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
-    """Load the base as a pipeline, frozen; whether it is SD or SDXL its own ``model_index.json`` tells.
+    """Load the base as a pipeline, frozen; which family it is of its own ``model_index.json`` tells.
 
     Frozen parts are kept in the precision of the computation, the autoencoder and all that is trained in fp32.
 
     Raises:
-        BaseModelError: nothing is found under that name, the Hub cannot be reached, or it is no Stable Diffusion.
+        BaseModelError: nothing is found under that name, the Hub cannot be reached, or no family trains it.
     """
     name = base_folder(base.pretrained_model_name_or_path)
     if Path(name).is_file():
@@ -53,59 +48,54 @@ def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
     source = {"revision": base.revision} if base.revision else {}
     try:
         index = DiffusionPipeline.load_config(name, **source)
-        _check_kind(name, str(index.get("_class_name")))
+        family = _family(name, str(index.get("_class_name")))
+        _check_chosen(family, base.chosen)
         dtypes: dict[str, torch.dtype] = {"default": DTYPES[mixed_precision], "vae": torch.float32}
         if base.entry.saved_as == "pipeline":
-            dtypes["unet"] = torch.float32
+            dtypes[family.DENOISER] = torch.float32
             if base.train_text_encoder:
-                dtypes |= {"text_encoder": torch.float32, "text_encoder_2": torch.float32}
-        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtypes, variant=base.variant, **source, **_without(index))
+                dtypes |= dict.fromkeys(family.TEXT_ENCODERS, torch.float32)
+        without = _without(index, family)
+        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtypes, variant=base.variant, **source, **without)
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
         if isinstance(error, ValueError) and Path(name).is_dir() and not _variants(Path(name)):
             raise BaseModelError(f"the base model {name} cannot be loaded: {first_line(error)}") from error
         raise BaseModelError(_not_found(name, error)) from error
-    _check_objective(name, pipe)
+    if why := family_of(pipe).misfit():
+        raise BaseModelError(f"the base model {name} cannot be trained here: {why}")
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             component.requires_grad_(False)
     return pipe
 
 
-def _check_objective(name: str, pipe: DiffusionPipeline) -> None:
-    """Refuse bases that the losses of these programs would train for something else than what they were trained for.
-
-    Raises:
-        BaseModelError: its noise is not that of a DDPM, or its latents have statistics that nothing here applies.
-    """
-    scheduler, vae = pipe.scheduler.config, pipe.vae.config
-    kind, predicted = type(pipe.scheduler).__name__, scheduler.get("prediction_type", "epsilon")
-    other = "EDM" in kind or "FlowMatch" in kind or "sigma_data" in scheduler or scheduler.get("use_flow_sigmas")
-    other = other or scheduler.get("timestep_type") == "continuous"
-    if other or "beta_start" not in scheduler:
-        why = f"its scheduler is {kind}, whose noise is not that of a DDPM"
-    elif predicted not in PREDICTIONS:
-        why = f"it predicts {predicted}"
-    elif vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
-        why = "its latents are shifted and scaled by latents_mean and latents_std of its autoencoder"
-    elif vae.get("shift_factor"):
-        why = f"its latents are shifted by shift_factor={vae['shift_factor']} of its autoencoder"
-    else:
-        return
-    raise BaseModelError(
-        f"the base model {name} cannot be trained here: {why}; these programs train bases with DDPM noise that predict "
-        f"{' or '.join(PREDICTIONS)}"
-    )
-
-
-def _without(index: dict[str, Any]) -> dict[str, Any]:
+def _without(index: dict[str, Any], family: type[Family]) -> dict[str, Any]:
     """Leave out what training does not need: the safety checker and image encoders."""
-    absent: dict[str, Any] = {name: None for name in UNUSED if name in index}
+    absent: dict[str, Any] = {name: None for name in family.UNUSED if name in index}
     return {**absent, "requires_safety_checker": False} if "safety_checker" in absent else absent
 
 
-def _check_kind(name: str, class_name: str) -> None:
-    if class_name not in KINDS:
-        raise BaseModelError(f"the base model {name} is a {class_name}; this program trains {' or '.join(KINDS)}")
+def _family(name: str, pipeline: str) -> type[Family]:
+    """The family that trains pipelines of that class.
+
+    Raises:
+        BaseModelError: none does.
+    """
+    try:
+        return family_named(pipeline)
+    except UnknownFamilyError as error:
+        raise BaseModelError(f"the base model {name} cannot be trained here: {error}") from None
+
+
+def _check_chosen(family: type[Family], chosen: frozenset[str]) -> None:
+    """Refuse settings of other families.
+
+    Raises:
+        BaseModelError: one was chosen.
+    """
+    for setting in sorted(chosen - family.OPTIONS):
+        able = [each.TITLE for each in FAMILIES.values() if setting in each.OPTIONS]
+        raise BaseModelError(f"{setting} is no setting for {family.TITLE}: leave it out; {', '.join(able)} have it")
 
 
 def _not_found(name: str, error: Exception) -> str:
@@ -122,8 +112,9 @@ def _not_found(name: str, error: Exception) -> str:
 
 
 def _variants(folder: Path) -> list[str]:
-    """The variants that a diffusers folder has its UNet's weights in, such as fp16; none where it has plain ones."""
-    names = [path.name for path in folder.glob("unet/diffusion_pytorch_model*.safetensors")]
-    if "diffusion_pytorch_model.safetensors" in names:
+    """The variants that a diffusers folder has its denoiser's weights in, as fp16; none where it has plain ones."""
+    files = [path for name in DENOISERS for path in folder.glob(f"{name}/diffusion_pytorch_model*.safetensors*")]
+    names = [path.name.split(".") for path in files]
+    if any(parts[1].startswith("safetensors") for parts in names):
         return []
-    return sorted({parts[1] for name in names if len(parts := name.split(".")) == 3})
+    return sorted({parts[1].split("-")[0] for parts in names})

@@ -56,11 +56,11 @@ def _check_record(sampler: Sampler, folder: Path, prompt: str) -> None:
     section = sampler.section
     now = {
         "prompt": prompt,
-        "base_hash": base_hash(sampler.pipe.unet),
+        "base_hash": base_hash(sampler.family.denoiser),
         "resolution": sampler.resolution,
-        "sampler": section.sampler,
-        "num_inference_steps": section.num_inference_steps,
-        "guidance_scale": section.guidance_scale,
+        "sampler": section.sampler or sampler.family.SAMPLER,
+        "num_inference_steps": sampler.steps,
+        "guidance_scale": sampler.guidance,
     }
     path = folder / RECORD
     if not path.is_file():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.families.settings import Weighting
 from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, Range, check_ranges
 from ether_diffusion.registry import METHODS, MethodEntry, Rate
 from ether_diffusion.runs.folder import RunSection
@@ -74,8 +75,17 @@ class TrainingConfig:
         mixed_precision: no, fp16 or bf16; Accelerate's own configuration where it is not given.
         gradient_checkpointing: recompute activations in the backward: less memory, more time.
         allow_tf32: TF32 matrix products on NVIDIA cards.
-        torch_compile: compile the UNet; on GPUs only.
-        snr_gamma: γ of min-SNR loss weighting (arXiv 2303.09556), often 5.
+        torch_compile: compile the denoiser; on GPUs only.
+        snr_gamma: γ of min-SNR loss weighting (arXiv 2303.09556), often 5; of SD and SDXL.
+        weighting_scheme: of flow models, how σ is drawn: logit_normal, mode, none (uniform), or uniform with a weight
+            of the loss: sigma_sqrt, cosmap. The base's own shift follows.
+        logit_mean: of logit_normal; a positive one is more noise.
+        logit_std: of logit_normal.
+        mode_scale: of mode.
+        guidance_scale_training: guidance that a base distilled with it (FLUX.1 dev, FLUX.2 dev) is told in training;
+            3.5 as in diffusers' scripts where it is not given.
+        max_sequence_length: tokens that prompts are cut and padded to, of the encoders that are not CLIP; as the
+            pipeline does where it is not given.
         noise_offset: scale of a constant added to the noise of every channel, often 0.05 to 0.1.
         checkpointing_steps: steps between checkpoints.
         checkpoints_total_limit: keep only so many of the newest checkpoints.
@@ -83,9 +93,10 @@ class TrainingConfig:
         num_validation_images: samples per prompt.
         validation_steps: steps between sample grids.
         validation_seed: seed of the first sample of every prompt; the next has the next seed.
-        num_inference_steps: denoising steps of samples and class images.
-        guidance_scale: classifier-free guidance of samples and class images.
-        sampler: scheduler class of diffusers for samples; "base" for the base's own.
+        num_inference_steps: denoising steps of samples and class images; the family's own where it is not given.
+        guidance_scale: guidance of samples and class images; the family's own where it is not given.
+        sampler: scheduler class of diffusers for samples, "base" for the base's own; DPM-Solver++ for SD and SDXL and
+            the base's own for others where it is not given.
         dataloader_num_workers: processes that load images beside the training process.
         cache_dir: folder for encoded latents and prompts, which may be shared by runs; output_dir/cache by default.
         report_to: trackers besides metrics.jsonl: tensorboard, wandb.
@@ -113,6 +124,11 @@ class TrainingConfig:
         "adam_epsilon": POSITIVE,
         "max_grad_norm": AMOUNT,
         "snr_gamma": POSITIVE,
+        "logit_mean": Range(-10, 10),
+        "logit_std": POSITIVE,
+        "mode_scale": Range(-1, 1.75),
+        "guidance_scale_training": AMOUNT,
+        "max_sequence_length": COUNT,
         "noise_offset": AMOUNT,
         "checkpointing_steps": COUNT,
         "checkpoints_total_limit": COUNT,
@@ -162,6 +178,12 @@ class TrainingConfig:
     allow_tf32: bool = False
     torch_compile: bool = False
     snr_gamma: float | None = None
+    weighting_scheme: Weighting = "logit_normal"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+    guidance_scale_training: float | None = None
+    max_sequence_length: int | None = None
     noise_offset: float = 0.0
 
     checkpointing_steps: int = 200
@@ -170,9 +192,9 @@ class TrainingConfig:
     num_validation_images: int = 4
     validation_steps: int = 200
     validation_seed: int = 0
-    num_inference_steps: int = 25
-    guidance_scale: float = 7.5
-    sampler: str = "DPMSolverMultistepScheduler"
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
     dataloader_num_workers: int = 0
     cache_dir: Path | None = None
     report_to: list[Tracker] | Tracker = field(default_factory=list)
@@ -199,8 +221,15 @@ class TrainingConfig:
             raise ValueError('lr_scheduler=piecewise_constant needs lr_step_rules, such as "1:600,0.1:900,0.01"')
 
     @property
+    def chosen(self) -> frozenset[str]:
+        """The settings which not every family has, and which are not left at their default."""
+        return frozenset(
+            each.name for each in fields(self) if each.name in OF_FAMILIES and getattr(self, each.name) != each.default
+        )
+
+    @property
     def resolved_learning_rate(self) -> float:
-        """The UNet's learning rate: as given, or the method's; for prodigy, which finds its own, 1."""
+        """The denoiser's learning rate: as given, or the method's; for prodigy, which finds its own, 1."""
         if self.learning_rate is not None:
             return self.learning_rate
         return 1.0 if self.optimizer == "prodigy" else self.default_rate.value
@@ -288,7 +317,8 @@ class TrainingConfig:
 
     def hash(self) -> str:
         """Twelve hexadecimal digits that stand for the settings that a result depends on, not for where it is kept."""
-        settings = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT}
+        later = LATER - self.chosen  # as if there were none: hashes of 0.1 go on standing for the same
+        settings = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT | later}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -299,6 +329,7 @@ NOT_OF_THE_RESULT = frozenset(
         "resume",
         "dataloader_num_workers",
         "cache_dir",
+        "validation_data_dir",
         "report_to",
         "push_to_hub",
         "hub_private",
@@ -309,6 +340,22 @@ NOT_OF_THE_RESULT = frozenset(
 )
 """Settings that change where and how a run is kept, but not what it computes."""
 
+OF_FAMILIES = frozenset(
+    {
+        "snr_gamma",
+        "weighting_scheme",
+        "logit_mean",
+        "logit_std",
+        "mode_scale",
+        "guidance_scale_training",
+        "max_sequence_length",
+    }
+)
+"""Settings that not every family of bases has."""
+
+LATER = OF_FAMILIES - {"snr_gamma"}
+"""Those that version 0.1 did not have."""
+
 INPUTS = frozenset(
     {
         "pretrained_model_name_or_path",
@@ -318,6 +365,7 @@ INPUTS = frozenset(
         "instance_data_dir",
         "subjects_dir",
         "class_data_dir",
+        "validation_data_dir",
         "train_data_dir",
     }
 )
@@ -342,6 +390,8 @@ class DreamBoothConfig(TrainingConfig):
         sample_batch_size: class images generated at a time.
         center_crop: crop the middle of the photos instead of a random place.
         random_flip: mirror every other photo, for subjects without a left and right.
+        validation_data_dir: folder with held-out photos of the subject, on which the loss is compared at every step
+            with samples (validation.jsonl, val/loss); the training photos where it is not given.
         aspect_ratio_buckets: keep the photos' shapes, rounded to one of some sizes, instead of squares.
     """
 
@@ -364,6 +414,7 @@ class DreamBoothConfig(TrainingConfig):
     center_crop: bool = False
     random_flip: bool = False
     aspect_ratio_buckets: bool = False
+    validation_data_dir: Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -372,6 +423,7 @@ class DreamBoothConfig(TrainingConfig):
         self.instance_data_dir = Path(self.instance_data_dir)
         self.subjects_dir = None if self.subjects_dir is None else Path(self.subjects_dir)
         self.class_data_dir = None if self.class_data_dir is None else Path(self.class_data_dir)
+        self.validation_data_dir = None if self.validation_data_dir is None else Path(self.validation_data_dir)
         if self.subjects_dir is not None:
             self._check_subjects()
         elif self.instance_data_dir == Path():
@@ -390,6 +442,8 @@ class DreamBoothConfig(TrainingConfig):
         """Refuse what several subjects in one run cannot have."""
         if self.instance_data_dir != Path():
             raise ValueError("give either instance_data_dir, for one subject, or subjects_dir, for several")
+        if self.validation_data_dir is not None:
+            raise ValueError("subjects_dir compares the loss on each subject's photos: leave out validation_data_dir")
         if not self.entry.per_sample:
             able = " and ".join(entry.name for entry in METHODS.values() if entry.per_sample)
             raise ValueError(f"subjects_dir trains {able}, whose vectors samples can share; not {self.method}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, DiffusionPipeline
 
 from ether_diffusion.control.conditions import load_condition
 from ether_diffusion.data.augment import Augmentation
@@ -27,14 +26,14 @@ from ether_diffusion.data.pairs import (
 )
 from ether_diffusion.data.plan import BatchPlan, EndlessPlan
 from ether_diffusion.data.randomness import generator
-from ether_diffusion.pipelines.components import vae_factor
+from ether_diffusion.families.protocol import Family, Objective
+from ether_diffusion.families.settings import ObjectiveSettings
 from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground.pairs import HELD_OUT, draw_pair
 from ether_diffusion.training.batches import Batch, TrainingSamples, micro_batches, to_batch
 from ether_diffusion.training.condition_maps import SegmentedPairs
 from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.controls import make_control
-from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import control as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
@@ -52,6 +51,8 @@ from ether_diffusion.training.sections import (
 )
 from ether_diffusion.training.setup import prepare_modules
 from ether_diffusion.training.trainables import check_trainables, make_trainables
+from ether_diffusion.training.validation import STREAM as STREAM_VALIDATION
+from ether_diffusion.training.validation import Validation
 
 __all__ = ["main", "run"]
 
@@ -76,23 +77,32 @@ def run(config: ControlConfig) -> Path:
 
 def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
     config, accelerator = start.config, start.accelerator
-    control = make_control(start.pipe, config.section(ControlSection))
-    pipe = start.pipe = control.pipe
+    control = make_control(start.family, config.section(ControlSection))
+    family = start.family = control.family
     check_trainables(control.components, config.section(AdapterSection))
-    objective = Objective(DDPMScheduler.from_config(pipe.scheduler.config), config.snr_gamma)
-    sampler = Sampler(pipe, config.section(SampleSection), accelerator, control)
+    objective = family.objective(config.section(ObjectiveSettings))
+    sampler = Sampler(family, config.section(SampleSection), accelerator, control)
     with accelerator.main_process_first():  # the others read the maps that it made
         source = make_source(config, listing, accelerator)
-    pairs = make_pairs(config, source, vae_factor(pipe))
+    pairs = make_pairs(config, source, family.divisor)
     shown = make_shown(config, pairs)
     trainables = [*make_trainables(control.components, config.section(AdapterSection)), *control.trainables]
-    model = DenoisingModel(pipe, trainables, objective, control=control)
-    prepare_modules(pipe, config.section(ComputeSection))
+    model = DenoisingModel(family, trainables, objective, control=control)
+    prepare_modules(family, config.section(ComputeSection))
     provenance = record_start(start, trainables, {"training_pairs": len(pairs.source), **_facts(listing)})
-    lane = Lane(config.section(SavingSection), config.section(HubSection), trainables, sampler, shown, provenance)
-    make = partial(batches, pairs, config.section(BatchSection), accelerator, pipe)
-    train(Task(pipe, model, make, [lane], start.begin), LoopSettings.of(config), accelerator, start.checkpoint)
-    return finish(pipe, [lane], accelerator)
+    validation = Validation(validation_samples(config, pairs, family, objective), accelerator.device)
+    lane = Lane(
+        config.section(SavingSection),
+        config.section(HubSection),
+        trainables,
+        sampler,
+        shown,
+        provenance,
+        validation=validation,
+    )
+    make = partial(batches, pairs, config.section(BatchSection), accelerator, family, objective)
+    train(Task(family, model, make, [lane], start.begin), LoopSettings.of(config), accelerator, start.checkpoint)
+    return finish(family.pipe, [lane], accelerator)
 
 
 def _facts(listing: list[PairFiles]) -> dict[str, Any]:
@@ -189,11 +199,25 @@ def make_shown(config: ControlConfig, pairs: ControlPairs) -> list[Shown]:
     ]
 
 
+def validation_samples(
+    config: ControlConfig, pairs: ControlPairs, family: Family, objective: Objective
+) -> TrainingSamples[ControlPairs]:
+    """The first pairs, of an endless source unseen ones, cut in the middle and with their captions."""
+    source = pairs.source
+    if source.endless:
+        source = EndlessPairs(partial(draw_pair, HELD_OUT, with_map=config.condition in ("image", "map")))
+    still = replace(config, center_crop=True, random_flip=False, proportion_empty_prompts=0.0)
+    return TrainingSamples(
+        make_pairs(still, source, family.divisor), STREAM_VALIDATION, config.validation_seed, family, objective
+    )
+
+
 def batches(
     pairs: ControlPairs,
     section: BatchSection,
     accelerator: Accelerator,
-    pipe: DiffusionPipeline,
+    family: Family,
+    objective: Objective,
     first_step: int,
     end_step: int,
 ) -> Iterator[list[list[Batch]]]:
@@ -202,16 +226,8 @@ def batches(
     seed = generator(section.seed, STREAM).initial_seed()
     count = len(pairs.source)
     plan = EndlessPlan(size) if pairs.source.endless else BatchPlan([0] * count, size, seed)
-    samples = TrainingSamples(
-        pairs,
-        STREAM,
-        section.seed,
-        pipe.vae.config.latent_channels,
-        vae_factor(pipe),
-        pipe.scheduler.config.num_train_timesteps,
-        section.noise_offset,
-    )
+    samples = TrainingSamples(pairs, STREAM, section.seed, family, objective, section.noise_offset)
     process = (accelerator.process_index, accelerator.num_processes)
     steps, workers = (first_step, end_step), section.dataloader_num_workers
     for stacked in micro_batches(samples, plan, steps, section.train_batch_size, process, workers):
-        yield [[to_batch(stacked, pipe.vae, accelerator.device)]]
+        yield [[to_batch(stacked, family, accelerator.device)]]

@@ -1,4 +1,4 @@
-"""The two ways of control: an encoder in front of the base UNet, or a ControlNet beside it."""
+"""The two ways of control: an encoder in front of the denoiser, or a ControlNet beside it."""
 
 from __future__ import annotations
 
@@ -8,45 +8,41 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import (
-    ControlNetModel,
-    DiffusionPipeline,
-    StableDiffusionControlNetPipeline,
-    StableDiffusionXLControlNetPipeline,
-)
+from diffusers import ControlNetModel, DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.control.pipeline import control_tensor, controlled
-from ether_diffusion.pipelines.components import is_xl, vae_factor
+from ether_diffusion.families.protocol import Family
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.pipelines.control_encoder import ControlEncoder
 from ether_diffusion.pipelines.control_hook import attach_control
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.training.base_model import BaseModelError
-from ether_diffusion.training.conditioning import UNetInputs
 from ether_diffusion.training.sections import ControlSection
 from ether_diffusion.training.trainables import ADAPTER_NAME, CONTROLNET_WEIGHTS, Components, Trainable
 
 
 class EncoderControl:
-    """A control encoder whose output is added after the base UNet's first convolution; the method acts on the UNet.
+    """A control encoder whose output is added after the denoiser's first layer; the method acts on the denoiser.
 
     Args:
-        pipe: the base.
+        family: of the base.
         section: the settings.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, section: ControlSection) -> None:
-        self.pipe = pipe
+    def __init__(self, family: Family, section: ControlSection) -> None:
+        self.family = family
         kind = "map" if section.has_maps else "image"
-        self.encoder = ControlEncoder.of(pipe.unet, vae_factor(pipe), kind, section.seed).to(pipe.unet.device)
-        self.control = attach_control(pipe.unet, self.encoder, ADAPTER_NAME)
+        encoder = ControlEncoder.of(family.denoiser, family.vae_factor, kind, section.seed)
+        self.encoder = encoder.to(family.device)
+        self.control = attach_control(family.denoiser, self.encoder, ADAPTER_NAME)
 
     @property
     def components(self) -> Components:
         """What the method acts on."""
-        return {"unet": self.pipe.unet}
+        return {self.family.DENOISER: self.family.denoiser}
 
     @property
     def trainables(self) -> list[Trainable]:
@@ -54,7 +50,7 @@ class EncoderControl:
         return [Trainable(CONTROL, self.encoder, self.control.enable)]
 
     @contextmanager
-    def training(self, inputs: UNetInputs, conditions: Tensor) -> Iterator[dict[str, Any]]:
+    def training(self, arguments: dict[str, Any], conditions: Tensor) -> Iterator[dict[str, Any]]:
         """Add the features of the conditions."""
         with self.control.given({ADAPTER_NAME: self.control.features(ADAPTER_NAME, conditions)}):
             yield {}
@@ -70,30 +66,31 @@ class ControlNetControl:
     """A ControlNet (arXiv 2302.05543) beside the frozen UNet; the method acts on the ControlNet.
 
     Args:
-        pipe: the base.
+        family: of the base.
         section: the settings.
 
     Attributes:
-        pipe: a pipeline of diffusers with the ControlNet.
+        family: around a pipeline of diffusers with the ControlNet.
 
     Raises:
         BaseModelError: the ControlNet cannot be loaded, or does not fit the base.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, section: ControlSection) -> None:
+    def __init__(self, family: Family, section: ControlSection) -> None:
+        if family.CONTROLNET is None:
+            raise BaseModelError(f"no ControlNet of {family.TITLE} can be trained here: use --control encoder")
         self.section = section
-        controlnet = _controlnet(pipe, section)
-        self.controlnet = controlnet.to(pipe.unet.device)
-        if controlnet.config.cross_attention_dim != pipe.unet.config.cross_attention_dim:
+        controlnet = _controlnet(family, section)
+        self.controlnet = controlnet.to(family.device)
+        own, expected = controlnet.config.cross_attention_dim, family.denoiser.config.cross_attention_dim
+        if own != expected:
             raise BaseModelError(
-                f"{section.controlnet_model_name_or_path} reads prompts of {controlnet.config.cross_attention_dim} "
-                f"features, the base makes {pipe.unet.config.cross_attention_dim}: they are of different models"
+                f"{section.controlnet_model_name_or_path} reads prompts of {own} features, the base makes {expected}: "
+                "they are of different models"
             )
-        kind = StableDiffusionXLControlNetPipeline if is_xl(pipe) else StableDiffusionControlNetPipeline
-        xl = {"force_zeros_for_empty_prompt": getattr(pipe.config, "force_zeros_for_empty_prompt", True)}
-        more = xl if is_xl(pipe) else {"requires_safety_checker": False}
-        self.pipe: DiffusionPipeline = kind(**pipe.components, controlnet=controlnet, **more)
-        self.pipe.register_to_config(_name_or_path=section.pretrained_model_name_or_path)
+        pipe = family.with_controlnet(controlnet)
+        pipe.register_to_config(_name_or_path=section.pretrained_model_name_or_path)
+        self.family: Family = family_of(pipe)
 
     @property
     def components(self) -> Components:
@@ -115,17 +112,18 @@ class ControlNetControl:
         return [Trainable(CONTROLNET_WEIGHTS, self.controlnet, None)]
 
     @contextmanager
-    def training(self, inputs: UNetInputs, conditions: Tensor) -> Iterator[dict[str, Any]]:
+    def training(self, arguments: dict[str, Any], conditions: Tensor) -> Iterator[dict[str, Any]]:
         """Give the UNet the ControlNet's residuals."""
+        own = self.controlnet.dtype
         down, mid = self.controlnet(
-            inputs.sample.to(self.controlnet.dtype),
-            inputs.timesteps,
-            encoder_hidden_states=inputs.prompt_embeds.to(self.controlnet.dtype),
-            controlnet_cond=conditions.to(self.controlnet.dtype),
-            added_cond_kwargs=inputs.added,
+            arguments["sample"].to(own),
+            arguments["timestep"],
+            encoder_hidden_states=arguments["encoder_hidden_states"].to(own),
+            controlnet_cond=conditions.to(own),
+            added_cond_kwargs=arguments.get("added_cond_kwargs"),
             return_dict=False,
         )
-        dtype = inputs.sample.dtype
+        dtype = arguments["sample"].dtype
         yield {
             "down_block_additional_residuals": [each.to(dtype) for each in down],
             "mid_block_additional_residual": mid.to(dtype),
@@ -134,26 +132,27 @@ class ControlNetControl:
     @contextmanager
     def drawing(self, pipe: DiffusionPipeline, conditions: list[Image.Image]) -> Iterator[dict[str, Any]]:
         """The argument of diffusers' own ControlNet pipelines."""
-        yield {"image": control_tensor(conditions, vae_factor(pipe))}
+        yield {"image": control_tensor(conditions, self.family.vae_factor)}
 
 
-def make_control(pipe: DiffusionPipeline, section: ControlSection) -> EncoderControl | ControlNetControl:
+def make_control(family: Family, section: ControlSection) -> EncoderControl | ControlNetControl:
     """The way that ``section.control`` names.
 
     Raises:
         BaseModelError: the ControlNet cannot be loaded, or does not fit the base.
     """
-    return EncoderControl(pipe, section) if section.control == "encoder" else ControlNetControl(pipe, section)
+    return EncoderControl(family, section) if section.control == "encoder" else ControlNetControl(family, section)
 
 
-def _controlnet(pipe: DiffusionPipeline, section: ControlSection) -> ControlNetModel:
+def _controlnet(family: Family, section: ControlSection) -> ControlNetModel:
     """The ControlNet that is named, or a new one; frozen, in fp32 where its weights are trained."""
-    dtype = pipe.unet.dtype if section.train_controlnet == "nothing" else torch.float32
+    denoiser = family.denoiser
+    dtype = denoiser.dtype if section.train_controlnet == "nothing" else torch.float32
     name = section.controlnet_model_name_or_path
     if name is None:
-        stages = vae_factor(pipe).bit_length()
+        stages = family.vae_factor.bit_length()
         channels = (*(16, 32, 96, 256), *[256] * stages)[:stages]
-        make = partial(ControlNetModel.from_unet, pipe.unet, conditioning_embedding_out_channels=channels)
+        make = partial(ControlNetModel.from_unet, denoiser, conditioning_embedding_out_channels=channels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(section.seed)
             return make().to(dtype).requires_grad_(False)

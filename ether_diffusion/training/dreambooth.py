@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, DiffusionPipeline
 
 from ether_diffusion.data.augment import Augmentation
 from ether_diffusion.data.cache import TensorCache
 from ether_diffusion.data.plan import BatchPlan
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
+from ether_diffusion.families.protocol import Family, Objective
+from ether_diffusion.families.settings import ObjectiveSettings
 from ether_diffusion.images import check_folder, load_caption
-from ether_diffusion.pipelines.components import vae_factor
 from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.folder import changed_settings, open_run_folder
 from ether_diffusion.runs.outputs import check_outputs
@@ -26,7 +26,6 @@ from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once
 from ether_diffusion.training.class_images import generate_class_images
 from ether_diffusion.training.conditioning import encode_prompts_once
 from ether_diffusion.training.config import DreamBoothConfig
-from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import dreambooth as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
@@ -49,6 +48,7 @@ from ether_diffusion.training.trainables import (
     make_trainables,
     trained_components,
 )
+from ether_diffusion.training.validation import PICTURES, STREAM, Validation
 
 __all__ = ["main", "run"]
 
@@ -71,26 +71,28 @@ def run(config: DreamBoothConfig) -> Path:
 
 
 def _train(start: Start[DreamBoothConfig]) -> Path:
-    config, accelerator, pipe = start.config, start.accelerator, start.pipe
-    components = trained_components(pipe, config.section(AdapterSection))
+    config, accelerator, family = start.config, start.accelerator, start.family
+    components = trained_components(family, config.section(AdapterSection))
     check_trainables(components, config.section(AdapterSection))
-    objective = Objective(DDPMScheduler.from_config(pipe.scheduler.config), config.snr_gamma)
+    objective = family.objective(config.section(ObjectiveSettings))
     subjects = subjects_of(config)
-    samplers = [Sampler(pipe, each.section(SampleSection), accelerator) for each in subjects.values()]
-    streams = [make_streams(pipe, each, own) for each, own in zip(subjects.values(), samplers, strict=True)]
+    samplers = [Sampler(family, each.section(SampleSection), accelerator) for each in subjects.values()]
+    streams = [make_streams(objective, each, own) for each, own in zip(subjects.values(), samplers, strict=True)]
+    held_out = [validation_samples(objective, each, family) for each in subjects.values()]
     embeds = None
     if not config.train_text_encoder:
-        prompts = [prompt for own in streams for stream in own for prompt in stream.subject.prompts]
+        seen = [*(stream for own in streams for stream in own), *held_out]
+        prompts = [prompt for stream in seen for prompt in stream.subject.prompts]
         with accelerator.main_process_first():  # the others read what it cached
-            embeds = encode_prompts_once(pipe, prompts, TensorCache(config.cache_folder))
+            embeds = encode_prompts_once(family, prompts, TensorCache(config.cache_folder))
     trainables = [
         make_trainables(components, each.section(AdapterSection), name or ADAPTER_NAME)
         for name, each in subjects.items()
     ]
     names = [name for name in subjects if name is not None]
     everything = [trainable for own in trainables for trainable in own]
-    model = DenoisingModel(pipe, everything, objective, config.prior_loss_weight, embeds, adapters=names)
-    prepare_modules(pipe, config.section(ComputeSection))
+    model = DenoisingModel(family, everything, objective, config.prior_loss_weight, embeds, adapters=names)
+    prepare_modules(family, config.section(ComputeSection))
     if names and start.checkpoint and accelerator.is_main_process:
         for name, each in subjects.items():
             for change in changed_settings(each.run, start.base_hash):
@@ -105,13 +107,16 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
             _shown(each),
             record_start(start, own, _facts(seen), each),
             name,
+            Validation(validation, accelerator.device),
         )
-        for (name, each), own, sampler, seen in zip(subjects.items(), trainables, samplers, streams, strict=True)
+        for (name, each), own, sampler, seen, validation in zip(
+            subjects.items(), trainables, samplers, streams, held_out, strict=True
+        )
     ]
-    make = partial(batches, streams, config.section(BatchSection), accelerator, pipe)
-    task = Task(pipe, model, make, lanes, start.begin, together)
+    make = partial(batches, streams, config.section(BatchSection), accelerator, family)
+    task = Task(family, model, make, lanes, start.begin, together)
     train(task, LoopSettings.of(config), accelerator, start.checkpoint)
-    report = finish(pipe, lanes, accelerator)
+    report = finish(family.pipe, lanes, accelerator)
     if together is not None and accelerator.is_main_process:
         together.update(status="finished")
     return report
@@ -127,6 +132,8 @@ def check_subjects(config: DreamBoothConfig) -> None:
     """
     for each in subjects_of(config).values():
         check_folder(each.instance_data_dir)
+        if each.validation_data_dir is not None:
+            check_folder(each.validation_data_dir)
         if each.class_data_dir is not None and each.class_data_dir.resolve() == each.instance_data_dir.resolve():
             raise ValueError(
                 f"class_data_dir and instance_data_dir are the same folder, {each.class_data_dir}: class images would "
@@ -160,11 +167,11 @@ def picture_hash(path: Path) -> str:
 
 
 def make_streams(
-    pipe: DiffusionPipeline, config: DreamBoothConfig, sampler: Sampler
+    objective: Objective, config: DreamBoothConfig, sampler: Sampler
 ) -> list[TrainingSamples[SubjectFolder]]:
     """The photos of the subject, and with prior preservation images of its class, generated where missing."""
     augmentation = Augmentation(config.center_crop, config.random_flip)
-    scheduler = pipe.scheduler.config
+    family = sampler.family
 
     def stream(name: str, folder: Path, prompt: str, limit: int | None = None) -> TrainingSamples[SubjectFolder]:
         subject = SubjectFolder(
@@ -173,18 +180,15 @@ def make_streams(
             sampler.resolution,
             augmentation,
             config.aspect_ratio_buckets,
-            vae_factor(pipe),
+            family.divisor,
             limit,
         )
         cached = None
         if subject.deterministic:
             show = sampler.accelerator.is_main_process
             with sampler.accelerator.main_process_first():  # the others read what it cached
-                cached = encode_once(subject, pipe.vae, TensorCache(config.cache_folder), show)
-        channels, steps = pipe.vae.config.latent_channels, scheduler.num_train_timesteps
-        return TrainingSamples(
-            subject, name, config.seed, channels, vae_factor(pipe), steps, config.noise_offset, cached
-        )
+                cached = encode_once(subject, family, TensorCache(config.cache_folder), show)
+        return TrainingSamples(subject, name, config.seed, family, objective, config.noise_offset, cached)
 
     streams = [stream("instance", config.instance_data_dir, config.instance_prompt)]
     if config.with_prior_preservation and config.class_prompt:
@@ -195,11 +199,22 @@ def make_streams(
     return streams
 
 
+def validation_samples(
+    objective: Objective, config: DreamBoothConfig, family: Family
+) -> TrainingSamples[SubjectFolder]:
+    """The held-out photos, or those of the training, cut in the middle."""
+    folder = config.validation_data_dir or config.instance_data_dir
+    buckets, resolution = config.aspect_ratio_buckets, config.resolution or family.native_resolution
+    centred = Augmentation(center_crop=True)
+    subject = SubjectFolder(folder, config.instance_prompt, resolution, centred, buckets, family.divisor, PICTURES)
+    return TrainingSamples(subject, STREAM, config.validation_seed, family, objective)
+
+
 def batches(
     lanes: list[list[TrainingSamples[SubjectFolder]]],
     section: BatchSection,
     accelerator: Accelerator,
-    pipe: DiffusionPipeline,
+    family: Family,
     first_step: int,
     end_step: int,
 ) -> Iterator[list[list[Batch]]]:
@@ -221,4 +236,4 @@ def batches(
         for streams in lanes
     ]
     for parts in zip(*(zip(*streams, strict=True) for streams in loaders), strict=True):
-        yield [join([to_batch(part, pipe.vae, accelerator.device) for part in own]) for own in parts]
+        yield [join([to_batch(part, family, accelerator.device) for part in own]) for own in parts]

@@ -15,20 +15,22 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ether_diffusion.core.adapter import Adapter
+from ether_diffusion.families.protocol import Family
 from ether_diffusion.runs.folder import MetricsFile, Provenance, forget_after, list_checkpoints
 from ether_diffusion.runs.report import write_report
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.checkpoints import Checkpoints
 from ether_diffusion.training.interrupts import Interrupts
+from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer, make_schedule
-from ether_diffusion.training.samples import Sampler, Shown, write_samples
+from ether_diffusion.training.samples import Sampler, Shown, inactive, write_samples
 from ether_diffusion.training.sections import HubSection, LoopSection, OptimizerSection, SavingSection
 from ether_diffusion.training.trainables import Trainable
+from ether_diffusion.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class Lane:
         shown: what the sample grids show.
         provenance: of its run folder.
         name: of its adapter, where there are several lanes.
+        validation: what its loss is compared on, at every step with samples.
     """
 
     saving: SavingSection
@@ -75,6 +78,7 @@ class Lane:
     shown: list[Shown]
     provenance: Provenance
     name: str | None = None
+    validation: Validation | None = None
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -87,7 +91,7 @@ class Task:
     """What a training program gives to the loop.
 
     Attributes:
-        pipe: the base, on the device, with what is trained attached.
+        family: of the base, on the device, with what is trained attached.
         model: its forward takes a list of batches for each lane and returns scalar losses for each, among them "loss".
         batches: from (first step, end step) to this process's micro-batches, ``gradient_accumulation_steps`` a step,
             each with a list of batches for every lane.
@@ -96,8 +100,8 @@ class Task:
         together: provenance of the folder that holds several lanes'.
     """
 
-    pipe: DiffusionPipeline
-    model: nn.Module
+    family: Family
+    model: DenoisingModel
     batches: Callable[[int, int], Iterator[list[list[Batch]]]]
     lanes: list[Lane]
     begin: Callable[[], None]
@@ -143,7 +147,7 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
     schedule = make_schedule(optimizer, settings.optimizer)
     model, optimizer = accelerator.prepare(task.model, optimizer)
     accelerator.register_for_checkpointing(schedule)  # to save it; it is read back without pickle
-    checkpoints = Checkpoints(accelerator, task.pipe, task.trainables, settings.saving)
+    checkpoints = Checkpoints(accelerator, task.family.pipe, task.trainables, settings.saving)
     step = checkpoints.load(start, optimizer, schedule) if start else 0
     task.begin()  # all checks are behind us: from here on the run folder is this run's
     checkpoints.remove_leftovers()
@@ -203,10 +207,13 @@ class _Run:
         self.before = float(task.lanes[0].provenance.content["seconds"])
         self.began = time.perf_counter()
         self.metrics: list[MetricsFile] = []
+        self.validations: list[MetricsFile] = []
         if accelerator.is_main_process:
             for folder in dict.fromkeys([section.output_dir, *(lane.saving.output_dir for lane in task.lanes)]):
                 forget_after(folder, start_step)
-            self.metrics = [MetricsFile(lane.saving.output_dir, start_step) for lane in task.lanes]
+            folders = [lane.saving.output_dir for lane in task.lanes]
+            self.metrics = [MetricsFile(folder / "metrics.jsonl", start_step) for folder in folders]
+            self.validations = [MetricsFile(folder / "validation.jsonl", start_step) for folder in folders]
 
     def progress_bar(self, step: int) -> tqdm[Any]:
         hidden = not self.accelerator.is_main_process
@@ -247,13 +254,25 @@ class _Run:
         due = finished or step % self.section.validation_steps == 0
         if self.accelerator.is_main_process and due:
             stop = lambda: bool(interrupts.received)  # noqa: E731
-            for lane in self.task.lanes:
+            for number, lane in enumerate(self.task.lanes):
+                self._validate(lane, self.validations[number], step)
                 folder = lane.saving.output_dir / "samples" / f"step-{step:06d}"
                 if self.section.num_validation_images and not folder.is_dir():
                     self._only(lane)
                     write_samples(lane.sampler, lane.trainables, lane.shown, step, stop)
             self.update("running", report=not finished)
         self.accelerator.wait_for_everyone()
+
+    def _validate(self, lane: Lane, file: MetricsFile, step: int) -> None:
+        """Log the loss on the fixed pictures, unless it is there; at step 0 that of the base without adapter."""
+        if lane.validation is None or file.last_step == step:
+            return
+        self._only(lane)
+        with inactive(lane.trainables if step == 0 else []):
+            found = lane.validation.loss(self.task.model, self.accelerator.autocast)
+        file.append({"step": step, **found})
+        name = "val/loss" if lane.name is None else f"{lane.name}/val/loss"
+        self.accelerator.log({name: found["loss"]}, step=step)
 
     def _only(self, lane: Lane) -> None:
         """Let no adapter but the lane's act, where there are several; the next step gives each sample its own again."""

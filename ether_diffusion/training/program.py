@@ -13,9 +13,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline
 
-from ether_diffusion.pipelines.components import native_resolution, text_encoders
+from ether_diffusion.data.buckets import check_resolution
+from ether_diffusion.families.protocol import Family
+from ether_diffusion.families.registry import family_of
+from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.runs.folder import (
@@ -75,7 +77,7 @@ class Start(Generic[Config]):
     Attributes:
         config: the settings with all that the base and Accelerate decide.
         accelerator: Accelerate.
-        pipe: the frozen base, on the device.
+        family: of the frozen base, which is on the device.
         checkpoint: to continue from, None for a new run.
         base_hash: identity of the base, by component.
         records: of its run folders, which :meth:`begin` opens.
@@ -83,7 +85,7 @@ class Start(Generic[Config]):
 
     config: Config
     accelerator: Accelerator
-    pipe: DiffusionPipeline
+    family: Family
     checkpoint: Path | None
     base_hash: dict[str, str | None]
     records: list[tuple[Provenance, TrainingConfig]] = field(default_factory=list)
@@ -125,20 +127,31 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
     if accelerator.is_main_process:
         check_outputs(config.output_dir, config.repository)
     check()
-    if config.sampler != "base":
-        scheduler_class(config.sampler)
+    if config.sampler not in (None, "base"):
+        scheduler_class(str(config.sampler))
     pipe = load_base(config.section(BaseSection), accelerator.mixed_precision).to(accelerator.device)
+    family = family_of(pipe, config.section(FamilySettings))
+    if why := family.distilled:
+        logger.warning(
+            "the base was distilled to few steps (%s): training undoes that; train its undistilled version where "
+            "there is one",
+            why,
+        )
     config = replace(
         config,
         mixed_precision=accelerator.mixed_precision,
-        resolution=config.resolution or native_resolution(pipe),
+        resolution=config.resolution or family.native_resolution,
         learning_rate=config.resolved_learning_rate,
+        sampler=config.sampler or family.SAMPLER,
+        num_inference_steps=config.num_inference_steps or family.STEPS,
+        guidance_scale=family.GUIDANCE if config.guidance_scale is None else config.guidance_scale,
     )
-    hashes = {name: base_hash(getattr(pipe, name)) for name in ("unet", *text_encoders(pipe))}
+    check_resolution(int(config.resolution or 0), family.divisor)
+    hashes = {name: base_hash(getattr(family.pipe, name)) for name in family.components}
     if checkpoint and accelerator.is_main_process:
         for change in changed_settings(config.run, hashes):
             logger.warning("resuming with another setting, %s", change)
-    return Start(config, accelerator, pipe, checkpoint, hashes)
+    return Start(config, accelerator, family, checkpoint, hashes)
 
 
 def record_start(
@@ -152,6 +165,7 @@ def record_start(
     provenance = Provenance(
         config.run,
         now := {
+            "family": start.family.NAME,
             "base_hash": start.base_hash,
             "device": str(accelerator.device),
             "threads": torch.get_num_threads(),

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ether_diffusion.config import suggestion
+from ether_diffusion.families.protocol import Family
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.runs.written import note_written
 from ether_diffusion.training.conditioning import Conditioning
@@ -43,7 +44,7 @@ class Sampler:
     """Draws images with the pipeline in memory, and leaves the training state as it was.
 
     Args:
-        pipe: the pipeline in training.
+        family: of the pipeline in training.
         section: resolution, steps, guidance and scheduler of the samples; its resolution must be set.
         accelerator: for its mixed precision.
         control: what makes the pipeline take conditions, where it is trained with a control.
@@ -54,7 +55,7 @@ class Sampler:
 
     def __init__(
         self,
-        pipe: DiffusionPipeline,
+        family: Family,
         section: SampleSection,
         accelerator: Accelerator,
         control: Conditioning | None = None,
@@ -63,11 +64,15 @@ class Sampler:
             raise ValueError("the resolution of samples is not set: give it in pixels")
         self.section = section
         self.resolution = section.resolution
+        self.steps = section.num_inference_steps or family.STEPS
+        self.guidance = family.GUIDANCE if section.guidance_scale is None else section.guidance_scale
+        sampler = section.sampler or family.SAMPLER
         self.accelerator = accelerator
         self.control = control
-        self.pipe = copy.copy(pipe)  # the same modules; from_pipe would cast them
-        if section.sampler != "base":
-            self.pipe.register_modules(scheduler=scheduler_class(section.sampler).from_config(pipe.scheduler.config))
+        self.family = family
+        self.pipe = pipe = copy.copy(family.pipe)  # the same modules; from_pipe would cast them
+        if sampler != "base":
+            pipe.register_modules(scheduler=scheduler_class(sampler).from_config(pipe.scheduler.config))
         self.pipe.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
@@ -79,18 +84,17 @@ class Sampler:
         seen = nullcontext({}) if self.control is None else self.control.drawing(self.pipe, conditions or [])
         with _evaluating(self.pipe), self._autocast(), seen as more:
             latents = self.pipe(
-                prompts,
+                prompt=list(prompts),
                 height=self.resolution,
                 width=self.resolution,
-                num_inference_steps=self.section.num_inference_steps,
-                guidance_scale=self.section.guidance_scale,
+                num_inference_steps=self.steps,
                 generator=generators,
                 output_type="latent",
+                **self.family.drawing(self.guidance, len(prompts)),
                 **more,
             ).images
-        vae = self.pipe.vae  # in fp32, outside autocast: SDXL's overflows in half precision; one by one, to save memory
-        scaled = latents.to(vae.dtype) / vae.config.scaling_factor
-        decoded = torch.cat([vae.decode(each, return_dict=False)[0] for each in scaled.split(1)])
+        # outside autocast, in the autoencoder's fp32: SDXL's overflows in half precision
+        decoded = self.family.decode(self.family.unscaled(latents, self.resolution, self.resolution))
         images: list[Image.Image] = self.pipe.image_processor.postprocess(decoded, output_type="pil")
         return images
 
@@ -129,7 +133,7 @@ def write_samples(
                 each.condition.save(temporary, format="PNG")
     write_text(folder / "prompts.json", json.dumps(listing, indent=1))
     try:
-        with atomic_path(folder / f"step-{step:06d}") as temporary, _inactive(trainables if step == 0 else []):
+        with atomic_path(folder / f"step-{step:06d}") as temporary, inactive(trainables if step == 0 else []):
             temporary.mkdir()
             for name, index, seed in tqdm(named, desc=f"samples of step {step}", leave=False):
                 if stop():
@@ -179,8 +183,8 @@ def _evaluating(pipe: DiffusionPipeline) -> Iterator[None]:
 
 
 @contextmanager
-def _inactive(trainables: list[Trainable]) -> Iterator[None]:
-    """The base alone."""
+def inactive(trainables: list[Trainable]) -> Iterator[None]:
+    """The base alone, as far as what is trained can be turned off."""
     switches = [trainable.set_active for trainable in trainables if trainable.set_active is not None]
     for switch in switches:
         switch(False)

@@ -15,13 +15,17 @@ from ether_diffusion.registry import MethodEntry
 
 @dataclass(frozen=True)
 class BaseSection:
-    """The frozen base; ``entry`` and ``train_text_encoder`` say which of its parts are trained themselves."""
+    """The frozen base; ``entry`` and ``train_text_encoder`` say which of its parts are trained themselves.
+
+    ``chosen`` are settings that only some families have.
+    """
 
     pretrained_model_name_or_path: str
     revision: str | None
     variant: str | None
     entry: MethodEntry
     train_text_encoder: bool
+    chosen: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,9 @@ class SampleSection:
 
     output_dir: Path
     resolution: int | None
-    sampler: str
-    num_inference_steps: int
-    guidance_scale: float
+    sampler: str | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
     num_validation_images: int
     validation_seed: int
 

@@ -11,9 +11,8 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
-from diffusers import DiffusionPipeline
 
-from ether_diffusion.pipelines.components import text_encoders
+from ether_diffusion.families.protocol import Family
 from ether_diffusion.training.base_model import DTYPES
 from ether_diffusion.training.sections import ComputeSection
 
@@ -103,14 +102,14 @@ def check_installed(section: ComputeSection) -> None:
             raise ImportError(f"{setting} needs {package}: pip install 'ether-diffusion[{extra}]'")
 
 
-def prepare_modules(pipe: DiffusionPipeline, section: ComputeSection) -> None:
+def prepare_modules(family: Family, section: ComputeSection) -> None:
     """Gradient checkpointing and compilation of what takes part in training."""
-    denoisers = [part for part in (pipe.unet, getattr(pipe, "controlnet", None)) if part is not None]
+    denoisers = [part for part in (family.denoiser, getattr(family.pipe, "controlnet", None)) if part is not None]
     if section.gradient_checkpointing:
         for denoiser in denoisers:
             denoiser.enable_gradient_checkpointing()
         if section.train_text_encoder:
-            for encoder in text_encoders(pipe).values():
+            for encoder in family.text_encoders.values():
                 encoder.gradient_checkpointing_enable()  # type: ignore[operator]
     if section.torch_compile:
         for denoiser in denoisers:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ether_diffusion.core.adapter import check_blocks
 from ether_diffusion.core.host import attach
 from ether_diffusion.core.targets import find_targets
+from ether_diffusion.families.protocol import Family
 from ether_diffusion.files import atomic_path, commit
-from ether_diffusion.pipelines.components import text_encoders
 from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.pipelines.verbs import adapter_file
 from ether_diffusion.runs.written import note_written
@@ -37,7 +37,7 @@ class Trainable:
     """One component of the pipeline that is trained.
 
     Attributes:
-        component: unet, text_encoder or text_encoder_2; control_encoder, controlnet or controlnet_weights.
+        component: the denoiser or a text encoder; control_encoder, controlnet or controlnet_weights.
         module: owns the trained parameters: an adapter beside the component, or the component itself.
         set_active: turns the trained part on or off, so that the base can be sampled; None where it cannot.
         adapter: the adapter's name in the pipeline.
@@ -66,9 +66,9 @@ Components = dict[str, nn.Module]
 """Modules that a method acts on, by their name in the pipeline."""
 
 
-def trained_components(pipe: DiffusionPipeline, section: AdapterSection) -> Components:
-    """The UNet and, if asked for, the text encoders."""
-    return {"unet": pipe.unet, **(text_encoders(pipe) if section.train_text_encoder else {})}
+def trained_components(family: Family, section: AdapterSection) -> Components:
+    """The denoiser and, if asked for, the text encoders."""
+    return {family.DENOISER: family.denoiser, **(family.text_encoders if section.train_text_encoder else {})}
 
 
 def check_trainables(components: Components, section: AdapterSection) -> None:

@@ -293,7 +293,7 @@ def test_a_control_for_another_unet_or_autoencoder_is_refused_before_anything_is
     fresh = tiny_pipeline()
     with pytest.raises(AdapterFileError) as refused:
         ether.load(fresh, tmp_path)
-    assert "control_encoder: it makes 48 channels, the unet's first layer has 32" in str(refused.value)
+    assert "control_encoder: it makes 48 channels, the first layer has 32" in str(refused.value)
     assert "control_encoder: made for 4 pixels per latent, the pipeline has 2" in str(refused.value)
     assert not ether.adapters(fresh)
 

@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ether_diffusion import registry
 from ether_diffusion.core.targets import find_targets
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.metrics.distances import (
     change,
     components,
@@ -110,7 +111,7 @@ def test_a_trained_text_encoder_counts(pipe: DiffusionPipeline, tmp_path: Path) 
     assert set(base) == {"unet", "text_encoder"}
     settings = config("naive", tmp_path)
     settings.train_text_encoder = True
-    trainables = make_trainables(trained_components(pipe, settings), settings)
+    trainables = make_trainables(trained_components(family_of(pipe), settings), settings)
     assert mean_distances(components(pipe), base, "naive")["weights"] == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for trainable in trainables:
@@ -123,7 +124,7 @@ def test_a_trained_text_encoder_counts(pipe: DiffusionPipeline, tmp_path: Path) 
 def test_a_loaded_peft_adapter_has_the_same_distances(pipe: DiffusionPipeline, tmp_path: Path) -> None:
     base = copy.deepcopy(pipe.unet)
     settings = config("oft", tmp_path)
-    trainables = make_trainables(trained_components(pipe, settings), settings)
+    trainables = make_trainables(trained_components(family_of(pipe), settings), settings)
     with torch.no_grad():
         for parameter in trainables[0].parameters():
             parameter.add_(0.1)

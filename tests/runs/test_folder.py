@@ -34,7 +34,8 @@ def test_provenance_says_what_the_result_depends_on(train: Train, settings: Sett
     run = train(max_train_steps=2)
     said = provenance(run)
     pipe = tiny_pipeline()
-    assert said["config_hash"] == settings(max_train_steps=2, learning_rate=6e-3, mixed_precision="no").hash()
+    resolved = {"learning_rate": 6e-3, "mixed_precision": "no", "sampler": "DPMSolverMultistepScheduler"}
+    assert said["config_hash"] == settings(max_train_steps=2, guidance_scale=7.5, **resolved).hash()
     assert said["base_hash"]["unet"] == base_hash(pipe.unet)
     assert said["base_hash"]["text_encoder"] == base_hash(pipe.text_encoder)
     assert said["versions"]["torch"] == torch.__version__
@@ -80,11 +81,11 @@ def test_settings_that_differ_from_the_first_start_are_told(settings: Settings) 
 
 
 def test_metrics_drop_what_json_cannot_say_and_rows_after_the_start(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path, 0)
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
     for step, norm in enumerate((0.5, math.inf, 0.25), start=1):
         file.append({"step": step, "loss": 1.0, "grad_norm": norm})
     assert metrics(tmp_path)[1] == {"step": 2, "loss": 1.0}
-    MetricsFile(tmp_path, 2).append({"step": 3, "loss": 9.0})
+    MetricsFile(tmp_path / "metrics.jsonl", 2).append({"step": 3, "loss": 9.0})
     assert [(row["step"], row["loss"]) for row in metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 9.0)]
 
 

@@ -67,11 +67,13 @@ def read_card(run: Path) -> tuple[dict[str, object], str, str]:
 
 def calls(code: str) -> list[tuple[str, list[object]]]:
     """Every call in ``code`` that has a literal argument, as (function, its literal arguments)."""
-    return [
-        (ast.unparse(node.func), [arg.value for arg in node.args if isinstance(arg, ast.Constant)])
-        for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Call) and any(isinstance(arg, ast.Constant) for arg in node.args)
-    ]
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call):
+            given = [*node.args, *(keyword.value for keyword in node.keywords)]
+            if literal := [arg.value for arg in given if isinstance(arg, ast.Constant)]:
+                found.append((ast.unparse(node.func), literal))
+    return found
 
 
 def test_header_is_what_the_hub_reads(tmp_path: Path) -> None:

@@ -14,21 +14,26 @@ from ether_diffusion.data.augment import Augmentation
 from ether_diffusion.data.cache import TensorCache
 from ether_diffusion.data.plan import BatchPlan, Draw
 from ether_diffusion.data.subject import SubjectFolder
+from ether_diffusion.families.registry import family_of
+from ether_diffusion.families.settings import ObjectiveSettings
+from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once, join, micro_batches, to_batch
 
 CPU = torch.device("cpu")
+FAMILY = family_of(tiny_pipeline())
+OBJECTIVE = FAMILY.objective(ObjectiveSettings())
 
 
 def samples(folder: Path, stream: str = "instance", seed: int = 0, **settings: Any) -> TrainingSamples:
     augmentation = settings.pop("augmentation", Augmentation())
     buckets = settings.pop("use_buckets", False)
     subject = SubjectFolder(folder, "a dog", 64, augmentation, buckets, 2)
-    return TrainingSamples(subject, stream, seed, 4, 2, 1000, **settings)
+    return TrainingSamples(subject, stream, seed, FAMILY, OBJECTIVE, **settings)
 
 
 def batches(source: TrainingSamples, pipe: DiffusionPipeline, size: int, steps: tuple[int, int]) -> list[Batch]:
     plan = BatchPlan(source.subject.sizes, size, 0)
-    return [to_batch(part, pipe.vae, CPU) for part in micro_batches(source, plan, steps, size, (0, 1), 0)]
+    return [to_batch(part, family_of(pipe), CPU) for part in micro_batches(source, plan, steps, size, (0, 1), 0)]
 
 
 def test_cached_latents_give_the_same_batches_bit_for_bit(
@@ -36,8 +41,8 @@ def test_cached_latents_give_the_same_batches_bit_for_bit(
 ) -> None:
     fresh = samples(photos)
     assert fresh.subject.deterministic
-    written = encode_once(fresh.subject, pipe.vae, TensorCache(tmp_path), show=False)
-    read = encode_once(fresh.subject, torch.nn.Module.eval(pipe.vae), TensorCache(tmp_path), show=False)
+    written = encode_once(fresh.subject, family_of(pipe), TensorCache(tmp_path), show=False)
+    read = encode_once(fresh.subject, family_of(pipe), TensorCache(tmp_path), show=False)
     expected = batches(fresh, pipe, 1, (0, 6))
     for cached in (written, read):
         got = batches(samples(photos, cached=cached), pipe, 1, (0, 6))
@@ -52,14 +57,14 @@ def test_latents_are_the_scaled_sample_of_the_encoders_distribution(photos: Path
     expected = (posterior.mean + posterior.std * item["posterior_noise"]) * pipe.vae.config.scaling_factor
     plan = BatchPlan([0], 1, 0)
     plan.batch = lambda step: [Draw(1, 7)]  # type: ignore[method-assign]
-    [batch] = [to_batch(part, pipe.vae, CPU) for part in micro_batches(source, plan, (0, 1), 1, (0, 1), 0)]
+    [batch] = [to_batch(part, family_of(pipe), CPU) for part in micro_batches(source, plan, (0, 1), 1, (0, 1), 0)]
     torch.testing.assert_close(batch.latents, expected.detach(), rtol=1e-6, atol=1e-7)
     assert batch.prompts == ["a dog"]
 
 
 def test_noise_depends_on_seed_stream_and_counter_alone(photos: Path, wide_photos: Path) -> None:
     item = samples(photos)[Draw(0, 5)]
-    keys = ("noise", "posterior_noise", "timesteps")
+    keys = ("noise", "posterior_noise", "times")
     same = [samples(photos)[Draw(2, 5)], samples(wide_photos)[Draw(1, 5)]]
     other = [
         samples(photos)[Draw(0, 6)],
@@ -73,7 +78,7 @@ def test_noise_depends_on_seed_stream_and_counter_alone(photos: Path, wide_photo
 
 def test_timesteps_are_uniform_over_the_schedule(photos: Path) -> None:
     source = samples(photos)
-    drawn = torch.stack([source[Draw(0, counter)]["timesteps"] for counter in range(400)]).double()
+    drawn = torch.stack([source[Draw(0, counter)]["times"] for counter in range(400)]).double()
     assert drawn.min() >= 0
     assert drawn.max() <= 999
     # four standard errors of the mean of 400 draws
@@ -97,12 +102,12 @@ def test_augmentation_is_fresh_in_every_pass_and_repeatable(wide_photos: Path) -
     assert same_tensors(passes[3], twin[Draw(0, 3)])
 
 
-def test_time_ids_are_original_size_crop_and_target_size(tmp_path: Path, pipe: DiffusionPipeline) -> None:
+def test_sizes_are_original_size_crop_and_target_size(tmp_path: Path, pipe: DiffusionPipeline) -> None:
     """In the order of SDXL: (height, width) of the photo, (top, left) of the crop, (height, width) of the sample."""
     draw_photo(tmp_path / "a.png", 1, size=(160, 80))  # scaled to 128 × 64, of which the middle 64 columns remain
     source = samples(tmp_path, augmentation=Augmentation(center_crop=True))
     [batch] = batches(source, pipe, 1, (0, 1))
-    assert batch.time_ids.tolist() == [[80, 160, 0, 32, 64, 64]]
+    assert batch.sizes.tolist() == [[80, 160, 0, 32, 64, 64]]
 
 
 def test_buckets_give_latents_of_the_photos_shapes(wide_photos: Path, pipe: DiffusionPipeline) -> None:
@@ -110,20 +115,20 @@ def test_buckets_give_latents_of_the_photos_shapes(wide_photos: Path, pipe: Diff
     for batch in batches(source, pipe, 2, (0, 4)):
         assert batch.latents.shape == batch.noise.shape
         [size] = {(2 * batch.latents.shape[2], 2 * batch.latents.shape[3])}
-        assert {tuple(row[4:].int().tolist()) for row in batch.time_ids} == {size}
+        assert {tuple(row[4:].int().tolist()) for row in batch.sizes} == {size}
 
 
 def batch_of(size: int, side: int, prior: bool) -> Batch:
     generator = torch.Generator().manual_seed(10 * size + side)
     latents, noise = (torch.randn(size, 4, side, side, generator=generator) for _ in range(2))
-    timesteps, time_ids = torch.arange(size), torch.rand(size, 6, generator=generator)
-    return Batch(latents, noise, timesteps, [f"{side}-{i}" for i in range(size)], time_ids, torch.full((size,), prior))
+    times, sizes = torch.arange(size), torch.rand(size, 6, generator=generator)
+    return Batch(latents, noise, times, [f"{side}-{i}" for i in range(size)], sizes, torch.full((size,), prior))
 
 
 def test_batches_of_one_shape_are_joined_field_by_field() -> None:
     first, second = batch_of(2, 8, prior=False), batch_of(3, 8, prior=True)
     [joined] = join([first, second])
-    for name in ("latents", "noise", "timesteps", "time_ids", "prior"):
+    for name in ("latents", "noise", "times", "sizes", "prior"):
         torch.testing.assert_close(getattr(joined, name)[:2], getattr(first, name), rtol=0, atol=0)
         torch.testing.assert_close(getattr(joined, name)[2:], getattr(second, name), rtol=0, atol=0)
     assert joined.prompts == ["8-0", "8-1", "8-0", "8-1", "8-2"]

@@ -9,6 +9,7 @@ import pytest
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training.class_images import RECORD, generate_class_images
 from ether_diffusion.training.config import DreamBoothConfig
@@ -18,7 +19,9 @@ Settings = Callable[..., DreamBoothConfig]
 
 
 def generate(pipe: DiffusionPipeline, config: DreamBoothConfig, folder: Path, prompt: str) -> None:
-    generate_class_images(Sampler(pipe, config, Accelerator()), folder, prompt, number=2, batch_size=2, seed=0)
+    generate_class_images(
+        Sampler(family_of(pipe), config, Accelerator()), folder, prompt, number=2, batch_size=2, seed=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,7 @@ def test_class_images_never_lie_among_the_photos(train: Callable[..., Path], pho
 def test_images_of_another_prompt_are_refused_whatever_number_is_wanted(
     number: int, pipe: DiffusionPipeline, settings: Settings, tmp_path: Path
 ) -> None:
-    folder, sampler = tmp_path / "class", Sampler(pipe, settings(resolution=16), Accelerator())
+    folder, sampler = tmp_path / "class", Sampler(family_of(pipe), settings(resolution=16), Accelerator())
     generate(pipe, settings(resolution=16), folder, "a dog")
     with pytest.raises(ValueError, match="prompt: a dog → a red car"):
         generate_class_images(sampler, folder, "a red car", number=number, batch_size=2, seed=0)

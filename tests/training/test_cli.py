@@ -57,6 +57,12 @@ OTHER: dict[str, Any] = {
     "allow_tf32": True,
     "torch_compile": True,
     "snr_gamma": 5.0,
+    "weighting_scheme": "mode",
+    "logit_mean": 0.5,
+    "logit_std": 0.8,
+    "mode_scale": 0.7,
+    "guidance_scale_training": 1.0,
+    "max_sequence_length": 128,
     "noise_offset": 0.1,
     "checkpointing_steps": 20,
     "checkpoints_total_limit": 2,
@@ -84,6 +90,7 @@ OTHER: dict[str, Any] = {
     "center_crop": True,
     "random_flip": True,
     "aspect_ratio_buckets": True,
+    "validation_data_dir": "held_out",
 }
 """A value other than the default for every setting."""
 

@@ -30,6 +30,7 @@ from training.helpers import (
 import ether_diffusion.training.loop as loop
 from ether_diffusion.control.conditions import colour_map, load_map
 from ether_diffusion.control.pipeline import controlled
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.playground.tiny import tiny_controlnet
@@ -37,7 +38,6 @@ from ether_diffusion.private import forget_accelerator
 from ether_diffusion.runs.drawing import load_run
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.conditioning import encode_prompts
 from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.finish import _not_uploaded
 
@@ -166,7 +166,8 @@ def test_the_model_cards_code_loads_the_run(
     block = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
     assert block is not None
     *loading, drawing = block[1].strip().splitlines()
-    assert drawing == 'image = pipe("a dog", control_image).images[0]'
+    prompt, image = ("prompt=", "image=") if way.get("control") == "controlnet" else ("", "")
+    assert drawing == f'image = pipe({prompt}"a dog", {image}control_image).images[0]'
     monkeypatch.chdir(run.parent)
     names: dict[str, Any] = {}
     code = "\n".join(loading).replace("path/to/controlnet", str(controlnet_folder))
@@ -459,7 +460,7 @@ def test_sdxl_learns_a_control_as_well(
 
 def test_an_empty_prompt_of_sdxl_is_what_guidance_leads_away_from(xl_folder: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(xl_folder)
-    encoded = encode_prompts(pipe, ["a dog", ""])
+    encoded = family_of(pipe).encode_prompts(["a dog", ""])
     _, negative, _, pooled = pipe.encode_prompt("a dog", device="cpu", do_classifier_free_guidance=True)
     assert torch.equal(encoded["prompt_embeds"][1], negative[0])
     assert torch.equal(encoded["pooled_prompt_embeds"][1], pooled[0])

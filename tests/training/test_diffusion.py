@@ -10,9 +10,10 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from ether_diffusion.families.diffusion import Diffusion
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training.batches import Batch
-from ether_diffusion.training.diffusion import Objective
 from ether_diffusion.training.model import DenoisingModel
 
 SETTINGS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -28,9 +29,9 @@ def alpha_bar(zero_terminal_snr: bool = False) -> Tensor:
     return roots**2
 
 
-def objective(kind: str, gamma: float | None = None, zero_terminal_snr: bool = False) -> Objective:
+def objective(kind: str, gamma: float | None = None, zero_terminal_snr: bool = False) -> Diffusion:
     scheduler = DDPMScheduler(**SETTINGS, prediction_type=kind, rescale_betas_zero_snr=zero_terminal_snr)
-    return Objective(scheduler, gamma)
+    return Diffusion(scheduler, gamma)
 
 
 def tensors(count: int) -> list[Tensor]:
@@ -96,7 +97,7 @@ def test_class_and_instance_images_are_weighted_alike(gamma: float | None) -> No
     latents, noise = tensors(2)
 
     def losses(prior: list[bool], weight: float) -> dict[str, float]:
-        model = DenoisingModel(pipe, [], objective("epsilon", gamma), weight)
+        model = DenoisingModel(family_of(pipe), [], objective("epsilon", gamma), weight)
         batch = Batch(latents, noise, T, ["a dog"] * 4, torch.zeros(4, 6), torch.tensor(prior))
         with torch.no_grad():
             return {key: float(value) for key, value in model([[batch]])[0].items()}

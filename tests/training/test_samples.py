@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from diffusers import DDIMScheduler, DiffusionPipeline
 from training.helpers import PROMPT, draw, pixels, provenance, same_tensors, samples
 
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.samples import Sampler
 
@@ -45,7 +46,9 @@ def test_samples_come_at_the_start_every_n_steps_and_at_the_end(train: Train) ->
 def test_the_sampler_is_the_one_asked_for(settings: Settings, base_folder: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(base_folder)
     images = {
-        name: np.array(Sampler(pipe, settings(sampler=name, resolution=64), Accelerator()).images([PROMPT], [3])[0])
+        name: np.array(
+            Sampler(family_of(pipe), settings(sampler=name, resolution=64), Accelerator()).images([PROMPT], [3])[0]
+        )
         for name in ("base", "DDIMScheduler", "DPMSolverMultistepScheduler")
     }
     assert isinstance(pipe.scheduler, DDIMScheduler)
@@ -64,7 +67,7 @@ def test_sampling_evaluates_and_leaves_modes_dtypes_and_the_global_generator_as_
     generator, scheduler = torch.get_rng_state(), dict(pipe.scheduler.config)
     modes: list[bool] = []
     hook = pipe.unet.register_forward_pre_hook(lambda unet, inputs: modes.append(unet.training))
-    Sampler(pipe, settings(), Accelerator()).images([PROMPT], [0])
+    Sampler(family_of(pipe), settings(), Accelerator()).images([PROMPT], [0])
     hook.remove()
     assert modes == [False, False]
     assert (pipe.unet.training, pipe.vae.training, pipe.text_encoder.training) == (True, False, False)

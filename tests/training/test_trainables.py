@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ether_diffusion.core.targets import find_targets
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.registry import METHODS, OWN_METHODS
 from ether_diffusion.training.config import DreamBoothConfig
@@ -33,7 +34,7 @@ def make(settings: Settings) -> Callable[..., tuple[DiffusionPipeline, list[Trai
             if part is not None:
                 part.requires_grad_(False)
         config = settings(method=method, **changes)
-        return pipe, make_trainables(trained_components(pipe, config), config)
+        return pipe, make_trainables(trained_components(family_of(pipe), config), config)
 
     return of
 

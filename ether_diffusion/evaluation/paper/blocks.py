@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +28,11 @@ from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig
 from ether_diffusion.evaluation.subjects.benchmark import run_benchmark
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, Result, all_results, primary, summarize
 from ether_diffusion.evaluation.tables import caption, format_score, judges_line
+from ether_diffusion.families.protocol import Family
+from ether_diffusion.families.registry import family_of
+from ether_diffusion.families.settings import ObjectiveSettings
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import markdown_table
-from ether_diffusion.pipelines.components import is_xl
 from ether_diffusion.registry import METHODS, OWN_METHODS
 from ether_diffusion.runs.drawing import load_pipeline
 from ether_diffusion.training.cli import parse_config
@@ -54,32 +55,43 @@ class Cost:
     kept: float
 
 
-def random_inputs(pipe: DiffusionPipeline, batch_size: int) -> dict[str, Any]:
-    """A batch as the UNet takes it, of the base's own resolution."""
-    unet, dice = pipe.unet, torch.Generator().manual_seed(0)
-    side, tokens = unet.config.sample_size, pipe.tokenizer.model_max_length
+@dataclass(frozen=True)
+class StepInput:
+    """A batch.
 
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(batch_size, *shape, generator=dice).to(unet.device, unet.dtype)
+    Attributes:
+        noisy: latents (batch, channels, h, w).
+        predict: from the denoiser and noisy latents to its prediction.
+    """
 
-    inputs: dict[str, Any] = {
-        "sample": noise(unet.config.in_channels, side, side),
-        "timestep": torch.full((batch_size,), 500, device=unet.device),
-        "encoder_hidden_states": noise(tokens, unet.config.cross_attention_dim),
-    }
-    if is_xl(pipe):
-        width = pipe.text_encoder_2.config.projection_dim
-        inputs["added_cond_kwargs"] = {"text_embeds": noise(width), "time_ids": noise(6)}
-    return inputs
+    noisy: Tensor
+    predict: Callable[[nn.Module, Tensor], Tensor]
 
 
-def step(unet: nn.Module, parameters: Sequence[nn.Parameter], inputs: dict[str, Any]) -> float:
-    """Seconds of one forward and backward; to the input where there are no parameters."""
+def random_input(family: Family, batch_size: int) -> StepInput:
+    """A batch as the denoiser takes it, of the base's own resolution."""
+    resolution, dice = family.native_resolution, torch.Generator().manual_seed(0)
+    side, weight = resolution // family.vae_factor, next(family.denoiser.parameters())
+    noisy = torch.randn(batch_size, family.latent_channels, side, side, generator=dice).to(weight)
+    times = family.objective(ObjectiveSettings()).fixed_times(1, (side, side)).to(weight.device).expand(batch_size)
+    with torch.no_grad():
+        prompts = family.placed(family.encode_prompts(["a photo"] * batch_size), weight.device, weight.dtype)
+    sizes = torch.tensor([resolution, resolution, 0, 0, resolution, resolution], dtype=torch.float32)
+    sizes = sizes.to(weight.device).expand(batch_size, 6)
+
+    def predict(denoiser: nn.Module, noisy: Tensor) -> Tensor:
+        return family.prediction(denoiser(**family.arguments(noisy, times, prompts, sizes)), noisy)
+
+    return StepInput(noisy, predict)
+
+
+def step(denoiser: nn.Module, parameters: Sequence[nn.Parameter], given: StepInput) -> float:
+    """Seconds of one forward and backward; to the latents where there are no parameters."""
     began = time.perf_counter()
-    sample = inputs["sample"].clone().requires_grad_(not parameters)
-    prediction = unet(**{**inputs, "sample": sample}).sample
+    noisy = given.noisy.clone().requires_grad_(not parameters)
+    prediction = given.predict(denoiser, noisy)
     F.mse_loss(prediction.float(), torch.zeros_like(prediction, dtype=torch.float32)).backward()
-    if sample.device.type == "cuda":
+    if noisy.device.type == "cuda":
         torch.cuda.synchronize()
     for parameter in parameters:
         parameter.grad = None
@@ -102,10 +114,10 @@ def kept_bytes(work: Callable[[], object], own: Iterable[Tensor]) -> int:
     return sum(kept.values())
 
 
-def step_bytes(unet: nn.Module, parameters: Sequence[nn.Parameter], inputs: dict[str, Any]) -> int:
+def step_bytes(denoiser: nn.Module, parameters: Sequence[nn.Parameter], given: StepInput) -> int:
     """Bytes that a step keeps for its backward, those of the model's own state not."""
-    own = [*unet.parameters(), *unet.buffers(), *parameters]
-    return kept_bytes(lambda: step(unet, parameters, inputs), own)
+    own = [*denoiser.parameters(), *denoiser.buffers(), *parameters]
+    return kept_bytes(lambda: step(denoiser, parameters, given), own)
 
 
 def step_costs(
@@ -114,22 +126,23 @@ def step_costs(
     """The cost of a step with each adapter, all of them measured round by round in this process.
 
     Args:
-        pipe: the base, whose UNet has no adapter.
+        pipe: the base, whose denoiser has no adapter.
         configs: adapters by name.
         batch_size: of a step.
         rounds: whose medians are compared.
     """
-    base = pipe.unet.requires_grad_(False)
-    inputs = random_inputs(pipe, batch_size)
+    family = family_of(pipe)
+    base = family.denoiser.requires_grad_(False)
+    given = random_input(family, batch_size)
     models: dict[str, tuple[nn.Module, list[nn.Parameter]]] = {"frozen": (base, [])}
     for name, config in configs.items():  # the frozen weights are shared
-        unet = copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
-        models[name] = (unet, list(attach(unet, config).parameters()))
-    kept = {name: step_bytes(*model, inputs) for name, model in models.items()}  # and the warm-up
+        denoiser = copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
+        models[name] = (denoiser, list(attach(denoiser, config).parameters()))
+    kept = {name: step_bytes(*model, given) for name, model in models.items()}  # and the warm-up
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in tqdm(range(rounds), desc="step times", unit="round"):
         for name, model in models.items():
-            times[name].append(step(*model, inputs))
+            times[name].append(step(*model, given))
     median = {name: statistics.median(values) for name, values in times.items()}
     return {name: Cost(median[name] / median["frozen"], kept[name], kept[name] / kept["frozen"]) for name in configs}
 

@@ -11,6 +11,7 @@ import torch
 
 from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
+from ether_diffusion.families.parts import DENOISERS
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.distances import (
     Components,
@@ -45,7 +46,7 @@ def study(runs: Sequence[Path], device: torch.device | str = "cpu") -> dict[str,
             base = bases[run.base][component]
             if is_trained(component, model, base):
                 layers = trained_layers(model)
-                label = "" if component == "unet" else f"{component}."
+                label = "" if component in DENOISERS else f"{component}."
                 for into, of, what in ((before, base, "base"), (after, model, name)):
                     into |= {f"{label}{path}": energy for path, energy in energies(of, what, layers).items()}
         facts: dict[str, Any] = {

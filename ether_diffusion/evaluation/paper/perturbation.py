@@ -29,6 +29,7 @@ from ether_diffusion.core.targets import find_targets
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
 from ether_diffusion.evaluation.tables import judges_line
+from ether_diffusion.families.parts import denoiser_of
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.fidelity import prompt_similarity
 from ether_diffusion.metrics.judges import add_judges, judges_of
@@ -161,7 +162,7 @@ def study(
         Rows of method, distance, dino, clip_t (means, with low and high the 5th and 95th percentile of images), the
         base first at distance 0; and the images.
     """
-    narrowest = min(target.in_features for target in find_targets(pipe.unet)) // n_blocks
+    narrowest = min(target.in_features for target in find_targets(denoiser_of(pipe))) // n_blocks
     arms = [("base", 0.0)]
     arms += [(method, each) for method in methods for each in distances if KINDS[method].reaches(each, narrowest)]
     images: dict[tuple[str, float], list[Image.Image]] = {}
@@ -172,7 +173,7 @@ def study(
             drawn = list(draw(pipe, asked, **settings))
             before = judges.dino.image_features(drawn)
         else:
-            with perturbed(pipe.unet, method, n_blocks, distance, seed=0):
+            with perturbed(denoiser_of(pipe), method, n_blocks, distance, seed=0):
                 drawn = list(draw(pipe, asked, **settings))
         images[method, distance] = drawn
         scores = {
@@ -255,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     facts = {
         "base": given.base,
-        "base_hash": base_hash(pipe.unet),
+        "base_hash": base_hash(denoiser_of(pipe)),
         "prompts": given.prompts,
         "n_blocks": given.n_blocks,
         "judges": judges.identity,

@@ -48,6 +48,7 @@ from ether_diffusion.evaluation.subjects.summary import (
     summarize,
 )
 from ether_diffusion.evaluation.tables import write_summary
+from ether_diffusion.families.parts import denoiser_of
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.images import list_images
 from ether_diffusion.metrics.distances import components, mean_distances
@@ -125,8 +126,8 @@ class Bench(Study[Subject]):
 
     @cached_property
     def base_hash(self) -> str | None:
-        """The identity of the base's UNet."""
-        return base_hash(self.base.unet)
+        """The identity of the base's denoiser."""
+        return base_hash(denoiser_of(self.base))
 
     def run_job(self, job: Job[Subject]) -> None:
         """Train, draw and score one subject, each unless it is there; the scores are written last.

@@ -419,7 +419,7 @@ def test_every_method_is_loaded_as_it_was_trained(
     """The run's own last sample, drawn with the model in memory, is drawn again."""
     settings = {**config.training, "method": method, "learning_rate": 1e-2}
     training = training_of(Job(method, settings, dog, 0), config, tmp_path / "run")
-    training.num_validation_images, training.num_inference_steps = 1, 3
+    training.num_validation_images, training.num_inference_steps, training.guidance_scale = 1, 3, 7.5
     training.validation_prompt = ["a qwe dog"]
     forget_accelerator()
     dreambooth.run(training)

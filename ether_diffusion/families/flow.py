@@ -1,0 +1,114 @@
+"""The objective of flow matching: x_σ = (1 - σ) x₀ + σ ε, and the denoiser is asked for the velocity ε - x₀."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ether_diffusion.families.settings import Weighting
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+
+SMALLEST_SIGMA = 1e-3
+"""Below it the weight of sigma_sqrt, σ⁻², does not grow further: the smallest σ of diffusers' tables."""
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """How σ is drawn, and how samples are weighted (arXiv 2403.03206, section 3.1); times are σ, fp32 in (0, 1).
+
+    Attributes:
+        scheduler: of the base; its shift is applied to every σ, as in drawing.
+        mu: from the size of latents (height, width) to the logarithm of the shift, where the scheduler shifts by size.
+        weighting_scheme: how σ is drawn before the shift, or what the loss is weighted with.
+        logit_mean: of logit_normal: σ = sigmoid(mean + std n) with n normal; a positive one is more noise, as in the
+            paper (diffusers' scripts count the other way).
+        logit_std: likewise.
+        mode_scale: s of mode: σ = 1 - u - s (cos²(πu/2) - 1 + u) with u uniform.
+    """
+
+    scheduler: FlowMatchEulerDiscreteScheduler
+    mu: Callable[[tuple[int, int]], float]
+    weighting_scheme: Weighting = "logit_normal"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+
+    def draw_time(self, random: torch.Generator, size: tuple[int, int]) -> Tensor:
+        """σ of a sample."""
+        if self.weighting_scheme == "logit_normal":
+            normal = torch.randn((), generator=random, dtype=torch.float64)
+            sigma = torch.sigmoid(self.logit_mean + self.logit_std * normal)
+        else:
+            sigma = torch.rand((), generator=random, dtype=torch.float64)
+        if self.weighting_scheme == "mode":
+            sigma = 1 - sigma - self.mode_scale * (torch.cos(math.pi / 2 * sigma) ** 2 - 1 + sigma)
+        return self.shifted(sigma, size)
+
+    def fixed_times(self, number: int, size: tuple[int, int]) -> Tensor:
+        """The middles of ``number`` equal parts of (0, 1), shifted."""
+        return self.shifted((torch.arange(number, dtype=torch.float64) + 0.5) / number, size)
+
+    def shifted(self, sigma: Tensor, size: tuple[int, int]) -> Tensor:
+        """σ as the scheduler shifts it for latents of ``size``: s σ / (1 + (s - 1) σ), fp32.
+
+        The stretch to a terminal σ (Qwen-Image) is left out: the denoiser is trained at the σ below it, too.
+        """
+        config = self.scheduler.config
+        shift = config.shift
+        if config.use_dynamic_shifting:
+            mu = self.mu(size)
+            shift = mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu)
+        return (shift * sigma / (1 + (shift - 1) * sigma)).float()
+
+    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """(1 - σ) latents + σ noise; all (batch, channels, h, w), times (batch,)."""
+        sigma = times.to(latents.dtype).view(-1, *[1] * (latents.dim() - 1))
+        return (1 - sigma) * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """The velocity noise - latents."""
+        return noise - latents
+
+    def losses(self, prediction: Tensor, target: Tensor, times: Tensor) -> Tensor:
+        """Weighted mean squared error of every sample, (batch,) in fp32.
+
+        The weight is σ⁻² for sigma_sqrt, 2 / (π (1 - 2σ + 2σ²)) for cosmap, else 1.
+        """
+        losses = F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
+        if self.weighting_scheme == "sigma_sqrt":
+            return losses * times.clamp(min=SMALLEST_SIGMA) ** -2
+        if self.weighting_scheme == "cosmap":
+            return losses * 2 / (math.pi * (1 - 2 * times + 2 * times**2))
+        return losses
+
+
+def shift_by_tokens(scheduler: SchedulerMixin, max_shift: float = 1.15) -> Callable[[int], float]:
+    """From the number of tokens to the logarithm of the shift, a straight line between two points of the scheduler's.
+
+    Args:
+        scheduler: of the base.
+        max_shift: where its settings do not name one.
+    """
+    config = scheduler.config
+    first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    slope = (high - low) / (last - first)
+    return lambda tokens: tokens * slope + (low - slope * first)
+
+
+def scheduler_misfit(scheduler: SchedulerMixin) -> str | None:
+    """Why a scheduler's noise is not one that :class:`FlowMatching` trains; None where it is."""
+    config, kind = scheduler.config, type(scheduler).__name__
+    if not kind.startswith("FlowMatch"):
+        return f"its scheduler is {kind}, and it should be one of flow matching"
+    if config.get("invert_sigmas"):
+        return "its scheduler inverts σ (invert_sigmas)"
+    return None

@@ -1,0 +1,64 @@
+"""FLUX.1 dev and schnell: a CLIP and a T5 text encoder, latents packed to tokens, guidance as an input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ether_diffusion.families.protocol import Prompts
+from ether_diffusion.families.transformer import PATCH, FlowTransformer, to_tokens
+
+
+class Flux(FlowTransformer):
+    """FLUX.1 (Black Forest Labs 2024)."""
+
+    NAME = "flux"
+    TITLE = "FLUX.1"
+    PIPELINES = ("FluxPipeline",)
+    TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+    OPTIONS = FlowTransformer.OPTIONS | {"guidance_scale_training"}
+    UNUSED = ("image_encoder", "feature_extractor")
+    GUIDANCE = 3.5
+    LENGTH = 512
+
+    @property
+    def distilled(self) -> str | None:
+        """FLUX.1 schnell is the one that takes no guidance."""
+        if self.denoiser.config.guidance_embeds:
+            return None
+        return "without guidance as an input this is FLUX.1 schnell, or another distilled base"
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
+        """prompt_embeds (batch, tokens, features) and pooled_prompt_embeds (batch, features)."""
+        embeds, pooled, _ = self.encode_text(prompts, prompt_2=None)
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
+        """Tokens with their places; the time is σ."""
+        embeds, (height, width) = prompts["prompt_embeds"], noisy.shape[-2:]
+        return {
+            "hidden_states": to_tokens(noisy),
+            "timestep": (1000 * times).to(noisy.dtype) / 1000,
+            "guidance": self.guidance(noisy),
+            "pooled_projections": prompts["pooled_prompt_embeds"],
+            "encoder_hidden_states": embeds,
+            "txt_ids": torch.zeros(embeds.shape[1], 3, device=noisy.device, dtype=noisy.dtype),
+            "img_ids": _places(height // PATCH, width // PATCH).to(noisy.device, noisy.dtype),
+            "joint_attention_kwargs": {},
+            "return_dict": False,
+        }
+
+    def unscaled(self, drawn: Tensor, height: int, width: int) -> Tensor:
+        """z from packed latents."""
+        return super().unscaled(self.unpacked(drawn, height, width), height, width)
+
+
+def _places(rows: int, columns: int) -> Tensor:
+    """The place of each token, (rows · columns, 3): 0, row, column."""
+    ids = torch.zeros(rows, columns, 3)
+    ids[..., 1] += torch.arange(rows)[:, None]
+    ids[..., 2] += torch.arange(columns)[None, :]
+    return ids.flatten(0, 1)

@@ -1,0 +1,32 @@
+"""The parts of any pipeline by their roles, whether a family claims it or not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+DENOISERS = ("unet", "transformer")
+"""Components that denoise, under diffusers' names."""
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""Components that encode prompts, likewise."""
+
+
+def denoiser_name(pipe: DiffusionPipeline) -> str | None:
+    """The component that denoises, None where the pipeline has none of that name."""
+    return next((name for name in DENOISERS if getattr(pipe, name, None) is not None), None)
+
+
+def denoiser_of(pipe: DiffusionPipeline) -> nn.Module:
+    """The module that denoises.
+
+    Raises:
+        ValueError: the pipeline has none.
+    """
+    name = denoiser_name(pipe)
+    if name is None:
+        raise ValueError(f"{type(pipe).__name__} has no {' or '.join(DENOISERS)}: it is no diffusion pipeline")
+    module: nn.Module = getattr(pipe, name)
+    return module

@@ -1,0 +1,255 @@
+"""What a family of base models answers: prompts, latents, noise, the call of the denoiser, and what its parts are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ether_diffusion.families.settings import FamilySettings, ObjectiveSettings
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
+
+Prompts = dict[str, Any]
+"""Encoded prompts of a batch, under names of the family's own."""
+
+CLIP_LENGTH = 77
+"""Tokens that CLIP's text encoders see, whatever the length for others."""
+
+
+class Objective(Protocol):
+    """How noise is mixed in, what is predicted, and how a sample is weighted."""
+
+    def draw_time(self, random: torch.Generator, size: tuple[int, int]) -> Tensor:
+        """A sample's time, a scalar, for latents of ``size`` (height, width); the first draw from ``random``."""
+
+    def fixed_times(self, number: int, size: tuple[int, int]) -> Tensor:
+        """Times (number,) spread evenly over the drawn ones: what the loss is compared at."""
+
+    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """Noisy latents; ``latents`` and ``noise`` (batch, channels, h, w), ``times`` (batch,)."""
+
+    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """What the denoiser is to answer."""
+
+    def losses(self, prediction: Tensor, target: Tensor, times: Tensor) -> Tensor:
+        """Weighted mean squared error of every sample, (batch,) in fp32."""
+
+
+class Family(ABC):
+    """A family of base models, around one pipeline of it.
+
+    Latents are what noise is added to: scaled, and of FLUX.2 packed to patches, always (batch, channels, h, w).
+
+    Args:
+        pipe: the base, or a pipeline with the same components.
+        settings: what the run chooses.
+    """
+
+    NAME: ClassVar[str]
+    """In files."""
+    TITLE: ClassVar[str]
+    """For people."""
+    PIPELINES: ClassVar[tuple[str, ...]]
+    """Pipelines of diffusers that can be trained."""
+    DERIVED: ClassVar[tuple[str, ...]] = ()
+    """Pipelines with the same components and one more use of them, that can be drawn with."""
+    DENOISER: ClassVar[str] = "transformer"
+    """The component that denoises."""
+    TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer"}
+    """Components that encode prompts, and the tokenizer of each."""
+    OPTIONS: ClassVar[frozenset[str]] = frozenset()
+    """Settings of a run that not every family has, and this one has."""
+    UNUSED: ClassVar[tuple[str, ...]] = ()
+    """Components that training does not need."""
+    CONTROLNET: ClassVar[str | None] = None
+    """Pipeline of diffusers with a ControlNet beside the denoiser, None where none can be trained here."""
+    CONTROL: ClassVar[str | None] = None
+    """Pipeline of this library that takes a control image beside the prompt."""
+    SAMPLER: ClassVar[str] = "base"
+    """Scheduler of diffusers for sample grids, base for the base's own."""
+    STEPS: ClassVar[int]
+    """Denoising steps of pictures."""
+    GUIDANCE: ClassVar[float]
+    """Guidance of pictures."""
+    GUIDANCE_TRAINING: ClassVar[float] = 3.5
+    """Guidance that a distilled denoiser is told in training: the default of diffusers' scripts for FLUX."""
+    LENGTH: ClassVar[int | None] = None
+    """Tokens that the pipeline cuts and pads prompts to, None where the tokenizer says it."""
+
+    def __init__(self, pipe: DiffusionPipeline, settings: FamilySettings | None = None) -> None:
+        self.pipe = pipe
+        self.settings = settings or FamilySettings()
+
+    @property
+    def denoiser(self) -> ModelMixin:
+        """The module that denoises."""
+        module: ModelMixin = getattr(self.pipe, self.DENOISER)
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        device: torch.device = self.denoiser.device
+        return device
+
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """The text encoders that this base has, by component."""
+        found = {name: getattr(self.pipe, name, None) for name in self.TEXT_ENCODERS}
+        return {name: module for name, module in found.items() if module is not None}
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The tokenizers that this base has, by the component of their encoder."""
+        found = {encoder: getattr(self.pipe, name, None) for encoder, name in self.TEXT_ENCODERS.items()}
+        # of a processor its tokenizer
+        return {name: getattr(each, "tokenizer", each) for name, each in found.items() if each is not None}
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The denoiser and the text encoders, by component."""
+        return (self.DENOISER, *self.text_encoders)
+
+    # the base
+
+    @abstractmethod
+    def misfit(self) -> str | None:
+        """Why this base cannot be trained, such as another scheduler than the family's; None where it can."""
+
+    @property
+    def distilled(self) -> str | None:
+        """By what one sees that the base was distilled to few steps, which training undoes; None where it was not."""
+        return None
+
+    @abstractmethod
+    def objective(self, settings: ObjectiveSettings) -> Objective:
+        """How noise is mixed in, and what is predicted."""
+
+    # pictures
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+
+    @property
+    @abstractmethod
+    def vae_factor(self) -> int:
+        """Pixels per latent and side."""
+
+    @property
+    def divisor(self) -> int:
+        """Sides of pictures are multiples of it."""
+        return self.vae_factor
+
+    @property
+    @abstractmethod
+    def native_resolution(self) -> int:
+        """Side in pixels of the pictures that the base was made for."""
+
+    @torch.no_grad()
+    def encode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the autoencoder's latents, in the layout of latents but not scaled.
+
+        Args:
+            pixel_values: (batch, 3, H, W) in [-1, 1].
+        """
+        vae = self.pipe.vae
+        posterior = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist
+        return posterior.mean, posterior.std
+
+    @abstractmethod
+    def scaled(self, encoded: Tensor) -> Tensor:
+        """Latents from those that :meth:`encode` describes, fp32."""
+
+    @abstractmethod
+    def unscaled(self, drawn: Tensor, height: int, width: int) -> Tensor:
+        """What the autoencoder decodes, from what the pipeline gives with ``output_type="latent"``, fp32.
+
+        Args:
+            drawn: of the pipeline.
+            height: of the pictures in pixels.
+            width: likewise.
+        """
+
+    def decode(self, encoded: Tensor) -> Tensor:
+        """Pictures (batch, 3, H, W) in [-1, 1] of what the autoencoder made, one at a time to save memory."""
+        vae = self.pipe.vae
+        return torch.cat([vae.decode(each, return_dict=False)[0] for each in encoded.to(vae.dtype).split(1)])
+
+    # prompts
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
+        """Prompts as the pipeline itself encodes them, with gradients where they are enabled; a batch."""
+
+    def encode_prompt(self, prompt: str) -> dict[str, Tensor]:
+        """One prompt, without the batch dimension."""
+        return {key: value[0].contiguous() for key, value in self.encode_prompts([prompt]).items()}
+
+    def batch_prompts(self, encoded: Sequence[Mapping[str, Tensor]]) -> Prompts:
+        """A batch of what :meth:`encode_prompt` gave, the same as :meth:`encode_prompts` gives of all together."""
+        return {key: torch.stack([each[key] for each in encoded]) for key in encoded[0]}
+
+    def placed(self, prompts: Prompts, device: torch.device, dtype: torch.dtype) -> Prompts:
+        """Encoded prompts on the denoiser's device, numbers in its dtype."""
+
+        def place(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, dtype if value.is_floating_point() else None)
+            return [place(each) for each in value]
+
+        return {key: place(value) for key, value in prompts.items()}
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """Tokens that prompts are cut and padded to, None where the tokenizer says it."""
+        return self.settings.max_sequence_length or self.LENGTH
+
+    def prompt_key(self, prompt: str) -> dict[str, Any]:
+        """JSON of what the embeddings of a prompt depend on, beside the encoders."""
+        return {"tokens": [list(tokenizer(prompt).input_ids) for tokenizer in self.tokenizers.values()]}
+
+    def cut(self, prompt: str) -> dict[str, str]:
+        """What an encoder does not see of a prompt, by component; nothing where all see all of it."""
+        found = {}
+        for encoder, tokenizer in self.tokenizers.items():
+            own, ids = int(tokenizer.model_max_length), list(tokenizer(prompt).input_ids)
+            limit = own if own == CLIP_LENGTH else self.max_sequence_length or own
+            if len(ids) > limit:
+                found[encoder] = str(tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True)).strip()
+        return found
+
+    # the denoiser
+
+    @abstractmethod
+    def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
+        """The arguments of the denoiser's forward, those that the pipeline itself would give.
+
+        Args:
+            noisy: (batch, channels, h, w) in the denoiser's dtype.
+            times: (batch,) of the objective.
+            prompts: encoded, in the denoiser's dtype.
+            sizes: (batch, 6) fp32: original size, crop corner, target size, which SDXL is told.
+        """
+
+    @abstractmethod
+    def prediction(self, output: Any, noisy: Tensor) -> Tensor:
+        """What the objective compares with its target, (batch, channels, h, w), from the denoiser's output."""
+
+    def with_controlnet(self, controlnet: nn.Module) -> DiffusionPipeline:
+        """A pipeline of diffusers over the same components, with a ControlNet beside the denoiser.
+
+        Raises:
+            ValueError: the family has none that can be trained here.
+        """
+        raise ValueError(f"{self.TITLE} has no ControlNet that can be trained here")
+
+    def drawing(self, guidance_scale: float, number: int) -> dict[str, Any]:
+        """Arguments of the pipeline for ``number`` pictures with that guidance."""
+        return {"guidance_scale": guidance_scale}

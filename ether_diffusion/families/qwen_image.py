@@ -1,0 +1,95 @@
+"""Qwen-Image: Qwen2.5-VL as text encoder, a video autoencoder with statistics of each channel, packed tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ether_diffusion.families.protocol import Prompts
+from ether_diffusion.families.transformer import PATCH, FlowTransformer, to_tokens
+
+
+class QwenImage(FlowTransformer):
+    """Qwen-Image (arXiv 2508.02324)."""
+
+    NAME = "qwen_image"
+    TITLE = "Qwen-Image"
+    PIPELINES = ("QwenImagePipeline",)
+    OPTIONS = FlowTransformer.OPTIONS | {"guidance_scale_training"}
+    STEPS = 50
+    GUIDANCE = 4.0
+    GUIDANCE_TRAINING = 1.0
+    LENGTH = 512
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.pipe.vae.config.z_dim)
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent and side."""
+        return 2 ** len(self.pipe.vae.temperal_downsample)
+
+    def encode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a video of one frame."""
+        mean, std = super().encode(pixel_values[:, :, None])
+        return mean[:, :, 0], std[:, :, 0]
+
+    def scaled(self, encoded: Tensor) -> Tensor:
+        """(z - mean) / std of each channel."""
+        mean, std = self._statistics(encoded)
+        return (encoded.float() - mean) / std
+
+    def unscaled(self, drawn: Tensor, height: int, width: int) -> Tensor:
+        """z = latents · std + mean from packed latents."""
+        latents = self.unpacked(drawn, height, width).float()
+        mean, std = self._statistics(latents)
+        return latents * std + mean
+
+    def decode(self, encoded: Tensor) -> Tensor:
+        """The one frame of each video."""
+        return super().decode(encoded[:, :, None])[:, :, 0]
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.pipe.vae.config
+        mean, std = (torch.tensor(each, device=like.device) for each in (config.latents_mean, config.latents_std))
+        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
+        """prompt_embeds (batch, longest, features) and prompt_embeds_mask (batch, longest), 1 where a prompt is."""
+        embeds, mask = self.encode_text(prompts)
+        if mask is None:  # all prompts have the same length
+            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        return {"prompt_embeds": embeds, "prompt_embeds_mask": mask}
+
+    def batch_prompts(self, encoded: Sequence[Mapping[str, Tensor]]) -> Prompts:
+        """Padded with zeros to the longest."""
+        return {
+            key: torch.nn.utils.rnn.pad_sequence([each[key] for each in encoded], batch_first=True)
+            for key in encoded[0]
+        }
+
+    def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
+        """Tokens, and the shape that they have as a picture; the time is σ."""
+        mask, (height, width) = prompts["prompt_embeds_mask"], noisy.shape[-2:]
+        return {
+            "hidden_states": to_tokens(noisy),
+            "timestep": (1000 * times).to(noisy.dtype) / 1000,
+            "guidance": self.guidance(noisy),
+            "encoder_hidden_states_mask": None if mask.all() else mask,
+            "encoder_hidden_states": prompts["prompt_embeds"],
+            "img_shapes": [[(1, height // PATCH, width // PATCH)]] * len(noisy),
+            "attention_kwargs": {},
+            "return_dict": False,
+        }
+
+    def drawing(self, guidance_scale: float, number: int) -> dict[str, Any]:
+        """Classifier-free guidance away from a blank, which is what the model card draws with."""
+        length = {"max_sequence_length": self.max_sequence_length}
+        if guidance_scale <= 1:
+            return {"true_cfg_scale": 1.0, **length}
+        return {"true_cfg_scale": guidance_scale, "negative_prompt": [" "] * number, **length}

@@ -1,0 +1,50 @@
+"""Stable Diffusion 3 and 3.5: two CLIP text encoders, an optional T5, a joint transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ether_diffusion.families.protocol import Prompts
+from ether_diffusion.families.transformer import FlowTransformer
+
+
+class StableDiffusion3(FlowTransformer):
+    """Stable Diffusion 3 and 3.5 (arXiv 2403.03206)."""
+
+    NAME = "sd3"
+    TITLE = "Stable Diffusion 3 and 3.5"
+    PIPELINES = ("StableDiffusion3Pipeline",)
+    TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {
+        "text_encoder": "tokenizer",
+        "text_encoder_2": "tokenizer_2",
+        "text_encoder_3": "tokenizer_3",
+    }
+    UNUSED = ("image_encoder", "feature_extractor")
+    GUIDANCE = 7.0
+    LENGTH = 256
+    MAX_SHIFT = 1.16
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
+        """prompt_embeds (batch, tokens, features) and pooled_prompt_embeds (batch, features)."""
+        embeds, _, pooled, _ = self.encode_text(
+            prompts, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False
+        )
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
+        """Latents as they are; the time is 1000 σ."""
+        return {
+            "hidden_states": noisy,
+            "timestep": 1000 * times,
+            "encoder_hidden_states": prompts["prompt_embeds"],
+            "pooled_projections": prompts["pooled_prompt_embeds"],
+            "return_dict": False,
+        }
+
+    def prediction(self, output: Any, noisy: Tensor) -> Tensor:
+        """The velocity, in the layout of the latents."""
+        velocity: Tensor = output[0]
+        return velocity

@@ -1,0 +1,51 @@
+"""Stable Diffusion XL: two CLIP text encoders, a pooled embedding, and sizes that the UNet is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ether_diffusion.families.protocol import Prompts
+from ether_diffusion.families.sd import StableDiffusion
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Stable Diffusion XL (arXiv 2307.01952)."""
+
+    NAME = "sdxl"
+    TITLE = "Stable Diffusion XL"
+    PIPELINES = ("StableDiffusionXLPipeline",)
+    DERIVED = ("StableDiffusionXLControlNetPipeline",)
+    TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+    CONTROLNET = "StableDiffusionXLControlNetPipeline"
+    CONTROL = None
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
+        """prompt_embeds (batch, tokens, features) and pooled_prompt_embeds (batch, features)."""
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        if getattr(self.pipe.config, "force_zeros_for_empty_prompt", False):  # what guidance leads away from
+            said = torch.tensor([bool(prompt) for prompt in prompts], device=embeds.device)
+            embeds, pooled = embeds * said[:, None, None], pooled * said[:, None]
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
+        """Beside those of Stable Diffusion the pooled prompt and six sizes."""
+        added = {"text_embeds": prompts["pooled_prompt_embeds"], "time_ids": sizes.to(noisy.dtype)}
+        return {**super().arguments(noisy, times, prompts, sizes), "added_cond_kwargs": added}
+
+    def with_controlnet(self, controlnet: nn.Module) -> DiffusionPipeline:
+        """diffusers' StableDiffusionXLControlNetPipeline."""
+        from diffusers import StableDiffusionXLControlNetPipeline
+
+        zeros = getattr(self.pipe.config, "force_zeros_for_empty_prompt", True)
+        return StableDiffusionXLControlNetPipeline(
+            **self.pipe.components, controlnet=controlnet, force_zeros_for_empty_prompt=zeros
+        )

@@ -1,0 +1,41 @@
+"""The settings of a run that its family of base models depends on; without torch, for those who only ask for help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Weighting = Literal["logit_normal", "mode", "none", "sigma_sqrt", "cosmap"]
+"""The names of diffusers' scripts: two distributions of σ, uniform σ, and uniform σ with two weights of the loss."""
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """The settings of a run that its objective depends on.
+
+    Attributes:
+        snr_gamma: γ of min-SNR weighting, of bases with DDPM noise.
+        weighting_scheme: how σ is drawn, or what the loss is weighted with, of bases with flow matching.
+        logit_mean: of the scheme logit_normal.
+        logit_std: likewise.
+        mode_scale: of the scheme mode.
+    """
+
+    snr_gamma: float | None = None
+    weighting_scheme: Weighting = "logit_normal"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+
+
+@dataclass(frozen=True)
+class FamilySettings:
+    """The settings of a run that its family depends on; None is the family's own default.
+
+    Attributes:
+        guidance_scale_training: guidance that the denoiser is told in training, of bases that were distilled with it.
+        max_sequence_length: tokens that a prompt is cut and padded to.
+    """
+
+    guidance_scale_training: float | None = None
+    max_sequence_length: int | None = None

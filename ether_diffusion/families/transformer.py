@@ -1,0 +1,125 @@
+"""What the families of flow transformers share: flow matching, a scaled and shifted autoencoder, 2 x 2 patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ether_diffusion.families.flow import FlowMatching, scheduler_misfit, shift_by_tokens
+from ether_diffusion.families.protocol import Family
+from ether_diffusion.families.settings import ObjectiveSettings
+
+PATCH = 2
+"""Latents per side of a token."""
+
+
+def to_tokens(latents: Tensor) -> Tensor:
+    """Latents (batch, channels, h, w) as tokens (batch, h w / 4, 4 channels), each a patch of 2 x 2."""
+    return F.pixel_unshuffle(latents, PATCH).flatten(2).transpose(1, 2)
+
+
+def from_tokens(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Back to latents of ``height`` and ``width``."""
+    patches = tokens.transpose(1, 2).unflatten(2, (height // PATCH, width // PATCH))
+    return F.pixel_shuffle(patches, PATCH)
+
+
+class FlowTransformer(Family):
+    """A transformer trained by flow matching; families say how it is called and how prompts are encoded."""
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset(
+        {"weighting_scheme", "logit_mean", "logit_std", "mode_scale", "max_sequence_length"}
+    )
+    STEPS: ClassVar[int] = 28
+    MAX_SHIFT: ClassVar[float] = 1.15
+    """Of a scheduler that shifts by size and does not name it."""
+
+    def misfit(self) -> str | None:
+        """A scheduler of another kind of noise."""
+        return scheduler_misfit(self.pipe.scheduler)
+
+    def objective(self, settings: ObjectiveSettings) -> FlowMatching:
+        """Flow matching with the base's own shift."""
+        by_tokens = self.shift()
+        return FlowMatching(
+            self.pipe.scheduler,
+            lambda size: by_tokens(self.tokens_of(size)),
+            settings.weighting_scheme,
+            settings.logit_mean,
+            settings.logit_std,
+            settings.mode_scale,
+        )
+
+    def shift(self) -> Callable[[int], float]:
+        """From the number of tokens to the logarithm of the shift, where the scheduler shifts by size."""
+        return shift_by_tokens(self.pipe.scheduler, self.MAX_SHIFT)
+
+    def tokens_of(self, size: tuple[int, int]) -> int:
+        """Number of the denoiser's tokens for latents of ``size`` (height, width)."""
+        return (size[0] // PATCH) * (size[1] // PATCH)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.pipe.vae.config.latent_channels)
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent and side."""
+        return 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+
+    @property
+    def divisor(self) -> int:
+        """Pixels of a patch."""
+        return PATCH * self.vae_factor
+
+    @property
+    def native_resolution(self) -> int:
+        """1024 pixels, or the pipeline's own default."""
+        return int(getattr(self.pipe, "default_sample_size", 128)) * self.vae_factor
+
+    def scaled(self, encoded: Tensor) -> Tensor:
+        """(z - shift) · scale of the autoencoder."""
+        config = self.pipe.vae.config
+        return (encoded.float() - (config.shift_factor or 0.0)) * config.scaling_factor
+
+    def unscaled(self, drawn: Tensor, height: int, width: int) -> Tensor:
+        """z = latents / scale + shift."""
+        config = self.pipe.vae.config
+        return drawn.float() / config.scaling_factor + (config.shift_factor or 0.0)
+
+    def unpacked(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """Latents of pictures of that size in pixels from the pipeline's tokens."""
+        return from_tokens(tokens, height // self.vae_factor, width // self.vae_factor)
+
+    def prediction(self, output: Any, noisy: Tensor) -> Tensor:
+        """The transformer's tokens as latents."""
+        tokens: Tensor = output[0]
+        return from_tokens(tokens, *noisy.shape[-2:])
+
+    def prompt_key(self, prompt: str) -> dict[str, Any]:
+        """Token ids of the prompt as it stands, the length it is cut to, and the chat template it is put into."""
+        templates = [str(getattr(tokenizer, "chat_template", "")) for tokenizer in self.tokenizers.values()]
+        return {**super().prompt_key(prompt), "length": self.max_sequence_length, "templates": templates}
+
+    def encode_text(self, prompts: Sequence[str], **settings: Any) -> Any:
+        """The pipeline's own ``encode_prompt`` at the length of this run."""
+        return self.pipe.encode_prompt(
+            prompt=list(prompts), device=self.device, max_sequence_length=self.max_sequence_length, **settings
+        )
+
+    def drawing(self, guidance_scale: float, number: int) -> dict[str, Any]:
+        """Guidance, and prompts of the length that training has."""
+        return {"guidance_scale": guidance_scale, "max_sequence_length": self.max_sequence_length}
+
+    def guidance(self, noisy: Tensor) -> Tensor | None:
+        """The guidance that a distilled transformer is told, (batch,) fp32; None where it takes none."""
+        if not self.denoiser.config.guidance_embeds:
+            return None
+        told = self.settings.guidance_scale_training
+        value = self.GUIDANCE_TRAINING if told is None else told
+        return torch.full((len(noisy),), value, device=noisy.device, dtype=torch.float32)

@@ -1,0 +1,56 @@
+"""Z-Image: Qwen3 as text encoder, prompts of their own lengths, and a time that runs the other way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ether_diffusion.families.protocol import Prompts
+from ether_diffusion.families.transformer import FlowTransformer
+
+
+class ZImage(FlowTransformer):
+    """Z-Image and Z-Image-Turbo (arXiv 2511.22699)."""
+
+    NAME = "z_image"
+    TITLE = "Z-Image"
+    PIPELINES = ("ZImagePipeline",)
+    STEPS = 50
+    GUIDANCE = 5.0
+    LENGTH = 512
+
+    @property
+    def distilled(self) -> str | None:
+        """Turbo is told by its name."""
+        name = str(self.pipe.config.get("_name_or_path") or "")
+        return "its name says turbo" if "turbo" in name.lower() else None
+
+    @property
+    def native_resolution(self) -> int:
+        """1024 pixels, the pipeline's default."""
+        return 1024
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
+        """prompt_embeds: of each prompt (its tokens, features)."""
+        embeds, _ = self.encode_text(prompts, do_classifier_free_guidance=False)
+        return {"prompt_embeds": embeds}
+
+    def batch_prompts(self, encoded: Sequence[Mapping[str, Tensor]]) -> Prompts:
+        """As a list, each of its own length."""
+        return {"prompt_embeds": [each["prompt_embeds"] for each in encoded]}
+
+    def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
+        """Lists of videos of one frame and of prompts; the time is 1 - σ."""
+        return {
+            "x": list(noisy.unsqueeze(2).unbind(0)),
+            "t": (1000 - 1000 * times) / 1000,
+            "cap_feats": prompts["prompt_embeds"],
+            "return_dict": False,
+        }
+
+    def prediction(self, output: Any, noisy: Tensor) -> Tensor:
+        """The velocity is the answer's negative."""
+        return -torch.stack(output[0]).squeeze(2)

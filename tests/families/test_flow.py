@@ -1,0 +1,116 @@
+"""How σ is drawn: the quantiles of 10,000 draws against the closed form of each distribution, and the base's shift."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from families.tiny import build
+from scipy import stats
+
+from ether_diffusion.families.flow import FlowMatching, scheduler_misfit, shift_by_tokens
+from ether_diffusion.families.registry import family_of
+from ether_diffusion.families.settings import ObjectiveSettings
+
+SIZE = (8, 8)
+
+
+def unshifted(scheme: str, **settings: float) -> FlowMatching:
+    return FlowMatching(FlowMatchEulerDiscreteScheduler(), lambda size: 0.0, scheme, **settings)  # type: ignore[arg-type]
+
+
+def draws(objective: FlowMatching, number: int = 10_000) -> np.ndarray:
+    random = torch.Generator().manual_seed(0)
+    return torch.stack([objective.draw_time(random, SIZE) for _ in range(number)]).double().numpy()
+
+
+def mode_quantile(u: np.ndarray, scale: float) -> np.ndarray:
+    """f is decreasing in u for the scales that are allowed, so its quantile at p is f(1 - p)."""
+    v = 1 - u
+    return 1 - v - scale * (np.cos(np.pi * v / 2) ** 2 - 1 + v)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.7])
+def test_logit_normal_draws_have_its_quantiles(mean: float) -> None:
+    drawn = draws(unshifted("logit_normal", logit_mean=mean, logit_std=0.8))
+    found = stats.kstest(np.log(drawn / (1 - drawn)), stats.norm(mean, 0.8).cdf)
+    assert found.pvalue > 1e-3
+
+
+@pytest.mark.parametrize("scheme", ["none", "sigma_sqrt", "cosmap"])
+def test_the_other_schemes_draw_uniformly(scheme: str) -> None:
+    assert stats.kstest(draws(unshifted(scheme)), stats.uniform.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.5, 1.29])
+def test_mode_draws_have_its_quantiles(scale: float) -> None:
+    drawn, levels = np.sort(draws(unshifted("mode", mode_scale=scale))), np.linspace(0.01, 0.99, 99)
+    expected = mode_quantile(levels, scale)
+    counted = np.searchsorted(drawn, expected) / len(drawn)  # uniform in the levels, whatever the slope
+    assert np.abs(counted - levels).max() < 1.95 / math.sqrt(len(drawn))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_static_shift_is_the_schedulers(shift: float) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    objective = FlowMatching(scheduler, lambda size: 0.0)
+    levels = torch.arange(1000, 0, -1, dtype=torch.float64) / 1000
+    torch.testing.assert_close(objective.shifted(levels, SIZE), scheduler.sigmas, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("name", ["flux", "qwen_image"])
+def test_the_shift_by_size_is_the_pipelines(name: str, kind: str) -> None:
+    pipe = build(name)
+    config = dict(pipe.scheduler.config) | {"time_shift_type": kind, "shift_terminal": None}
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    pipe(prompt=["a"], height=64, width=32, num_inference_steps=4, output_type="latent")
+    objective = family_of(pipe).objective(ObjectiveSettings())
+    levels = torch.linspace(1, 0.25, 4, dtype=torch.float64)
+    torch.testing.assert_close(objective.shifted(levels, (32, 16)), pipe.scheduler.sigmas[:4], atol=1e-6, rtol=0)
+
+
+def test_the_shift_of_flux2_is_that_of_fifty_steps() -> None:
+    pipe = build("flux2")
+    pipe(prompt=["a"], height=64, width=32, num_inference_steps=50, output_type="latent")
+    objective = family_of(pipe).objective(ObjectiveSettings())
+    levels = torch.linspace(1, 0.02, 50, dtype=torch.float64)
+    torch.testing.assert_close(objective.shifted(levels, (16, 8)), pipe.scheduler.sigmas[:50], atol=1e-6, rtol=0)
+
+
+def test_noise_and_target_are_those_of_the_straight_path() -> None:
+    objective, random = unshifted("none"), torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 3, 4, 4, generator=random), torch.randn(2, 3, 4, 4, generator=random)
+    times = torch.tensor([0.25, 0.8])
+    noisy = objective.add_noise(latents, noise, times)
+    torch.testing.assert_close(noisy[0], 0.75 * latents[0] + 0.25 * noise[0])
+    torch.testing.assert_close(noisy - times.view(2, 1, 1, 1) * objective.target(latents, noise, times), latents)
+
+
+def test_weights_of_the_loss_are_those_of_diffusers() -> None:
+    from diffusers.training_utils import compute_loss_weighting_for_sd3
+
+    times = torch.tensor([0.05, 0.3, 0.9])
+    ones = torch.ones(3, 4, 2, 2)
+    for scheme in ("logit_normal", "mode", "none", "sigma_sqrt", "cosmap"):
+        found = unshifted(scheme).losses(ones, torch.zeros_like(ones), times)
+        torch.testing.assert_close(found, compute_loss_weighting_for_sd3(scheme, times).expand(3).float())
+
+
+def test_fixed_times_are_spread_over_all_levels() -> None:
+    torch.testing.assert_close(unshifted("none").fixed_times(4, SIZE), torch.tensor([0.125, 0.375, 0.625, 0.875]))
+
+
+def test_other_schedulers_are_refused() -> None:
+    assert "DDIMScheduler" in str(scheduler_misfit(build("sd").scheduler))
+    assert "invert_sigmas" in str(scheduler_misfit(FlowMatchEulerDiscreteScheduler(invert_sigmas=True)))
+    assert scheduler_misfit(FlowMatchEulerDiscreteScheduler()) is None
+
+
+def test_the_line_of_the_shift_goes_through_the_schedulers_two_points() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(base_shift=0.3, max_shift=0.9, base_image_seq_len=100)
+    mu = shift_by_tokens(scheduler)
+    assert (mu(100), mu(4096)) == (pytest.approx(0.3), pytest.approx(0.9))
