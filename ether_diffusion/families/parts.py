@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -12,6 +13,11 @@ DENOISERS = ("unet", "transformer")
 """Components that denoise, under diffusers' names."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 """Components that encode prompts, likewise."""
+
+
+def parts_without(index: Mapping[str, Any]) -> dict[str, None]:
+    """Parts that a pipeline was saved without, by its ``model_index.json``: diffusers wants to be told so again."""
+    return {name: None for name, entry in index.items() if entry == [None, None]}
 
 
 def denoiser_name(pipe: DiffusionPipeline) -> str | None:

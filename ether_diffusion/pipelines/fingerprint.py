@@ -9,14 +9,14 @@ from torch import nn
 
 from ether_diffusion.core.host import host_of
 from ether_diffusion.core.offload import on_disk
-from ether_diffusion.core.targets import find_targets
+from ether_diffusion.core.targets import Target, find_targets
 from ether_diffusion.core.weights import plain_weight
 
 SAMPLES_PER_WEIGHT = 4096
 
 
 def base_hash(model: nn.Module) -> str | None:
-    """Hash of the signs of the model's attention weights: 16 hexadecimal digits, the same in fp32, bf16 and fp16.
+    """Hash of the signs of the model's attention weights, or of all its Linears where it has none: 16 hexadecimal digits, the same in fp32, bf16 and fp16.
 
     Casting keeps every sign, zeros included, while finetuning flips some of the thousands of small weights; so the
     same checkpoint loaded in another precision has the same hash, and another checkpoint has not. At most
@@ -30,7 +30,7 @@ def base_hash(model: nn.Module) -> str | None:
     host = host_of(model)
     originals = host.base_weights() if host else {}
     digest = hashlib.sha256()
-    for target in find_targets(model):
+    for target in _read(model):
         weight = originals.get(target.path, plain_weight(target.module))
         if weight is None or weight.is_meta:
             return None
@@ -39,3 +39,11 @@ def base_hash(model: nn.Module) -> str | None:
         digest.update(f"{target.path} {tuple(weight.shape)}".encode())
         digest.update(signs.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _read(model: nn.Module) -> list[Target]:
+    """The attention projections, or all Linears of a model that has none that we know."""
+    try:
+        return find_targets(model)
+    except ValueError:
+        return find_targets(model, ("*",))

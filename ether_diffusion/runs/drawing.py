@@ -19,6 +19,7 @@ from ether_diffusion import pipelines
 from ether_diffusion.control.conditions import canny, colour_map, load_condition
 from ether_diffusion.control.pipeline import control_tensor, controlled
 from ether_diffusion.data.randomness import generator
+from ether_diffusion.families.parts import parts_without
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.metrics.backbones import as_rgb
 from ether_diffusion.metrics.control_tasks import Pair
@@ -56,7 +57,9 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipe
 
 def load_pipeline(name: str, device: torch.device | str = "cpu") -> DiffusionPipeline:
     """A base model in fp32, without safety checker and progress bar, with the sampler of DreamBooth's evaluations."""
-    pipe = DiffusionPipeline.from_pretrained(base_folder(name), dtype=torch.float32).to(device)
+    folder = base_folder(name)
+    without = parts_without(DiffusionPipeline.load_config(folder))
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, **without).to(device)
     sampler = family_of(pipe).SAMPLER
     if sampler != "base":
         pipe.scheduler = getattr(diffusers, sampler).from_config(pipe.scheduler.config)

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 
 from ether_diffusion.config import suggestion
-from ether_diffusion.families.parts import DENOISERS
+from ether_diffusion.families.parts import DENOISERS, parts_without
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import FAMILIES, UnknownFamilyError, family_named, family_of
 from ether_diffusion.pipelines.file import first_line, is_local_name
@@ -70,8 +70,8 @@ def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
 
 
 def _without(index: dict[str, Any], family: type[Family]) -> dict[str, Any]:
-    """Leave out what training does not need: the safety checker and image encoders."""
-    absent: dict[str, Any] = {name: None for name in family.UNUSED if name in index}
+    """Leave out what training does not need, the safety checker and image encoders, and what is not there."""
+    absent: dict[str, Any] = {name: None for name in family.UNUSED if name in index} | parts_without(index)
     return {**absent, "requires_safety_checker": False} if "safety_checker" in absent else absent
 
 
