@@ -36,6 +36,10 @@ class Flux(FlowTransformer):
         embeds, pooled, _ = self.encode_text(prompts, prompt_2=None)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
+    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """prompt_embeds and pooled_prompt_embeds: guidance is an input here."""
+        return dict(self.encode_prompts(prompts))
+
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Tokens with their places; the time is σ."""
         embeds, (height, width) = prompts["prompt_embeds"], noisy.shape[-2:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,6 +86,13 @@ class Flux2(FlowTransformer):
         """prompt_embeds (batch, tokens, features): three layers of the language model side by side."""
         embeds, _ = self.encode_text(prompts)
         return {"prompt_embeds": embeds}
+
+    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """prompt_embeds, and for klein negative_prompt_embeds, of the empty prompt."""
+        found = dict(self.encode_prompts(prompts))
+        if "negative_prompt_embeds" in inspect.signature(type(self.pipe).__call__).parameters:
+            found["negative_prompt_embeds"] = self.encode_prompts([""] * len(prompts))["prompt_embeds"]
+        return found
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Tokens with their places on four axes; the time is σ."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ether_diffusion.families.settings import FamilySettings, ObjectiveSettings
 
@@ -96,6 +97,11 @@ class Family(ABC):
         """Where the denoiser is."""
         device: torch.device = self.denoiser.device
         return device
+
+    @property
+    def text_device(self) -> torch.device:
+        """Where prompts are encoded: the first text encoder's device."""
+        return next((next(encoder.parameters()).device for encoder in self.text_encoders.values()), self.device)
 
     @property
     def text_encoders(self) -> dict[str, nn.Module]:
@@ -188,6 +194,14 @@ class Family(ABC):
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """Prompts as the pipeline itself encodes them, with gradients where they are enabled; a batch."""
 
+    @abstractmethod
+    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Arguments of the pipeline that stand for prompts, and for what guidance leads away from; each a batch."""
+
+    def batch_for_drawing(self, encoded: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Several of :meth:`encode_for_drawing`, side by side."""
+        return {key: _joined([each[key] for each in encoded]) for key in encoded[0]}
+
     def encode_prompt(self, prompt: str) -> dict[str, Tensor]:
         """One prompt, without the batch dimension."""
         return {key: value[0].contiguous() for key, value in self.encode_prompts([prompt]).items()}
@@ -250,6 +264,23 @@ class Family(ABC):
         """
         raise ValueError(f"{self.TITLE} has no ControlNet that can be trained here")
 
-    def drawing(self, guidance_scale: float, number: int) -> dict[str, Any]:
-        """Arguments of the pipeline for ``number`` pictures with that guidance."""
-        return {"guidance_scale": guidance_scale}
+    def drawing(
+        self, prompts: Sequence[str], guidance_scale: float, encoded: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Arguments of the pipeline for pictures of prompts with that guidance.
+
+        Args:
+            prompts: one for each picture.
+            guidance_scale: as the pipeline counts it.
+            encoded: :meth:`encode_for_drawing` of the prompts, where the text encoders are away.
+        """
+        return {"guidance_scale": guidance_scale, **({"prompt": list(prompts)} if encoded is None else encoded)}
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """Batches one after another: tensors padded with zeros to the longest along their second dimension, lists, None."""
+    if values[0] is None:
+        return None
+    if isinstance(values[0], Tensor):
+        return pad_sequence([row for value in values for row in value], batch_first=True)
+    return [row for value in values for row in value]

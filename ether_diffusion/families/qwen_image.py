@@ -11,6 +11,9 @@ from torch import Tensor
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import PATCH, FlowTransformer, to_tokens
 
+BLANK = " "
+"""What guidance leads away from, as in the model card."""
+
 
 class QwenImage(FlowTransformer):
     """Qwen-Image (arXiv 2508.02324)."""
@@ -66,6 +69,11 @@ class QwenImage(FlowTransformer):
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         return {"prompt_embeds": embeds, "prompt_embeds_mask": mask}
 
+    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Embeddings and masks, of the prompts and of a blank, which guidance leads away from."""
+        blank = self.encode_prompts([BLANK] * len(prompts))
+        return {**self.encode_prompts(prompts), **{f"negative_{key}": value for key, value in blank.items()}}
+
     def batch_prompts(self, encoded: Sequence[Mapping[str, Tensor]]) -> Prompts:
         """Padded with zeros to the longest."""
         return {
@@ -87,9 +95,13 @@ class QwenImage(FlowTransformer):
             "return_dict": False,
         }
 
-    def drawing(self, guidance_scale: float, number: int) -> dict[str, Any]:
-        """Classifier-free guidance away from a blank, which is what the model card draws with."""
-        length = {"max_sequence_length": self.max_sequence_length}
+    def drawing(
+        self, prompts: Sequence[str], guidance_scale: float, encoded: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Classifier-free guidance away from a blank; without guidance nothing to lead away from."""
+        given = super().drawing(prompts, 0, encoded)
+        del given["guidance_scale"]
         if guidance_scale <= 1:
-            return {"true_cfg_scale": 1.0, **length}
-        return {"true_cfg_scale": guidance_scale, "negative_prompt": [" "] * number, **length}
+            return {"true_cfg_scale": 1.0, **{k: v for k, v in given.items() if not k.startswith("negative")}}
+        blank = {"negative_prompt": [BLANK] * len(prompts)} if encoded is None else {}
+        return {"true_cfg_scale": guidance_scale, **blank, **given}

@@ -73,8 +73,15 @@ class StableDiffusion(Family):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features)."""
-        embeds, _ = self.pipe.encode_prompt(list(prompts), self.device, 1, do_classifier_free_guidance=False)
+        embeds, _ = self.pipe.encode_prompt(list(prompts), self.text_device, 1, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds}
+
+    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """prompt_embeds and negative_prompt_embeds."""
+        embeds, negative = self.pipe.encode_prompt(
+            list(prompts), self.text_device, 1, True, negative_prompt=[""] * len(prompts)
+        )
+        return {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
 
     def prompt_key(self, prompt: str) -> dict[str, Any]:
         """Token ids, padded and cut as the encoders see them."""

@@ -34,6 +34,12 @@ class StableDiffusion3(FlowTransformer):
         )
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
+    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Embeddings and pooled ones, of the prompts and of what guidance leads away from."""
+        found = self.encode_text(prompts, prompt_2=None, prompt_3=None, do_classifier_free_guidance=True)
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        return dict(zip(names, found, strict=True))
+
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Latents as they are; the time is 1000 σ."""
         return {

@@ -29,12 +29,18 @@ class StableDiffusionXL(StableDiffusion):
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features) and pooled_prompt_embeds (batch, features)."""
         embeds, _, pooled, _ = self.pipe.encode_prompt(
-            list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            list(prompts), device=self.text_device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         if getattr(self.pipe.config, "force_zeros_for_empty_prompt", False):  # what guidance leads away from
             said = torch.tensor([bool(prompt) for prompt in prompts], device=embeds.device)
             embeds, pooled = embeds * said[:, None, None], pooled * said[:, None]
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Embeddings and pooled ones, of the prompts and of what guidance leads away from."""
+        found = self.pipe.encode_prompt(list(prompts), device=self.text_device, do_classifier_free_guidance=True)
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        return dict(zip(names, found, strict=True))
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Beside those of Stable Diffusion the pooled prompt and six sizes."""

@@ -9,6 +9,10 @@ Weighting = Literal["logit_normal", "mode", "none", "sigma_sqrt", "cosmap"]
 """The names of diffusers' scripts: two distributions of σ, uniform σ, and uniform σ with two weights of the loss."""
 
 
+Quantization = Literal["nf4", "int8", "fp8-storage"]
+"""Of the frozen denoiser: bitsandbytes' 4-bit normal float and 8-bit integers, or fp8 as the dtype of storage."""
+
+
 @dataclass(frozen=True)
 class ObjectiveSettings:
     """The settings of a run that its objective depends on.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -109,12 +109,15 @@ class FlowTransformer(Family):
     def encode_text(self, prompts: Sequence[str], **settings: Any) -> Any:
         """The pipeline's own ``encode_prompt`` at the length of this run."""
         return self.pipe.encode_prompt(
-            prompt=list(prompts), device=self.device, max_sequence_length=self.max_sequence_length, **settings
+            prompt=list(prompts), device=self.text_device, max_sequence_length=self.max_sequence_length, **settings
         )
 
-    def drawing(self, guidance_scale: float, number: int) -> dict[str, Any]:
+    def drawing(
+        self, prompts: Sequence[str], guidance_scale: float, encoded: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Guidance, and prompts of the length that training has."""
-        return {"guidance_scale": guidance_scale, "max_sequence_length": self.max_sequence_length}
+        length = {"max_sequence_length": self.max_sequence_length}
+        return {**super().drawing(prompts, guidance_scale, encoded), **length}
 
     def guidance(self, noisy: Tensor) -> Tensor | None:
         """The guidance that a distilled transformer is told, (batch,) fp32; None where it takes none."""

@@ -38,6 +38,11 @@ class ZImage(FlowTransformer):
         embeds, _ = self.encode_text(prompts, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds}
 
+    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Lists of embeddings, of the prompts and of the empty prompt."""
+        embeds, negative = self.encode_text(prompts, do_classifier_free_guidance=True)
+        return {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
+
     def batch_prompts(self, encoded: Sequence[Mapping[str, Tensor]]) -> Prompts:
         """As a list, each of its own length."""
         return {"prompt_embeds": [each["prompt_embeds"] for each in encoded]}

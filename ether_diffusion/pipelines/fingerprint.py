@@ -16,11 +16,13 @@ SAMPLES_PER_WEIGHT = 4096
 
 
 def base_hash(model: nn.Module) -> str | None:
-    """Hash of the signs of the model's attention weights, or of all its Linears where it has none: 16 hexadecimal digits, the same in fp32, bf16 and fp16.
+    """Hash of the signs of the attention weights: 16 hexadecimal digits, the same in fp32, bf16 and fp16.
 
     Casting keeps every sign, zeros included, while finetuning flips some of the thousands of small weights; so the
     same checkpoint loaded in another precision has the same hash, and another checkpoint has not. At most
     ``SAMPLES_PER_WEIGHT`` evenly spaced elements of every weight are read.
+
+    Of a model without attention projections that we know all Linears are read.
 
     Returns:
         None where the weights cannot be read: quantised, offloaded or on the meta device.

@@ -96,10 +96,9 @@ def draw(
         part = slice(start, start + batch_size)
         prompts = list(asked.prompts[part])
         yield from pipe(
-            prompt=prompts,
             num_inference_steps=num_inference_steps,
             generator=[torch.Generator().manual_seed(seed) for seed in asked.seeds[part]],
-            **family_of(pipe).drawing(guidance_scale, len(prompts)),
+            **family_of(pipe).drawing(prompts, guidance_scale),
         ).images
 
 
@@ -235,7 +234,7 @@ def draw_under(
         height, width = tensor.shape[-2:]
         settings: dict[str, Any] = {
             "num_inference_steps": drawing.num_inference_steps,
-            **family_of(pipe).drawing(drawing.guidance_scale, len(part)),
+            **family_of(pipe).drawing(prompts[span], drawing.guidance_scale),
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds[span]],
         }
         if hasattr(pipe, "controlnet"):
@@ -244,7 +243,7 @@ def draw_under(
         else:
             context = controlled(pipe, tensor, drawing.strength)
         with context:
-            yield from pipe(prompt=list(prompts[span]), height=height, width=width, **settings).images
+            yield from pipe(height=height, width=width, **settings).images
 
 
 def _seed(drawing: Drawing, index: int, number: int) -> int:

@@ -46,7 +46,7 @@ def encode_prompts_once(family: Family, prompts: Sequence[str], cache: TensorCac
     dependencies: dict[str, JSON] = {
         "kind": "prompt",
         "encoders": {name: module_hash(module) for name, module in family.text_encoders.items()},
-        "device": family.device.type,
+        "device": family.text_device.type,
         "versions": [torch.__version__, transformers.__version__, diffusers.__version__],
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.families.settings import Weighting
+from ether_diffusion.families.settings import Quantization, Weighting
 from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, Range, check_ranges
 from ether_diffusion.registry import METHODS, MethodEntry, Rate
 from ether_diffusion.runs.folder import RunSection
@@ -73,6 +73,8 @@ class TrainingConfig:
         adam_epsilon: added to the root of the second moment.
         max_grad_norm: gradients are clipped to this norm; 0 turns it off.
         mixed_precision: no, fp16 or bf16; Accelerate's own configuration where it is not given.
+        base_quantization: keep the frozen denoiser in fewer bits: nf4 or int8 (bitsandbytes), or fp8-storage; the
+            adapter stays fp32.
         gradient_checkpointing: recompute activations in the backward: less memory, more time.
         allow_tf32: TF32 matrix products on NVIDIA cards.
         torch_compile: compile the denoiser; on GPUs only.
@@ -174,6 +176,7 @@ class TrainingConfig:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    base_quantization: Quantization | None = None
     gradient_checkpointing: bool = False
     allow_tf32: bool = False
     torch_compile: bool = False
@@ -215,6 +218,8 @@ class TrainingConfig:
         if self.resolution is not None and self.resolution % 8:
             below = max(8, self.resolution // 8 * 8)
             raise ValueError(f"resolution must be a multiple of 8 pixels, such as {below}, not {self.resolution}")
+        if self.base_quantization is not None and self.entry.saved_as == "pipeline":
+            raise ValueError(f"base_quantization is for a frozen base, and method={self.method} trains the base itself")
         if self.optimizer == "prodigy" and self.text_encoder_lr not in (None, self.resolved_learning_rate):
             raise ValueError("optimizer=prodigy has one learning rate for all: leave out text_encoder_lr")
         if self.lr_scheduler == "piecewise_constant" and not self.lr_step_rules:
@@ -317,7 +322,8 @@ class TrainingConfig:
 
     def hash(self) -> str:
         """Twelve hexadecimal digits that stand for the settings that a result depends on, not for where it is kept."""
-        later = LATER - self.chosen  # as if there were none: hashes of 0.1 go on standing for the same
+        # as if there were none: hashes of 0.1 go on standing for the same
+        later = {each.name for each in fields(self) if each.name in LATER and getattr(self, each.name) == each.default}
         settings = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT | later}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -353,8 +359,8 @@ OF_FAMILIES = frozenset(
 )
 """Settings that not every family of bases has."""
 
-LATER = OF_FAMILIES - {"snr_gamma"}
-"""Those that version 0.1 did not have."""
+LATER = OF_FAMILIES - {"snr_gamma"} | {"base_quantization"}
+"""Settings that version 0.1 did not have."""
 
 INPUTS = frozenset(
     {

@@ -77,6 +77,7 @@ def run(config: ControlConfig) -> Path:
 
 def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
     config, accelerator = start.config, start.accelerator
+    start.family.pipe.to(accelerator.device)
     control = make_control(start.family, config.section(ControlSection))
     family = start.family = control.family
     check_trainables(control.components, config.section(AdapterSection))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from ether_diffusion.data.augment import Augmentation
 from ether_diffusion.data.cache import TensorCache
@@ -18,7 +20,7 @@ from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
 from ether_diffusion.families.protocol import Family, Objective
 from ether_diffusion.families.settings import ObjectiveSettings
-from ether_diffusion.images import check_folder, load_caption
+from ether_diffusion.images import check_folder, list_images, load_caption
 from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.folder import changed_settings, open_run_folder
 from ether_diffusion.runs.outputs import check_outputs
@@ -30,6 +32,7 @@ from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import dreambooth as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.model import DenoisingModel
+from ether_diffusion.training.placement import present
 from ether_diffusion.training.program import Start, record_start, start_run
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.sections import (
@@ -77,14 +80,22 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
     objective = family.objective(config.section(ObjectiveSettings))
     subjects = subjects_of(config)
     samplers = [Sampler(family, each.section(SampleSection), accelerator) for each in subjects.values()]
+    embeds = None
+    if config.train_text_encoder:
+        for encoder in family.text_encoders.values():
+            encoder.to(accelerator.device)
+    else:
+        embeds = _encode(start, {prompt for each in subjects.values() for prompt in said(each)})
+        for each, sampler in zip(subjects.values(), samplers, strict=True):
+            sampler.know(_encode_for_drawing(start, [shown.prompt for shown in _shown(each)] + _classes(each)))
+    family.denoiser.to(accelerator.device)
     streams = [make_streams(objective, each, own) for each, own in zip(subjects.values(), samplers, strict=True)]
     held_out = [validation_samples(objective, each, family) for each in subjects.values()]
-    embeds = None
-    if not config.train_text_encoder:
-        seen = [*(stream for own in streams for stream in own), *held_out]
-        prompts = [prompt for stream in seen for prompt in stream.subject.prompts]
-        with accelerator.main_process_first():  # the others read what it cached
-            embeds = encode_prompts_once(family, prompts, TensorCache(config.cache_folder))
+    seen = [*(stream for own in streams for stream in own), *held_out]
+    if embeds is not None:  # class images may have captions of their own
+        embeds |= _encode(start, {prompt for stream in seen for prompt in stream.subject.prompts} - embeds.keys())
+    if any(stream.cached is None for own in streams for stream in own):
+        family.pipe.vae.to(accelerator.device)
     trainables = [
         make_trainables(components, each.section(AdapterSection), name or ADAPTER_NAME)
         for name, each in subjects.items()
@@ -120,6 +131,34 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
     if together is not None and accelerator.is_main_process:
         together.update(status="finished")
     return report
+
+
+def said(config: DreamBoothConfig) -> list[str]:
+    """The prompts of the photos, of the held-out ones, and of the class."""
+    folders = [config.instance_data_dir, *([config.validation_data_dir] if config.validation_data_dir else [])]
+    captions = [load_caption(path) or config.instance_prompt for folder in folders for path in list_images(folder)]
+    return captions + _classes(config)
+
+
+def _classes(config: DreamBoothConfig) -> list[str]:
+    return [config.class_prompt] if config.with_prior_preservation and config.class_prompt else []
+
+
+def _encode(start: Start[DreamBoothConfig], prompts: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """Prompts for training, encoded by text encoders that are on the device only meanwhile."""
+    family, accelerator = start.family, start.accelerator
+    if not (wanted := sorted(prompts)):
+        return {}
+    # the others read what the main process cached
+    with accelerator.main_process_first(), present(accelerator.device, *family.text_encoders.values()):
+        return encode_prompts_once(family, wanted, TensorCache(start.config.cache_folder))
+
+
+@torch.no_grad()
+def _encode_for_drawing(start: Start[DreamBoothConfig], prompts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The same for sample grids and class images, with what guidance leads away from."""
+    with present(start.accelerator.device, *start.family.text_encoders.values()):
+        return {prompt: start.family.encode_for_drawing([prompt]) for prompt in dict.fromkeys(prompts)}
 
 
 def check_subjects(config: DreamBoothConfig) -> None:
@@ -186,7 +225,8 @@ def make_streams(
         cached = None
         if subject.deterministic:
             show = sampler.accelerator.is_main_process
-            with sampler.accelerator.main_process_first():  # the others read what it cached
+            # the others read what the main process cached
+            with sampler.accelerator.main_process_first(), present(sampler.accelerator.device, family.pipe.vae):
                 cached = encode_once(subject, family, TensorCache(config.cache_folder), show)
         return TrainingSamples(subject, name, config.seed, family, objective, config.noise_offset, cached)
 

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from ether_diffusion.data.buckets import check_resolution
 from ether_diffusion.families.protocol import Family
+from ether_diffusion.families.quantization import quantize
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.pipelines.file import first_line
@@ -77,7 +78,7 @@ class Start(Generic[Config]):
     Attributes:
         config: the settings with all that the base and Accelerate decide.
         accelerator: Accelerate.
-        family: of the frozen base, which is on the device.
+        family: of the frozen base; its parts are where they were loaded, and the program places them.
         checkpoint: to continue from, None for a new run.
         base_hash: identity of the base, by component.
         records: of its run folders, which :meth:`begin` opens.
@@ -129,7 +130,7 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
     check()
     if config.sampler not in (None, "base"):
         scheduler_class(str(config.sampler))
-    pipe = load_base(config.section(BaseSection), accelerator.mixed_precision).to(accelerator.device)
+    pipe = load_base(config.section(BaseSection), accelerator.mixed_precision)
     family = family_of(pipe, config.section(FamilySettings))
     if why := family.distilled:
         logger.warning(
@@ -151,6 +152,8 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
     if checkpoint and accelerator.is_main_process:
         for change in changed_settings(config.run, hashes):
             logger.warning("resuming with another setting, %s", change)
+    if config.base_quantization is not None:
+        quantize(family.denoiser, config.base_quantization, accelerator.device)
     return Start(config, accelerator, family, checkpoint, hashes)
 
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import diffusers
 import torch
@@ -21,6 +22,7 @@ from ether_diffusion.families.protocol import Family
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.runs.written import note_written
 from ether_diffusion.training.conditioning import Conditioning
+from ether_diffusion.training.placement import present
 from ether_diffusion.training.sections import SampleSection
 from ether_diffusion.training.trainables import Trainable
 
@@ -74,6 +76,18 @@ class Sampler:
         if sampler != "base":
             pipe.register_modules(scheduler=scheduler_class(sampler).from_config(pipe.scheduler.config))
         self.pipe.set_progress_bar_config(disable=True)
+        self.encoded: dict[str, dict[str, Any]] | None = None
+
+    def know(self, encoded: dict[str, dict[str, Any]]) -> None:
+        """Draw with these encoded prompts, and without the text encoders, which may be away.
+
+        Args:
+            encoded: from every prompt that will be asked for to what
+                :meth:`~ether_diffusion.families.protocol.Family.encode_for_drawing` gave.
+        """
+        self.encoded = encoded
+        for name in self.family.text_encoders:
+            setattr(self.pipe, name, None)
 
     @torch.no_grad()
     def images(
@@ -82,19 +96,22 @@ class Sampler:
         """One image per prompt and seed, as ``pipe(prompt, generator=…)`` gives them, under conditions if any."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         seen = nullcontext({}) if self.control is None else self.control.drawing(self.pipe, conditions or [])
-        with _evaluating(self.pipe), self._autocast(), seen as more:
+        encoded = None
+        if self.encoded is not None:
+            encoded = self.family.batch_for_drawing([self.encoded[prompt] for prompt in prompts])
+        with present(self.accelerator.device, self.pipe.vae), _evaluating(self.pipe), self._autocast(), seen as more:
             latents = self.pipe(
-                prompt=list(prompts),
                 height=self.resolution,
                 width=self.resolution,
                 num_inference_steps=self.steps,
                 generator=generators,
                 output_type="latent",
-                **self.family.drawing(self.guidance, len(prompts)),
+                **self.family.drawing(prompts, self.guidance, encoded),
                 **more,
             ).images
         # outside autocast, in the autoencoder's fp32: SDXL's overflows in half precision
-        decoded = self.family.decode(self.family.unscaled(latents, self.resolution, self.resolution))
+        with present(self.accelerator.device, self.pipe.vae):
+            decoded = self.family.decode(self.family.unscaled(latents, self.resolution, self.resolution))
         images: list[Image.Image] = self.pipe.image_processor.postprocess(decoded, output_type="pil")
         return images
 

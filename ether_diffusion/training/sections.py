@@ -82,6 +82,7 @@ class ComputeSection:
     allow_tf32: bool
     torch_compile: bool
     report_to: list[str]
+    base_quantization: str | None
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,8 @@ def check_installed(section: ComputeSection) -> None:
         needed.append(("optimizer=adamw8bit", "bitsandbytes", "adam8bit"))
     if section.optimizer == "prodigy":
         needed.append(("optimizer=prodigy", "prodigyopt", "prodigy"))
+    if section.base_quantization in ("nf4", "int8"):
+        needed.append((f"base_quantization={section.base_quantization}", "bitsandbytes", "quantization"))
     if section.entry.needs_peft:
         needed.append((f"method={section.entry.name}", "peft", "study"))
     for setting, package, extra in needed:

@@ -13,6 +13,7 @@ import torch
 from ether_diffusion.data.plan import Draw
 from ether_diffusion.training.batches import Batch, TrainingSamples, stack, to_batch
 from ether_diffusion.training.model import DenoisingModel
+from ether_diffusion.training.placement import present
 
 PICTURES = 8
 """At most so many pictures are looked at."""
@@ -42,7 +43,8 @@ class Validation:
     def _batch(self, index: int) -> Batch:
         drawn = stack([self.samples[Draw(index, TIMES * index + number)] for number in range(TIMES)])
         times = self.samples.objective.fixed_times(TIMES, tuple(drawn["noise"].shape[-2:]))
-        return to_batch({**drawn, "times": times}, self.samples.family, self.device)
+        with present(self.device, self.samples.family.pipe.vae):
+            return to_batch({**drawn, "times": times}, self.samples.family, self.device)
 
     @torch.no_grad()
     def loss(self, model: DenoisingModel, autocast: Callable[[], AbstractContextManager[Any]]) -> dict[str, Any]:

@@ -36,13 +36,12 @@ def recorded(pipe: DiffusionPipeline, family: Family, size: tuple[int, int]) -> 
     """The arguments of each step of a drawing without guidance by a second branch."""
     recorder = Recorder(family.denoiser)
     pipe(
-        prompt=list(PROMPTS),
         height=size[0],
         width=size[1],
         num_inference_steps=3,
         output_type="latent",
         generator=torch.Generator().manual_seed(0),
-        **family.drawing(0.0 if family.NAME == "z_image" else 1.0, len(PROMPTS)),
+        **family.drawing(PROMPTS, 0.0 if family.NAME == "z_image" else 1.0),
     )
     family.denoiser.forward = recorder.forward
     return recorder.calls
@@ -119,3 +118,20 @@ def test_prompts_one_by_one_are_those_of_a_batch(name: str) -> None:
     for key, value in together.items():
         same(alone[key], value)
     assert len({str(family.prompt_key(prompt)) for prompt in PROMPTS}) == 2
+
+
+@pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])
+@torch.no_grad()
+def test_encoded_prompts_draw_what_prompts_draw(name: str) -> None:
+    """Several that were encoded one by one, and a pipeline without its text encoders."""
+    pipe = build(name)
+    family = family_of(pipe)
+    asked = {"num_inference_steps": 2, "output_type": "latent", "height": 32, "width": 32}
+    dice = lambda: [torch.Generator().manual_seed(seed) for seed in (0, 1)]  # noqa: E731
+    guidance = 2.0
+    expected = pipe(**family.drawing(PROMPTS, guidance), **asked, generator=dice()).images
+    encoded = family.batch_for_drawing([family.encode_for_drawing([prompt]) for prompt in PROMPTS])
+    for encoder in family.text_encoders:
+        setattr(pipe, encoder, None)
+    drawn = pipe(**family.drawing(PROMPTS, guidance, encoded), **asked, generator=dice()).images
+    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=1e-5)

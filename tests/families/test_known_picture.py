@@ -93,13 +93,12 @@ def test_the_stock_pipeline_draws_the_picture(name: str, size: tuple[int, int]) 
     mean, _ = family.encode(pixels)
     Stub(pipe).know(family.scaled(mean))
     images = pipe(
-        prompt=list(PROMPTS),
         height=size[0],
         width=size[1],
         num_inference_steps=5,
         output_type="pt",
         generator=torch.Generator().manual_seed(0),
-        **family.drawing(family.GUIDANCE, len(PROMPTS)),
+        **family.drawing(PROMPTS, family.GUIDANCE),
     ).images
     expected = decoded(pipe, encoded(pipe, pixels))
     torch.testing.assert_close(images, expected.expand_as(images), atol=1e-5, rtol=0)
@@ -115,10 +114,16 @@ def test_what_the_pipeline_gives_as_latents_is_decoded_to_the_same_picture(name:
         "height": size[0],
         "width": size[1],
         "num_inference_steps": 2,
-        **family.drawing(family.GUIDANCE, 1),
     }
-    drawn = pipe(prompt=["a dog"], **asked, output_type="latent", generator=torch.Generator().manual_seed(0)).images
-    expected = pipe(prompt=["a dog"], **asked, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    drawn, expected = (
+        pipe(
+            **family.drawing(["a dog"], family.GUIDANCE),
+            **asked,
+            output_type=kind,
+            generator=torch.Generator().manual_seed(0),
+        ).images
+        for kind in ("latent", "pt")
+    )
     pixels = family.decode(family.unscaled(drawn, *size))
     torch.testing.assert_close((pixels / 2 + 0.5).clamp(0, 1), expected, atol=1e-5, rtol=0)
 

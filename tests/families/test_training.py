@@ -52,12 +52,11 @@ def draw(pipe: DiffusionPipeline, prompt: str, seed: int, side: int, steps: int)
     """As a user would, with the pipeline's own defaults of guidance."""
     family = family_of(pipe)
     image = pipe(
-        prompt=[prompt],
         height=side,
         width=side,
         num_inference_steps=steps,
         generator=[torch.Generator().manual_seed(seed)],
-        **family.drawing(family.GUIDANCE, 1),
+        **family.drawing([prompt], family.GUIDANCE),
     ).images[0]
     return np.asarray(image).astype(int)
 
@@ -137,7 +136,8 @@ CASES: dict[str, dict[str, Any]] = {
 def test_the_settings_of_the_program_work(family: str, case: str, train: Train) -> None:
     run = train(family, max_train_steps=2, **CASES[case])
     assert [row["step"] for row in metrics(run)] == [1, 2]
-    assert (run / "README.md").is_file() and (run / "report.html").is_file()
+    assert (run / "README.md").is_file()
+    assert (run / "report.html").is_file()
 
 
 def test_settings_of_another_family_are_refused(settings: Callable[..., DreamBoothConfig], train: Train) -> None:

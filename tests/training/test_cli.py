@@ -53,6 +53,7 @@ OTHER: dict[str, Any] = {
     "adam_epsilon": 1e-6,
     "max_grad_norm": 0.5,
     "mixed_precision": "no",
+    "base_quantization": "nf4",
     "gradient_checkpointing": True,
     "allow_tf32": True,
     "torch_compile": True,
