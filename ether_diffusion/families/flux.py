@@ -23,6 +23,7 @@ class Flux(FlowTransformer):
     UNUSED = ("image_encoder", "feature_extractor")
     GUIDANCE = 3.5
     LENGTH = 512
+    CONTROL_PLACE = "x_embedder"
 
     @property
     def distilled(self) -> str | None:

@@ -30,6 +30,7 @@ class Flux2(FlowTransformer):
     STEPS = STEPS
     GUIDANCE = 4.0
     LENGTH = 512
+    CONTROL_PLACE = "x_embedder"
 
     @property
     def distilled(self) -> str | None:

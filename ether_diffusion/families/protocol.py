@@ -71,6 +71,8 @@ class Family(ABC):
     """Pipeline of diffusers with a ControlNet beside the denoiser, None where none can be trained here."""
     CONTROL: ClassVar[str | None] = None
     """Pipeline of this library that takes a control image beside the prompt."""
+    CONTROL_PLACE: ClassVar[str | None] = None
+    """Path of the denoiser's first layer, after which a control is added; None where no single layer makes the grid."""
     SAMPLER: ClassVar[str] = "base"
     """Scheduler of diffusers for sample grids, base for the base's own."""
     STEPS: ClassVar[int]

@@ -26,6 +26,7 @@ class QwenImage(FlowTransformer):
     GUIDANCE = 4.0
     GUIDANCE_TRAINING = 1.0
     LENGTH = 512
+    CONTROL_PLACE = "img_in"
 
     @property
     def latent_channels(self) -> int:

@@ -56,3 +56,18 @@ def family_of(pipe: DiffusionPipeline, settings: FamilySettings | None = None) -
         if any(name in (*family.PIPELINES, *family.DERIVED) for name in names):
             return family(pipe, settings)
     return family_named(names[0])(pipe, settings)
+
+
+def control_place(pipe: DiffusionPipeline) -> tuple[str, int]:
+    """Path of the denoiser's layer that a control is added after, and how many pixels a side each of its features has.
+
+    Raises:
+        ValueError: its family has no such place.
+    """
+    try:
+        family = family_of(pipe)
+    except UnknownFamilyError:  # another pipeline over a UNet
+        return "conv_in", int(pipe.vae_scale_factor)
+    if family.CONTROL_PLACE is None:
+        raise ValueError(f"{family.TITLE} has no first layer that a control could be added after")
+    return family.CONTROL_PLACE, family.divisor

@@ -24,6 +24,7 @@ class StableDiffusion(Family):
     DERIVED: ClassVar[tuple[str, ...]] = ("StableDiffusionControlNetPipeline", "StableDiffusionControlPipeline")
     DENOISER = "unet"
     OPTIONS = frozenset({"snr_gamma"})
+    CONTROL_PLACE = "conv_in"
     SAMPLER = "DPMSolverMultistepScheduler"
     STEPS = 25
     GUIDANCE = 7.5

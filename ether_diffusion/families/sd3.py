@@ -23,6 +23,7 @@ class StableDiffusion3(FlowTransformer):
         "text_encoder_3": "tokenizer_3",
     }
     UNUSED = ("image_encoder", "feature_extractor")
+    CONTROL_PLACE = "pos_embed.proj"
     GUIDANCE = 7.0
     LENGTH = 256
     MAX_SHIFT = 1.16

@@ -1,4 +1,4 @@
-"""The control encoder: what a condition image adds after the UNet's first convolution (OFT, arXiv 2306.07280).
+"""The control encoder: what a condition image adds after the denoiser's first layer (OFT, arXiv 2306.07280).
 
 ControlNet (arXiv 2302.05543) copies half of the UNet. Here the UNet itself is finetuned by an adapter, and the
 condition enters through one small encoder whose last convolution starts at zero: megabytes instead of gigabytes.
@@ -13,7 +13,7 @@ import torch
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import nn
 
-from ether_diffusion.pipelines.control_hook import first_width
+from ether_diffusion.pipelines.control_hook import FIRST_LAYER, first_width
 
 CHANNELS = (16, 32, 96, 256)
 """Of the encoder's stages, each at half the side of the one before."""
@@ -24,7 +24,7 @@ class ControlEncoderConfig:
     """The shape of a control encoder, as it is stored in the adapter file.
 
     Attributes:
-        out_channels: the UNet's first width: 320 for SD1.5.
+        out_channels: the width of the denoiser's first layer: 320 for SD1.5.
         channels: of its stages; one more than the number of halvings from picture to latents.
         condition: "image", or "map": a semantic map, whose grey class ids are coloured as in training.
     """
@@ -55,11 +55,18 @@ class ControlEncoder(ControlNetConditioningEmbedding):
         self.config = config
 
     @classmethod
-    def of(cls, unet: nn.Module, vae_factor: int, condition: str = "image", seed: int = 0) -> ControlEncoder:
-        """A new encoder that fits a UNet whose latents have ``vae_factor`` pixels a side."""
+    def of(
+        cls,
+        denoiser: nn.Module,
+        vae_factor: int,
+        condition: str = "image",
+        seed: int = 0,
+        place: str = FIRST_LAYER,
+    ) -> ControlEncoder:
+        """A new encoder that fits a denoiser whose first layer, at ``place``, sees ``vae_factor`` pixels a side."""
         stages = vae_factor.bit_length()
         channels = (*CHANNELS, *[CHANNELS[-1]] * stages)[:stages]
-        return cls(ControlEncoderConfig(first_width(unet), channels, condition), seed)
+        return cls(ControlEncoderConfig(first_width(denoiser, place), channels, condition), seed)
 
     @property
     def vae_factor(self) -> int:

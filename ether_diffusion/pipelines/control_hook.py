@@ -1,4 +1,4 @@
-"""The hook through which control encoders act: their features are added after the UNet's first convolution."""
+"""The hook through which control encoders act: their features are added after the denoiser's first layer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 BRANCHES = 3
 """Guidance repeats a batch at most so often: unconditional, conditional, and PAG's perturbed one."""
 
+FIRST_LAYER = "conv_in"
+"""Of UNets; of transformers the family says it."""
+
 
 class Control:
-    """All control encoders of one UNet, and the hook through which they act.
+    """All control encoders of one denoiser, and the hook through which they act.
 
-    An encoder acts on every forward of the UNet while it is active and enabled, and then there must be a condition:
-    a UNet that was trained with a control and gets none would draw something else without a word.
+    An encoder acts on every forward of the denoiser while it is active and enabled, and then there must be a condition:
+    a denoiser that was trained with a control and gets none would draw something else without a word.
+
+    Args:
+        denoiser: the UNet or transformer.
+        place: path of its first layer: a convolution, or a Linear that makes tokens of patches.
 
     Attributes:
         encoders: by the name of the adapter that they came with.
@@ -30,24 +37,25 @@ class Control:
         enabled: whether any acts.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, denoiser: nn.Module, place: str) -> None:
         self.encoders: dict[str, ControlEncoder] = {}
         self.active: set[str] = set()
         self.enabled = True
-        self._unet = unet
+        self._denoiser, self._place = denoiser, place
         self._given: dict[str, Tensor] = {}
-        self._hook = first_layer(unet).register_forward_hook(self._add)
+        self._hook = first_layer(denoiser, place).register_forward_hook(self._add)
 
     def add(self, name: str, encoder: ControlEncoder) -> None:
-        """Put an encoder on the UNet; it is active.
+        """Put an encoder on the denoiser; it is active.
 
         Raises:
-            ValueError: its width is not that of the UNet, or the name is taken.
+            ValueError: its width is not that of the first layer, or the name is taken.
         """
         if name in self.encoders:
             raise ValueError(f"a control {name!r} is there already: unload it, or choose another name")
-        if (width := first_width(self._unet)) != encoder.config.out_channels:
-            raise ValueError(f"the control encoder makes {encoder.config.out_channels} channels, the UNet has {width}")
+        made, width = encoder.config.out_channels, first_width(self._denoiser, self._place)
+        if width != made:
+            raise ValueError(f"the control encoder makes {made} channels, the denoiser's first layer has {width}")
         self.encoders[name] = encoder
         self.active.add(name)
 
@@ -57,8 +65,8 @@ class Control:
         self.active.discard(name)
         if not self.encoders:
             self._hook.remove()
-            del self._unet.__dict__[_ATTRIBUTE]
-            hooks_changed(self._unet)
+            del self._denoiser.__dict__[_ATTRIBUTE]
+            hooks_changed(self._denoiser)
 
     def enable(self, enabled: bool = True) -> None:
         """Turn all encoders on or off, remembering which are active."""
@@ -69,8 +77,8 @@ class Control:
         """Within the context these features are added, by the name of their encoder; contexts may be nested.
 
         Args:
-            features: (N, width, h, w) for each name, of :meth:`features`; N divides the UNet's batch, over which they
-                are repeated as a whole, so that the unconditional half of guidance sees them, too.
+            features: (N, width, h, w) for each name, of :meth:`features`; N divides the denoiser's batch, over which
+                they are repeated as a whole, so that the unconditional half of guidance sees them, too.
         """
         before = self._given
         self._given = before | dict(features)
@@ -105,7 +113,7 @@ class Control:
         return output
 
     def _fitting(self, name: str, like: Tensor) -> Tensor:
-        """The features of a control, repeated to the UNet's batch."""
+        """The features of a control, repeated to the denoiser's batch, as a grid or as tokens row by row."""
         if name not in self._given:
             raise RuntimeError(
                 f"the control {name!r} has no condition: draw within `with ether.controlled(pipe, image):`, or with a "
@@ -113,8 +121,10 @@ class Control:
             )
         features = self._given[name]
         count, batch, factor = len(features), len(like), self.encoders[name].vae_factor
-        if features.shape[2:] != like.shape[2:]:
-            mine, theirs = (" x ".join(str(factor * side) for side in x.shape[2:]) for x in (features, like))
+        grid = like.dim() == 4
+        if features.shape[2:] != like.shape[2:] if grid else features[0, 0].numel() != like.shape[1]:
+            mine = " x ".join(str(factor * side) for side in features.shape[2:])
+            theirs = " x ".join(str(factor * side) for side in like.shape[2:]) if grid else "another number"
             raise ValueError(
                 f"the control image of {name!r} has {mine} pixels (height x width), the picture {theirs}: "
                 "resize one of them"
@@ -124,26 +134,36 @@ class Control:
                 f"{count} control images cannot be shared among a batch of {batch}: give one for each "
                 "prompt, and num_images_per_prompt where there are several"
             )
-        return features.to(like.device, like.dtype).repeat(batch // count, 1, 1, 1)
+        if not grid:
+            features = features.flatten(2).transpose(1, 2)
+        return features.to(like.device, like.dtype).repeat(batch // count, *[1] * (like.dim() - 1))
 
 
 _ATTRIBUTE = "_ether_control"
 
 
-def control_of(unet: nn.Module) -> Control | None:
-    """The control encoders of a UNet, None if there are none."""
-    control: Control | None = root_of(unet).__dict__.get(_ATTRIBUTE)
+def control_of(denoiser: nn.Module) -> Control | None:
+    """The control encoders of a denoiser, None if there are none."""
+    control: Control | None = root_of(denoiser).__dict__.get(_ATTRIBUTE)
     return control
 
 
-def attach_control(unet: nn.Module, encoder: ControlEncoder, name: str = "default") -> Control:
-    """Let an encoder's features be added after the first convolution of a UNet.
+def attach_control(
+    denoiser: nn.Module, encoder: ControlEncoder, name: str = "default", place: str = FIRST_LAYER
+) -> Control:
+    """Let an encoder's features be added after the first layer of a denoiser.
+
+    Args:
+        denoiser: a UNet or transformer.
+        encoder: makes the features.
+        name: of the adapter that it belongs to.
+        place: path of the first layer, as the model's family says it.
 
     Raises:
-        ValueError: the widths differ, the name is taken, or the model has no ``conv_in``.
+        ValueError: the widths differ, the name is taken, or the model has no such layer.
     """
-    root = root_of(unet)
-    control = control_of(unet) or Control(root)
+    root = root_of(denoiser)
+    control = control_of(denoiser) or Control(root, place)
     try:
         control.add(name, encoder)
     except ValueError:
@@ -155,22 +175,27 @@ def attach_control(unet: nn.Module, encoder: ControlEncoder, name: str = "defaul
     return control
 
 
-def first_layer(unet: nn.Module) -> nn.Conv2d:
+def first_layer(denoiser: nn.Module, place: str = FIRST_LAYER) -> nn.Conv2d | nn.Linear:
     """The layer that a control is added after.
 
     Raises:
-        ValueError: the model has no ``conv_in``.
+        ValueError: the model has no such layer.
     """
-    convolution = getattr(root_of(unet), "conv_in", None)
-    if not isinstance(convolution, nn.Conv2d):
-        raise ValueError(f"{type(unet).__name__} has no first convolution `conv_in` for a control: a UNet is needed")
-    return convolution
+    root = root_of(denoiser)
+    try:
+        layer = root.get_submodule(place)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise ValueError(f"{type(root).__name__} has no first layer `{place}` that a control could be added after")
+    return layer
 
 
-def first_width(unet: nn.Module) -> int:
-    """Channels of a UNet's first convolution.
+def first_width(denoiser: nn.Module, place: str = FIRST_LAYER) -> int:
+    """Channels of a denoiser's first layer.
 
     Raises:
-        ValueError: the model has no ``conv_in``.
+        ValueError: the model has no such layer.
     """
-    return first_layer(unet).out_channels
+    layer = first_layer(denoiser, place)
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features

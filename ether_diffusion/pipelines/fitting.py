@@ -14,6 +14,7 @@ from ether_diffusion.core.adapter import Adapter, check_blocks
 from ether_diffusion.core.state import StateMismatchError, state_problems
 from ether_diffusion.core.targets import Target, find_targets
 from ether_diffusion.families.parts import denoiser_name, denoiser_of
+from ether_diffusion.families.registry import control_place
 from ether_diffusion.pipelines.control_hook import first_width
 from ether_diffusion.pipelines.file import AdapterFile, AdapterFileError
 from ether_diffusion.pipelines.fingerprint import base_hash
@@ -125,10 +126,12 @@ def _control_misfits(pipe: DiffusionPipeline, file: AdapterFile) -> list[str]:
     if file.control is None:
         return []
     try:
-        width, made = first_width(denoiser_of(pipe)), file.control.config.out_channels
+        place, factor = control_place(pipe)
+        width, made = first_width(denoiser_of(pipe), place), file.control.config.out_channels
     except ValueError as error:
         return [f"  {CONTROL}: {error}"]
     problems = [] if width == made else [f"  {CONTROL}: it makes {made} channels, the first layer has {width}"]
-    if (factor := pipe.vae_scale_factor) != file.control.vae_factor:
-        problems.append(f"  {CONTROL}: made for {file.control.vae_factor} pixels per latent, the pipeline has {factor}")
+    if factor != file.control.vae_factor:
+        own = file.control.vae_factor
+        problems.append(f"  {CONTROL}: made for {own} pixels per feature, the pipeline has {factor}")
     return problems

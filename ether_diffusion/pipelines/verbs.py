@@ -13,6 +13,7 @@ from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.host import Host, attach_made
 from ether_diffusion.core.plan import check_mixable
 from ether_diffusion.families.parts import DENOISERS, denoiser_name, denoiser_of
+from ether_diffusion.families.registry import control_place
 from ether_diffusion.pipelines.control_hook import Control, attach_control, first_layer
 from ether_diffusion.pipelines.file import AdapterFile
 from ether_diffusion.pipelines.fingerprint import base_hash
@@ -72,9 +73,10 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
             attached.append(attach_made(getattr(pipe, component), adapter, targets))
         if file.control is not None:
             denoiser = denoiser_of(pipe)
-            device = first_layer(denoiser).weight.device
+            place, _ = control_place(pipe)
+            device = first_layer(denoiser, place).weight.device
             encoder = file.control if device.type == "meta" else file.control.to(device)
-            attach_control(denoiser, encoder.requires_grad_(False), name)
+            attach_control(denoiser, encoder.requires_grad_(False), name, place)
     except BaseException:  # an interrupt, too, leaves the pipeline as before
         for adapter in attached:
             adapter.detach()

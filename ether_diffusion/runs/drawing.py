@@ -230,7 +230,7 @@ def draw_under(
         part = list(group)
         span = slice(start, start + len(part))
         start += len(part)
-        tensor = control_tensor(part, family_of(pipe).vae_factor, maps)
+        tensor = control_tensor(part, family_of(pipe).divisor, maps)
         height, width = tensor.shape[-2:]
         settings: dict[str, Any] = {
             "num_inference_steps": drawing.num_inference_steps,

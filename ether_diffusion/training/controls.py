@@ -34,10 +34,12 @@ class EncoderControl:
 
     def __init__(self, family: Family, section: ControlSection) -> None:
         self.family = family
-        kind = "map" if section.has_maps else "image"
-        encoder = ControlEncoder.of(family.denoiser, family.vae_factor, kind, section.seed)
+        kind, place = "map" if section.has_maps else "image", family.CONTROL_PLACE
+        if place is None:
+            raise BaseModelError(f"{family.TITLE} has no first layer that a control could be added after")
+        encoder = ControlEncoder.of(family.denoiser, family.divisor, kind, section.seed, place)
         self.encoder = encoder.to(family.device)
-        self.control = attach_control(family.denoiser, self.encoder, ADAPTER_NAME)
+        self.control = attach_control(family.denoiser, self.encoder, ADAPTER_NAME, place)
 
     @property
     def components(self) -> Components:

@@ -294,7 +294,7 @@ def test_a_control_for_another_unet_or_autoencoder_is_refused_before_anything_is
     with pytest.raises(AdapterFileError) as refused:
         ether.load(fresh, tmp_path)
     assert "control_encoder: it makes 48 channels, the first layer has 32" in str(refused.value)
-    assert "control_encoder: made for 4 pixels per latent, the pipeline has 2" in str(refused.value)
+    assert "control_encoder: made for 4 pixels per feature, the pipeline has 2" in str(refused.value)
     assert not ether.adapters(fresh)
 
 
@@ -344,7 +344,7 @@ def test_a_name_that_is_taken_or_a_model_without_first_convolution(pipe: Diffusi
     attach_control(pipe.unet, encoder_for(pipe), "x")
     with pytest.raises(ValueError, match="a control 'x' is there already"):
         attach_control(pipe.unet, encoder_for(pipe), "x")
-    with pytest.raises(ValueError, match="CLIPTextModel has no first convolution"):
+    with pytest.raises(ValueError, match="CLIPTextModel has no first layer"):
         attach_control(pipe.text_encoder, encoder_for(pipe), "x")
     wide = ControlEncoder(ControlEncoderConfig(48, (16, 32)))
     fresh = tiny_pipeline()
