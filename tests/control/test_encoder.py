@@ -348,7 +348,7 @@ def test_a_name_that_is_taken_or_a_model_without_first_convolution(pipe: Diffusi
         attach_control(pipe.text_encoder, encoder_for(pipe), "x")
     wide = ControlEncoder(ControlEncoderConfig(48, (16, 32)))
     fresh = tiny_pipeline()
-    with pytest.raises(ValueError, match="makes 48 channels, the UNet has 32"):
+    with pytest.raises(ValueError, match="makes 48 channels, the denoiser's first layer has 32"):
         attach_control(fresh.unet, wide, "x")
     assert control_of(fresh.unet) is None
     assert not fresh.unet.conv_in._forward_hooks
