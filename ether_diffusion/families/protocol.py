@@ -70,6 +70,8 @@ class Family(ABC):
     """Pipeline of diffusers with a ControlNet beside the denoiser, None where none can be trained here."""
     CONTROL: ClassVar[str | None] = None
     """Pipeline of this library that takes a control image beside the prompt."""
+    CHECKPOINTING: ClassVar[str | None] = None
+    """Why gradient checkpointing would change what the denoiser answers, None where it does not."""
     SAMPLER: ClassVar[str] = "base"
     """Scheduler of diffusers for sample grids, base for the base's own."""
     STEPS: ClassVar[int]
@@ -211,18 +213,31 @@ class Family(ABC):
         """Tokens that prompts are cut and padded to, None where the tokenizer says it."""
         return self.settings.max_sequence_length or self.LENGTH
 
+    def said(self, prompt: str) -> str:
+        """What the tokenizers see of a prompt, where the pipeline adds to it or cleans it."""
+        return prompt
+
+    def limit(self, tokenizer: Any) -> int:
+        """Tokens that an encoder sees of what is said."""
+        own = int(tokenizer.model_max_length)
+        return own if own == CLIP_LENGTH else self.max_sequence_length or own
+
     def prompt_key(self, prompt: str) -> dict[str, Any]:
         """JSON of what the embeddings of a prompt depend on, beside the encoders."""
-        return {"tokens": [list(tokenizer(prompt).input_ids) for tokenizer in self.tokenizers.values()]}
+        tokens = [list(tokenizer(self.said(prompt)).input_ids) for tokenizer in self.tokenizers.values()]
+        return {"tokens": tokens, "length": self.max_sequence_length}
 
     def cut(self, prompt: str) -> dict[str, str]:
         """What an encoder does not see of a prompt, by component; nothing where all see all of it."""
-        found = {}
+        said, found = self.said(prompt), {}
         for encoder, tokenizer in self.tokenizers.items():
-            own, ids = int(tokenizer.model_max_length), list(tokenizer(prompt).input_ids)
-            limit = own if own == CLIP_LENGTH else self.max_sequence_length or own
+            ids, limit = list(tokenizer(said).input_ids), self.limit(tokenizer)
             if len(ids) > limit:
-                found[encoder] = str(tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True)).strip()
+                kept = list(tokenizer(said, truncation=True, max_length=limit).input_ids)
+                start = next(
+                    (at for at, (one, other) in enumerate(zip(ids, kept, strict=False)) if one != other), limit
+                )
+                found[encoder] = str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()
         return found
 
     # the denoiser

@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from families.tiny import build
 from scipy import stats
 
-from ether_diffusion.families.flow import FlowMatching, scheduler_misfit, shift_by_tokens
+from ether_diffusion.families.flow import FlowMatching, scheduler_misfit, scheduler_shift, shift_by_tokens
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import ObjectiveSettings
 
@@ -19,7 +19,7 @@ SIZE = (8, 8)
 
 
 def unshifted(scheme: str, **settings: float) -> FlowMatching:
-    return FlowMatching(FlowMatchEulerDiscreteScheduler(), lambda size: 0.0, scheme, **settings)  # type: ignore[arg-type]
+    return FlowMatching(lambda size: 1.0, scheme, **settings)  # type: ignore[arg-type]
 
 
 def draws(objective: FlowMatching, number: int = 10_000) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_mode_draws_have_its_quantiles(scale: float) -> None:
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_static_shift_is_the_schedulers(shift: float) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    objective = FlowMatching(scheduler, lambda size: 0.0)
+    objective = FlowMatching(scheduler_shift(scheduler, lambda size: 0.0))
     levels = torch.arange(1000, 0, -1, dtype=torch.float64) / 1000
     torch.testing.assert_close(objective.shifted(levels, SIZE), scheduler.sigmas, atol=1e-6, rtol=0)
 
