@@ -17,6 +17,7 @@ class AuraFlow(FlowTransformer):
 
     NAME = "aura_flow"
     TITLE = "AuraFlow"
+    LATENTS = "z · scale"
     PIPELINES = ("AuraFlowPipeline",)
     STEPS = 50
     GUIDANCE = 3.5

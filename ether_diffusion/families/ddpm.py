@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ether_diffusion.families.diffusion import Diffusion, scheduler_misfit
-from ether_diffusion.families.parts import statistics_misfit
+from ether_diffusion.families.parts import channels_misfit, statistics_misfit
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.settings import ObjectiveSettings
 
@@ -13,11 +13,18 @@ from ether_diffusion.families.settings import ObjectiveSettings
 class DiffusionFamily(Family):
     """A denoiser trained on DDPM noise; families say how it is called and how prompts are encoded."""
 
+    OBJECTIVE = "DDPM noise"
+    TIME = "timestep"
+    LATENTS = "z · scale"
     OPTIONS = frozenset({"snr_gamma"})
 
     def misfit(self) -> str | None:
-        """A scheduler of another kind of noise, or latents with statistics that nothing here applies."""
-        return scheduler_misfit(self.pipe.scheduler) or statistics_misfit(self.pipe.vae)
+        """Another kind of noise, statistics of the latents that nothing here applies, or more input than latents."""
+        return (
+            scheduler_misfit(self.pipe.scheduler)
+            or statistics_misfit(self.pipe.vae)
+            or channels_misfit(self.denoiser, self.latent_channels)
+        )
 
     def objective(self, settings: ObjectiveSettings) -> Diffusion:
         """DDPM noise, as the base's scheduler has it."""

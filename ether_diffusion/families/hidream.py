@@ -16,6 +16,7 @@ class HiDream(FlowTransformer):
 
     NAME = "hidream"
     TITLE = "HiDream-I1"
+    TIME = "1000 σ"
     PIPELINES = ("HiDreamImagePipeline",)
     TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {
         "text_encoder": "tokenizer",

@@ -24,6 +24,7 @@ class Ideogram4(PatchLatents):
 
     NAME = "ideogram4"
     TITLE = "Ideogram 4"
+    TIME = "1 - σ"
     PIPELINES = ("Ideogram4Pipeline",)
     STEPS = 48
     GUIDANCE = 7.0

@@ -17,6 +17,7 @@ class Lumina2(FlowTransformer):
 
     NAME = "lumina2"
     TITLE = "Lumina-Image 2.0"
+    TIME = "1 - σ"
     PIPELINES = ("Lumina2Pipeline",)
     STEPS = 30
     GUIDANCE = 4.0

@@ -40,3 +40,14 @@ def statistics_misfit(vae: ModelMixin) -> str | None:
     if config.get("shift_factor"):
         return f"its latents are shifted by shift_factor={config['shift_factor']} of its autoencoder"
     return None
+
+
+def channels_misfit(denoiser: ModelMixin, *channels: int) -> str | None:
+    """Why a denoiser takes more than noisy latents, which have one of those ``channels``; None where it does not."""
+    taken = denoiser.config.in_channels
+    if taken in channels:
+        return None
+    return (
+        f"its denoiser takes {taken} channels, and latents have {' or '.join(map(str, channels))}: "
+        "it is a variant for editing, inpainting or control"
+    )

@@ -17,6 +17,8 @@ class PatchLatents(FlowTransformer):
     Latents are patches: four times the autoencoder's channels at half its height and width.
     """
 
+    LATENTS = "(patches of z - mean) / deviation of each channel"
+
     @property
     def latent_channels(self) -> int:
         """Of a patch."""

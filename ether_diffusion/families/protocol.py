@@ -54,6 +54,12 @@ class Family(ABC):
     """In files."""
     TITLE: ClassVar[str]
     """For people."""
+    OBJECTIVE: ClassVar[str]
+    """The noise it was trained on, for people."""
+    TIME: ClassVar[str]
+    """What the denoiser is told as time, for people."""
+    LATENTS: ClassVar[str]
+    """How latents come from the z of the autoencoder, for people."""
     PIPELINES: ClassVar[tuple[str, ...]]
     """Pipelines of diffusers that can be trained."""
     DERIVED: ClassVar[tuple[str, ...]] = ()

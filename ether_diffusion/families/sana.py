@@ -19,6 +19,8 @@ class Sana(FlowTransformer):
 
     NAME = "sana"
     TITLE = "Sana"
+    TIME = "1000 σ · timestep_scale"
+    LATENTS = "z · scale"
     PIPELINES = ("SanaPipeline",)
     STEPS = 20
     GUIDANCE = 4.5

@@ -16,6 +16,7 @@ class StableDiffusion3(FlowTransformer):
 
     NAME = "sd3"
     TITLE = "Stable Diffusion 3 and 3.5"
+    TIME = "1000 σ"
     PIPELINES = ("StableDiffusion3Pipeline",)
     TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {
         "text_encoder": "tokenizer",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ether_diffusion.families.flow import FlowMatching, Size, scheduler_misfit, scheduler_shift, shift_by_tokens
+from ether_diffusion.families.parts import channels_misfit
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.settings import ObjectiveSettings
 
@@ -36,6 +37,9 @@ def places(rows: int, columns: int) -> Tensor:
 class FlowTransformer(Family):
     """A transformer trained by flow matching; families say how it is called and how prompts are encoded."""
 
+    OBJECTIVE = "flow matching"
+    TIME: ClassVar[str] = "σ"
+    LATENTS: ClassVar[str] = "(z - shift) · scale"
     OPTIONS: ClassVar[frozenset[str]] = frozenset(
         {"weighting_scheme", "logit_mean", "logit_std", "mode_scale", "max_sequence_length"}
     )
@@ -44,8 +48,9 @@ class FlowTransformer(Family):
     """Of a scheduler that shifts by size and does not name it."""
 
     def misfit(self) -> str | None:
-        """A scheduler of another kind of noise."""
-        return scheduler_misfit(self.pipe.scheduler)
+        """A scheduler of another kind of noise, or more input than latents."""
+        channels = self.latent_channels
+        return scheduler_misfit(self.pipe.scheduler) or channels_misfit(self.denoiser, channels, PATCH**2 * channels)
 
     def objective(self, settings: ObjectiveSettings) -> FlowMatching:
         """Flow matching with the base's own shift."""

@@ -11,6 +11,8 @@ from ether_diffusion.families.transformer import FlowTransformer
 class VideoLatents(FlowTransformer):
     """A flow transformer on pictures that are videos of one frame to its autoencoder."""
 
+    LATENTS = "(z - mean) / deviation of each channel"
+
     @property
     def latent_channels(self) -> int:
         """Channels of the latents."""

@@ -150,3 +150,22 @@ def test_training_predicts_what_drawing_does(name: str, size: tuple[int, int], c
     assert found.requires_grad
     # a family says where checkpointing changes the answer, and training refuses it there
     assert torch.allclose(found, expected, atol=1e-5) == (not checkpointing or family.CHECKPOINTING is None)
+
+
+@pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])
+@torch.no_grad()
+def test_the_time_that_is_told_is_the_documented(name: str) -> None:
+    family = family_in_test(build(name))
+    noisy = torch.zeros(2, family.latent_channels, 32 // family.vae_factor, 32 // family.vae_factor)
+    times = torch.tensor([0.25, 0.75])
+    arguments = family.arguments(noisy, times, family.encode_prompts(PROMPTS), torch.zeros(2, 6))
+    found = next(arguments[key] for key in ("timestep", "timesteps", "t") if key in arguments)
+    scale = getattr(family.denoiser.config, "timestep_scale", 1)
+    documented = {
+        "timestep": times,
+        "σ": times,
+        "1 - σ": 1 - times,
+        "1000 σ": 1000 * times,
+        "1000 σ · timestep_scale": 1000 * scale * times,
+    }
+    torch.testing.assert_close(found, documented[family.TIME])

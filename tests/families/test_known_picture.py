@@ -187,7 +187,9 @@ class NoiseStub:
     """Stands for the forward of a denoiser of DDPM noise: the noise or the velocity that leads to x₀."""
 
     def __init__(self, pipe: DiffusionPipeline, x0: Tensor, velocity: bool) -> None:
-        self.x0, self.velocity, self.alphas = x0, velocity, alpha_bars(diffusers.DDPMScheduler(**BETAS))
+        self.x0, self.velocity = x0, velocity
+        zero = pipe.scheduler.config.get("rescale_betas_zero_snr", False)
+        self.alphas = alpha_bars(diffusers.DDPMScheduler(**BETAS, rescale_betas_zero_snr=zero))
         self.transformer = hasattr(pipe, "transformer")
         denoiser = pipe.transformer if self.transformer else pipe.unet
         self.signature = inspect.signature(type(denoiser).forward.__get__(denoiser))
@@ -212,16 +214,25 @@ def diffusion(name: str, kind: type[Any], velocity: bool, **settings: Any) -> Di
     """A pipeline with that scheduler."""
     pipe = build(name)
     predicted = "v_prediction" if velocity else "epsilon"
-    pipe.scheduler = kind(**BETAS, prediction_type=predicted, timestep_spacing="leading", steps_offset=1, **settings)
+    settings = {"timestep_spacing": "leading", "steps_offset": 1, **settings}
+    pipe.scheduler = kind(**BETAS, prediction_type=predicted, **settings)
     return pipe
 
 
+ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+"""Zero terminal SNR: drawing begins where nothing but noise is left (arXiv 2305.08891)."""
+
+
 @pytest.mark.parametrize("kind", [diffusers.EulerDiscreteScheduler, diffusers.DPMSolverMultistepScheduler])
-@pytest.mark.parametrize("velocity", [False, True], ids=["epsilon", "v"])
+@pytest.mark.parametrize(
+    ("velocity", "settings"), [(False, {}), (True, {}), (True, ZERO)], ids=["epsilon", "v", "zero"]
+)
 @pytest.mark.parametrize("name", DIFFUSION)
 @torch.no_grad()
-def test_the_pipelines_of_ddpm_noise_draw_the_picture(name: str, velocity: bool, kind: type[Any]) -> None:
-    pipe = diffusion(name, kind, velocity)
+def test_the_pipelines_of_ddpm_noise_draw_the_picture(
+    name: str, velocity: bool, settings: dict[str, Any], kind: type[Any]
+) -> None:
+    pipe = diffusion(name, kind, velocity, **settings)
     family = family_in_test(pipe)
     x0 = family.scaled(encoded(pipe, picture(64, 64)))
     NoiseStub(pipe, x0, velocity)
@@ -250,10 +261,14 @@ def test_ddim_ends_at_the_noise_of_the_first_timestep(velocity: bool) -> None:
     torch.testing.assert_close(drawn, expected.float(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("velocity", [False, True], ids=["epsilon", "v"])
+@pytest.mark.parametrize(
+    ("velocity", "settings"), [(False, {}), (True, {}), (True, ZERO)], ids=["epsilon", "v", "zero"]
+)
 @pytest.mark.parametrize("name", DIFFUSION)
-def test_the_training_step_of_ddpm_noise_has_loss_zero(name: str, velocity: bool, tmp_path: Path) -> None:
-    pipe = diffusion(name, diffusers.DDPMScheduler, velocity)
+def test_the_training_step_of_ddpm_noise_has_loss_zero(
+    name: str, velocity: bool, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    pipe = diffusion(name, diffusers.DDPMScheduler, velocity, **settings)
     family = family_in_test(pipe)
     objective = family.objective(ObjectiveSettings())
     objective.noise_scheduler.alphas_cumprod = alpha_bars(objective.noise_scheduler)
@@ -263,3 +278,22 @@ def test_the_training_step_of_ddpm_noise_has_loss_zero(name: str, velocity: bool
         NoiseStub(pipe, batch.latents, velocity)
         [losses] = model([[batch]])
         assert losses["loss"].item() <= 1e-10
+
+
+def test_with_zero_terminal_snr_the_last_timestep_is_noise_alone() -> None:
+    pipe = diffusion("sd", diffusers.DDIMScheduler, True, **ZERO)
+    family, random = family_in_test(pipe), torch.Generator().manual_seed(0)
+    assert family.misfit() is None
+    latents, noise = torch.randn(2, 1, 4, 8, 8, generator=random)
+    last = torch.tensor([999])
+    assert pipe.scheduler.alphas_cumprod[last] == 0
+    for gamma in (None, 5.0):
+        objective = family.objective(ObjectiveSettings(snr_gamma=gamma))
+        assert torch.equal(objective.add_noise(latents, noise, last), noise)
+        assert torch.equal(objective.target(latents, noise, last), -latents)
+        loss = objective.losses(torch.zeros_like(latents), -latents, last)
+        expected = latents.square().mean() if gamma is None else torch.tensor(0.0)  # the SNR is the weight
+        torch.testing.assert_close(loss[0], expected)
+    sampler = getattr(diffusers, family.SAMPLER).from_config(pipe.scheduler.config)
+    sampler.set_timesteps(4)
+    assert (sampler.timesteps[0], sampler.config.rescale_betas_zero_snr) == (999, True)
