@@ -32,6 +32,16 @@ class Krea2(VideoLatents):
         """Of Turbo the same for all sizes."""
         return (lambda tokens: self.MAX_SHIFT) if self.distilled else super().log_shift()
 
+    def said(self, prompt: str) -> str:
+        """The beginning of the pipeline's template before it."""
+        return f"{self.pipe.prompt_template_encode_prefix}{prompt}"
+
+    def limit(self, tokenizer: Any) -> int:
+        """The beginning of the template, and the tokens of prompts but for its end."""
+        pipe = self.pipe
+        around = pipe.prompt_template_encode_start_idx - pipe.prompt_template_encode_num_suffix_tokens
+        return super().limit(tokenizer) + int(around)
+
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, layers, features) and their mask (batch, tokens), True where a prompt is."""
         embeds, mask = self.encode_text(prompts)

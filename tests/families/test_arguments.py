@@ -129,6 +129,21 @@ def test_prompts_one_by_one_are_those_of_a_batch(name: str) -> None:
     assert len({str(family.prompt_key(prompt)) for prompt in PROMPTS}) == 2
 
 
+@pytest.mark.parametrize("name", ["chroma", "aura_flow", "sana", "lumina2", "krea2", "pixart_sigma"])
+@torch.no_grad()
+def test_what_is_cut_of_a_prompt_is_what_its_encoder_does_not_see(name: str) -> None:
+    family = family_in_test(build(name))
+    prompt = "abcdefghijklmnopqrstuvwxyz" * 25
+    rest = family.cut(prompt)["text_encoder"]
+    assert 0 < len(rest) < len(prompt)
+    seen = prompt.removesuffix(rest)
+    assert family.cut(seen) == {}
+    assert family.prompt_key(seen) != family.prompt_key(prompt)
+    whole, beginning, less = (family.encode_prompts([each])["prompt_embeds"] for each in (prompt, seen, seen[:-1]))
+    same(beginning, whole)
+    assert not torch.allclose(less, whole)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("size", [(32, 32), (32, 64)], ids=str)
 @pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])

@@ -219,8 +219,9 @@ def diffusion(name: str, kind: type[Any], velocity: bool, **settings: Any) -> Di
     return pipe
 
 
-ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+ZERO: dict[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 """Zero terminal SNR: drawing begins where nothing but noise is left (arXiv 2305.08891)."""
+NOISES = {"epsilon": (False, {}), "v": (True, {}), "v with zero terminal SNR": (True, ZERO)}
 
 
 @pytest.mark.parametrize("kind", [diffusers.EulerDiscreteScheduler, diffusers.DPMSolverMultistepScheduler])
