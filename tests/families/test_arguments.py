@@ -167,6 +167,32 @@ def test_training_predicts_what_drawing_does(name: str, size: tuple[int, int], c
     assert torch.allclose(found, expected, atol=1e-5) == (not checkpointing or family.CHECKPOINTING is None)
 
 
+@pytest.mark.parametrize("name", [*FLOW, "pixart_sigma"])
+def test_steps_guidance_and_length_are_the_pipelines_defaults(name: str) -> None:
+    family = family_in_test(build(name))
+    asked = {key: each.default for key, each in inspect.signature(family.pipe.__call__).parameters.items()}
+    guidance = asked["guidance_scale"] or asked.get("true_cfg_scale") or asked["guidance_schedule"][0]
+    assert asked["num_inference_steps"] == family.STEPS
+    assert guidance == family.GUIDANCE
+    assert asked["max_sequence_length"] == family.LENGTH
+
+
+@pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])
+def test_latents_are_made_as_documented(name: str) -> None:
+    family = family_in_test(build(name))
+    vae, config = family.pipe.vae, family.pipe.vae.config
+    z = torch.randn(1, family.latent_channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    formulas = {
+        "z · scale": lambda: z * config.scaling_factor,
+        "(z - shift) · scale": lambda: (z - config.shift_factor) * config.scaling_factor,
+        "(z - mean) / deviation of each channel": lambda: torch.stack(
+            [(z[:, i] - m) / s for i, (m, s) in enumerate(zip(config.latents_mean, config.latents_std, strict=True))], 1
+        ),
+        "(patches of z - mean) / deviation of each channel": lambda: vae.bn(z),
+    }
+    torch.testing.assert_close(family.scaled(z), formulas[family.LATENTS](), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])
 @torch.no_grad()
 def test_the_time_that_is_told_is_the_documented(name: str) -> None:
