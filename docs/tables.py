@@ -1,4 +1,4 @@
-"""Every table of figures in README and docs is made from a result file in ``docs/results``.
+"""Every table of figures in README and docs is made from a result file in ``docs/results``, that of families from code.
 
 ``python docs/tables.py`` writes the tables between ``<!-- table: NAME -->`` and ``<!-- end -->``; ``--count`` first
 counts the parameters of the methods on Stable Diffusion 1.5. A test holds the pages against the files.
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,13 +31,15 @@ from ether_diffusion.evaluation.subjects.summary import (
     unit_values,
 )
 from ether_diffusion.evaluation.tables import comparisons_table, format_difference, format_score
+from ether_diffusion.families.protocol import CLIP_LENGTH
+from ether_diffusion.families.registry import FAMILIES
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import markdown_table, number
 from ether_diffusion.registry import METHODS
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
-PAGES = (DOCS.parent / "README.md", DOCS / "evaluation.md", DOCS / "performance.md")
+PAGES = (DOCS.parent / "README.md", DOCS / "evaluation.md", DOCS / "performance.md", DOCS / "families.md")
 BLOCK = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
 SIZES = {"naive": "n = 4", "lora": "r = 4", "oft": "n = 4", "boft": "n = 4", "hra": "r = 8"}
 """In the studies whose results are in the tables."""
@@ -187,6 +190,38 @@ def coverage() -> str:
     return coverage_table(found["rows"], found["rounds"])
 
 
+def families() -> str:
+    """The families of base models, as their classes say."""
+    heads = [
+        "family",
+        "pipelines",
+        "objective",
+        "latents",
+        "time",
+        "steps",
+        "guidance",
+        "tokens",
+        "what is its own",
+    ]
+    lines = []
+    for family in FAMILIES.values():
+        own = str(sys.modules[family.__module__].__doc__).partition(": ")[2].strip().removesuffix(".")
+        lines.append(
+            [
+                family.TITLE,
+                ", ".join(f"`{name}`" for name in family.PIPELINES),
+                family.OBJECTIVE,
+                family.LATENTS,
+                family.TIME,
+                str(family.STEPS),
+                f"{family.GUIDANCE:g}",
+                str(family.LENGTH or CLIP_LENGTH),
+                own,
+            ]
+        )
+    return markdown_table(heads, lines, text_columns=(0, 1, 2, 3, 4, 8))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "method-parameters": method_parameters,
     "step-costs": step_costs,
@@ -197,6 +232,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rates": rates,
     "control": control,
     "coverage": coverage,
+    "families": families,
 }
 
 

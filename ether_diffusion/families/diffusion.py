@@ -79,4 +79,9 @@ def scheduler_misfit(scheduler: SchedulerMixin) -> str | None:
         return f"its scheduler is {kind}, whose noise is not that of a DDPM"
     if (predicted := config.get("prediction_type", "epsilon")) not in PREDICTIONS:
         return f"it predicts {predicted}; bases with DDPM noise are trained that predict {' or '.join(PREDICTIONS)}"
+    if predicted == "epsilon" and config.get("rescale_betas_zero_snr"):
+        return (
+            "it predicts epsilon, and with rescale_betas_zero_snr its last timestep is nothing but noise, "
+            "which is its own answer: a base with zero terminal SNR should predict v_prediction"
+        )
     return None

@@ -14,8 +14,12 @@ from torch import Tensor
 from ether_diffusion.families.settings import Weighting
 
 if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+    from diffusers import SchedulerMixin
 
+OTHER_SIGMAS = ("use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas", "use_beta_sigmas")
+"""Settings of a solver that come before its ``use_flow_sigmas``."""
+Size = tuple[int, int]
+"""Height and width of latents."""
 SMALLEST_SIGMA = 1e-3
 """Below it the weight of sigma_sqrt, σ⁻², does not grow further: the smallest σ of diffusers' tables."""
 
@@ -25,8 +29,7 @@ class FlowMatching:
     """How σ is drawn, and how samples are weighted (arXiv 2403.03206, section 3.1); times are σ, fp32 in (0, 1).
 
     Attributes:
-        scheduler: of the base; its shift is applied to every σ, as in drawing.
-        mu: from the size of latents (height, width) to the logarithm of the shift, where the scheduler shifts by size.
+        shift: from the size of latents (height, width) to the shift s of every σ, as in drawing.
         weighting_scheme: how σ is drawn before the shift, or what the loss is weighted with.
         logit_mean: of logit_normal: σ = sigmoid(mean + std n) with n normal; a positive one is more noise, as in the
             paper (diffusers' scripts count the other way).
@@ -34,14 +37,13 @@ class FlowMatching:
         mode_scale: s of mode: σ = 1 - u - s (cos²(πu/2) - 1 + u) with u uniform.
     """
 
-    scheduler: FlowMatchEulerDiscreteScheduler
-    mu: Callable[[tuple[int, int]], float]
+    shift: Callable[[Size], float]
     weighting_scheme: Weighting = "logit_normal"
     logit_mean: float = 0.0
     logit_std: float = 1.0
     mode_scale: float = 1.29
 
-    def draw_time(self, random: torch.Generator, size: tuple[int, int]) -> Tensor:
+    def draw_time(self, random: torch.Generator, size: Size) -> Tensor:
         """σ of a sample."""
         if self.weighting_scheme == "logit_normal":
             normal = torch.randn((), generator=random, dtype=torch.float64)
@@ -52,20 +54,16 @@ class FlowMatching:
             sigma = 1 - sigma - self.mode_scale * (torch.cos(math.pi / 2 * sigma) ** 2 - 1 + sigma)
         return self.shifted(sigma, size)
 
-    def fixed_times(self, number: int, size: tuple[int, int]) -> Tensor:
+    def fixed_times(self, number: int, size: Size) -> Tensor:
         """The middles of ``number`` equal parts of (0, 1), shifted."""
         return self.shifted((torch.arange(number, dtype=torch.float64) + 0.5) / number, size)
 
-    def shifted(self, sigma: Tensor, size: tuple[int, int]) -> Tensor:
-        """σ as the scheduler shifts it for latents of ``size``: s σ / (1 + (s - 1) σ), fp32.
+    def shifted(self, sigma: Tensor, size: Size) -> Tensor:
+        """σ as drawing shifts it for latents of ``size``: s σ / (1 + (s - 1) σ), fp32.
 
         The stretch to a terminal σ (Qwen-Image) is left out: the denoiser is trained at the σ below it, too.
         """
-        config = self.scheduler.config
-        shift = config.shift
-        if config.use_dynamic_shifting:
-            mu = self.mu(size)
-            shift = mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu)
+        shift = self.shift(size)
         return (shift * sigma / (1 + (shift - 1) * sigma)).float()
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
@@ -90,6 +88,20 @@ class FlowMatching:
         return losses
 
 
+def scheduler_shift(scheduler: SchedulerMixin, mu: Callable[[Size], float]) -> Callable[[Size], float]:
+    """From the size of latents to the shift s of a scheduler.
+
+    Args:
+        scheduler: of the base.
+        mu: the logarithm of the shift, where the scheduler shifts by size.
+    """
+    config = scheduler.config
+    if config.get("use_dynamic_shifting"):
+        return mu if config.get("time_shift_type") == "linear" else lambda size: math.exp(mu(size))
+    fixed = float(config.get("flow_shift", config.get("shift", 1.0)))  # solvers of other noise have a name of their own
+    return lambda size: fixed
+
+
 def shift_by_tokens(scheduler: SchedulerMixin, max_shift: float = 1.15) -> Callable[[int], float]:
     """From the number of tokens to the logarithm of the shift, a straight line between two points of the scheduler's.
 
@@ -107,6 +119,12 @@ def shift_by_tokens(scheduler: SchedulerMixin, max_shift: float = 1.15) -> Calla
 def scheduler_misfit(scheduler: SchedulerMixin) -> str | None:
     """Why a scheduler's noise is not one that :class:`FlowMatching` trains; None where it is."""
     config, kind = scheduler.config, type(scheduler).__name__
+    if config.get("use_flow_sigmas"):
+        if (predicted := config.get("prediction_type")) != "flow_prediction":
+            return f"its scheduler takes the answer for {predicted}, and it should be flow_prediction"
+        if other := next((name for name in OTHER_SIGMAS if config.get(name)), None):
+            return f"its scheduler takes σ from {other} before those of flow matching"
+        return None
     if not kind.startswith("FlowMatch"):
         return f"its scheduler is {kind}, and it should be one of flow matching"
     if config.get("invert_sigmas"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ether_diffusion.families.protocol import Prompts
-from ether_diffusion.families.transformer import PATCH, FlowTransformer, to_tokens
+from ether_diffusion.families.transformer import PATCH, FlowTransformer, places, to_tokens
 
 
 class Flux(FlowTransformer):
@@ -51,7 +51,7 @@ class Flux(FlowTransformer):
             "pooled_projections": prompts["pooled_prompt_embeds"],
             "encoder_hidden_states": embeds,
             "txt_ids": torch.zeros(embeds.shape[1], 3, device=noisy.device, dtype=noisy.dtype),
-            "img_ids": _places(height // PATCH, width // PATCH).to(noisy.device, noisy.dtype),
+            "img_ids": places(height // PATCH, width // PATCH).to(noisy.device, noisy.dtype),
             "joint_attention_kwargs": {},
             "return_dict": False,
         }
@@ -59,11 +59,3 @@ class Flux(FlowTransformer):
     def unscaled(self, drawn: Tensor, height: int, width: int) -> Tensor:
         """z from packed latents."""
         return super().unscaled(self.unpacked(drawn, height, width), height, width)
-
-
-def _places(rows: int, columns: int) -> Tensor:
-    """The place of each token, (rows · columns, 3): 0, row, column."""
-    ids = torch.zeros(rows, columns, 3)
-    ids[..., 1] += torch.arange(rows)[:, None]
-    ids[..., 2] += torch.arange(columns)[None, :]
-    return ids.flatten(0, 1)

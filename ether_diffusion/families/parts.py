@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, ModelMixin
     from torch import nn
 
 DENOISERS = ("unet", "transformer")
 """Components that denoise, under diffusers' names."""
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 """Components that encode prompts, likewise."""
 
 
@@ -36,3 +36,24 @@ def denoiser_of(pipe: DiffusionPipeline) -> nn.Module:
         raise ValueError(f"{type(pipe).__name__} has no {' or '.join(DENOISERS)}: it is no diffusion pipeline")
     module: nn.Module = getattr(pipe, name)
     return module
+
+
+def statistics_misfit(vae: ModelMixin) -> str | None:
+    """Why latents of an autoencoder are not scaled by one number alone; None where they are."""
+    config = vae.config
+    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+        return "its latents are shifted and scaled by latents_mean and latents_std of its autoencoder"
+    if config.get("shift_factor"):
+        return f"its latents are shifted by shift_factor={config['shift_factor']} of its autoencoder"
+    return None
+
+
+def channels_misfit(denoiser: ModelMixin, *channels: int) -> str | None:
+    """Why a denoiser takes more than noisy latents, which have one of those ``channels``; None where it does not."""
+    taken = denoiser.config.in_channels
+    if taken in channels:
+        return None
+    return (
+        f"its denoiser takes {taken} channels, and latents have {' or '.join(map(str, channels))}: "
+        "it is a variant for editing, inpainting or control"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -55,6 +56,12 @@ class Family(ABC):
     """In files."""
     TITLE: ClassVar[str]
     """For people."""
+    OBJECTIVE: ClassVar[str]
+    """The noise it was trained on, for people."""
+    TIME: ClassVar[str]
+    """What the denoiser is told as time, for people."""
+    LATENTS: ClassVar[str]
+    """How latents come from the z of the autoencoder, for people."""
     PIPELINES: ClassVar[tuple[str, ...]]
     """Pipelines of diffusers that can be trained."""
     DERIVED: ClassVar[tuple[str, ...]] = ()
@@ -73,6 +80,8 @@ class Family(ABC):
     """Pipeline of this library that takes a control image beside the prompt."""
     CONTROL_PLACE: ClassVar[str | None] = None
     """Path of the denoiser's first layer, after which a control is added; None where no single layer makes the grid."""
+    CHECKPOINTING: ClassVar[str | None] = None
+    """Why gradient checkpointing would change what the denoiser answers, None where it does not."""
     SAMPLER: ClassVar[str] = "base"
     """Scheduler of diffusers for sample grids, base for the base's own."""
     STEPS: ClassVar[int]
@@ -196,9 +205,15 @@ class Family(ABC):
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """Prompts as the pipeline itself encodes them, with gradients where they are enabled; a batch."""
 
+    DRAWS_ENCODED: ClassVar[bool] = True
+    """Whether the pipeline draws with encoded prompts, so that its text encoders may be away."""
+
     @abstractmethod
     def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Arguments of the pipeline that stand for prompts, and for what guidance leads away from; each a batch."""
+        """Arguments of the pipeline that stand for prompts, and for what guidance leads away from; each a batch.
+
+        The prompts themselves, where the pipeline does not draw with encoded ones.
+        """
 
     def batch_for_drawing(self, encoded: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Several of :meth:`encode_for_drawing`, side by side."""
@@ -227,18 +242,31 @@ class Family(ABC):
         """Tokens that prompts are cut and padded to, None where the tokenizer says it."""
         return self.settings.max_sequence_length or self.LENGTH
 
+    def said(self, prompt: str) -> str:
+        """What the tokenizers see of a prompt, where the pipeline adds to it or cleans it."""
+        return prompt
+
+    def limit(self, tokenizer: Any) -> int:
+        """Tokens that an encoder sees of what is said."""
+        own = int(tokenizer.model_max_length)
+        return own if own == CLIP_LENGTH else self.max_sequence_length or own
+
     def prompt_key(self, prompt: str) -> dict[str, Any]:
         """JSON of what the embeddings of a prompt depend on, beside the encoders."""
-        return {"tokens": [list(tokenizer(prompt).input_ids) for tokenizer in self.tokenizers.values()]}
+        tokens = [list(tokenizer(self.said(prompt)).input_ids) for tokenizer in self.tokenizers.values()]
+        return {"tokens": tokens, "length": self.max_sequence_length}
 
     def cut(self, prompt: str) -> dict[str, str]:
         """What an encoder does not see of a prompt, by component; nothing where all see all of it."""
-        found = {}
+        said, found = self.said(prompt), {}
         for encoder, tokenizer in self.tokenizers.items():
-            own, ids = int(tokenizer.model_max_length), list(tokenizer(prompt).input_ids)
-            limit = own if own == CLIP_LENGTH else self.max_sequence_length or own
+            ids, limit = list(tokenizer(said).input_ids), self.limit(tokenizer)
             if len(ids) > limit:
-                found[encoder] = str(tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True)).strip()
+                kept = list(tokenizer(said, truncation=True, max_length=limit).input_ids)
+                start = next(
+                    (at for at, (one, other) in enumerate(zip(ids, kept, strict=False)) if one != other), limit
+                )
+                found[encoder] = str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()
         return found
 
     # the denoiser
@@ -276,7 +304,12 @@ class Family(ABC):
             guidance_scale: as the pipeline counts it.
             encoded: :meth:`encode_for_drawing` of the prompts, where the text encoders are away.
         """
-        return {"guidance_scale": guidance_scale, **({"prompt": list(prompts)} if encoded is None else encoded)}
+        if encoded is None:
+            return {"guidance_scale": guidance_scale, "prompt": list(prompts)}
+        # "" is the default of some, which would stand beside the encoded one
+        own = inspect.signature(type(self.pipe).__call__).parameters
+        absent = {name: None for name in own if name == "negative_prompt" and f"{name}_embeds" in encoded}
+        return {"guidance_scale": guidance_scale, **absent, **encoded}
 
 
 def _joined(values: Sequence[Any]) -> Any:

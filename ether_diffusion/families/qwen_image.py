@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import PATCH, FlowTransformer, to_tokens
+from ether_diffusion.families.video_latents import VideoLatents
 
 BLANK = " "
 """What guidance leads away from, as in the model card."""
 
 
-class QwenImage(FlowTransformer):
+class QwenImage(VideoLatents):
     """Qwen-Image (arXiv 2508.02324)."""
 
     NAME = "qwen_image"
@@ -27,41 +28,6 @@ class QwenImage(FlowTransformer):
     GUIDANCE_TRAINING = 1.0
     LENGTH = 512
     CONTROL_PLACE = "img_in"
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.pipe.vae.config.z_dim)
-
-    @property
-    def vae_factor(self) -> int:
-        """Pixels per latent and side."""
-        return 2 ** len(self.pipe.vae.temperal_downsample)
-
-    def encode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a video of one frame."""
-        mean, std = super().encode(pixel_values[:, :, None])
-        return mean[:, :, 0], std[:, :, 0]
-
-    def scaled(self, encoded: Tensor) -> Tensor:
-        """(z - mean) / std of each channel."""
-        mean, std = self._statistics(encoded)
-        return (encoded.float() - mean) / std
-
-    def unscaled(self, drawn: Tensor, height: int, width: int) -> Tensor:
-        """z = latents · std + mean from packed latents."""
-        latents = self.unpacked(drawn, height, width).float()
-        mean, std = self._statistics(latents)
-        return latents * std + mean
-
-    def decode(self, encoded: Tensor) -> Tensor:
-        """The one frame of each video."""
-        return super().decode(encoded[:, :, None])[:, :, 0]
-
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.pipe.vae.config
-        mean, std = (torch.tensor(each, device=like.device) for each in (config.latents_mean, config.latents_std))
-        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, longest, features) and prompt_embeds_mask (batch, longest), 1 where a prompt is."""

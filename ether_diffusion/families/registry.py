@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ether_diffusion.families.aura_flow import AuraFlow
+from ether_diffusion.families.chroma import Chroma
 from ether_diffusion.families.flux import Flux
 from ether_diffusion.families.flux2 import Flux2
+from ether_diffusion.families.hidream import HiDream
+from ether_diffusion.families.ideogram4 import Ideogram4
+from ether_diffusion.families.krea2 import Krea2
+from ether_diffusion.families.lumina2 import Lumina2
+from ether_diffusion.families.pixart_sigma import PixArtSigma
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.qwen_image import QwenImage
+from ether_diffusion.families.sana import Sana
 from ether_diffusion.families.sd import StableDiffusion
 from ether_diffusion.families.sd3 import StableDiffusion3
 from ether_diffusion.families.sdxl import StableDiffusionXL
@@ -19,9 +27,25 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, type[Family]] = {
     family.NAME: family
-    for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2, QwenImage, ZImage)
+    for family in (
+        StableDiffusion,
+        StableDiffusionXL,
+        PixArtSigma,
+        StableDiffusion3,
+        Flux,
+        Flux2,
+        Chroma,
+        AuraFlow,
+        Sana,
+        Lumina2,
+        HiDream,
+        QwenImage,
+        ZImage,
+        Krea2,
+        Ideogram4,
+    )
 }
-"""By name. A new family is a file beside this one and a name in this line."""
+"""By name. A new family is a file beside this one and a name in this list."""
 
 
 class UnknownFamilyError(ValueError):

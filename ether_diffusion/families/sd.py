@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from ether_diffusion.families.diffusion import Diffusion, scheduler_misfit
-from ether_diffusion.families.protocol import Family, Prompts
-from ether_diffusion.families.settings import ObjectiveSettings
+from ether_diffusion.families.ddpm import DiffusionFamily
+from ether_diffusion.families.protocol import Prompts
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-class StableDiffusion(Family):
+class StableDiffusion(DiffusionFamily):
     """Stable Diffusion 1.x and 2.x (arXiv 2112.10752)."""
 
     NAME = "sd"
@@ -23,7 +22,6 @@ class StableDiffusion(Family):
     PIPELINES: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
     DERIVED: ClassVar[tuple[str, ...]] = ("StableDiffusionControlNetPipeline", "StableDiffusionControlPipeline")
     DENOISER = "unet"
-    OPTIONS = frozenset({"snr_gamma"})
     CONTROL_PLACE = "conv_in"
     SAMPLER = "DPMSolverMultistepScheduler"
     STEPS = 25
@@ -31,46 +29,6 @@ class StableDiffusion(Family):
     UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
     CONTROLNET = "StableDiffusionControlNetPipeline"
     CONTROL: ClassVar[str | None] = "StableDiffusionControlPipeline"
-
-    def misfit(self) -> str | None:
-        """A scheduler of another kind of noise, or latents with statistics that nothing here applies."""
-        vae = self.pipe.vae.config
-        if why := scheduler_misfit(self.pipe.scheduler):
-            return why
-        if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
-            return "its latents are shifted and scaled by latents_mean and latents_std of its autoencoder"
-        if vae.get("shift_factor"):
-            return f"its latents are shifted by shift_factor={vae['shift_factor']} of its autoencoder"
-        return None
-
-    def objective(self, settings: ObjectiveSettings) -> Diffusion:
-        """DDPM noise, as the base's scheduler has it."""
-        from diffusers import DDPMScheduler
-
-        return Diffusion(DDPMScheduler.from_config(self.pipe.scheduler.config), settings.snr_gamma)
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.pipe.vae.config.latent_channels)
-
-    @property
-    def vae_factor(self) -> int:
-        """Pixels per latent and side."""
-        return 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
-
-    @property
-    def native_resolution(self) -> int:
-        """Side in pixels of the pictures that the base was made for."""
-        return int(self.pipe.unet.config.sample_size) * self.vae_factor
-
-    def scaled(self, encoded: Tensor) -> Tensor:
-        """Times the autoencoder's scaling factor."""
-        return encoded.float() * self.pipe.vae.config.scaling_factor
-
-    def unscaled(self, drawn: Tensor, height: int, width: int) -> Tensor:
-        """By the autoencoder's scaling factor."""
-        return drawn.to(self.pipe.vae.dtype) / self.pipe.vae.config.scaling_factor
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features)."""

@@ -16,7 +16,9 @@ class StableDiffusion3(FlowTransformer):
 
     NAME = "sd3"
     TITLE = "Stable Diffusion 3 and 3.5"
+    TIME = "1000 σ"
     PIPELINES = ("StableDiffusion3Pipeline",)
+    ENCODED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
     TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {
         "text_encoder": "tokenizer",
         "text_encoder_2": "tokenizer_2",
@@ -30,16 +32,12 @@ class StableDiffusion3(FlowTransformer):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features) and pooled_prompt_embeds (batch, features)."""
-        embeds, _, pooled, _ = self.encode_text(
-            prompts, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False
-        )
+        embeds, _, pooled, _ = self.encode_text(prompts, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Embeddings and pooled ones, of the prompts and of what guidance leads away from."""
-        found = self.encode_text(prompts, prompt_2=None, prompt_3=None, do_classifier_free_guidance=True)
-        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-        return dict(zip(names, found, strict=True))
+    def encode_text(self, prompts: Sequence[str], **settings: Any) -> Any:
+        """All text encoders are given the same prompts."""
+        return super().encode_text(prompts, prompt_2=None, prompt_3=None, **settings)
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Latents as they are; the time is 1000 σ."""

@@ -26,6 +26,12 @@ class StableDiffusionXL(StableDiffusion):
     CONTROLNET = "StableDiffusionXLControlNetPipeline"
     CONTROL = None
 
+    def misfit(self) -> str | None:
+        """Beside those of Stable Diffusion the refiner, which has one text encoder and starts from a picture."""
+        if self.pipe.text_encoder is None:
+            return "it has no text_encoder: it is the refiner, which only finishes pictures of another base"
+        return super().misfit()
+
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features) and pooled_prompt_embeds (batch, features)."""
         embeds, _, pooled, _ = self.pipe.encode_prompt(

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ether_diffusion.families.flow import FlowMatching, scheduler_misfit, shift_by_tokens
+from ether_diffusion.families.flow import FlowMatching, Size, scheduler_misfit, scheduler_shift, shift_by_tokens
+from ether_diffusion.families.parts import channels_misfit
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.settings import ObjectiveSettings
 
@@ -28,37 +29,51 @@ def from_tokens(tokens: Tensor, height: int, width: int) -> Tensor:
     return F.pixel_shuffle(patches, PATCH)
 
 
+def places(rows: int, columns: int) -> Tensor:
+    """The place of each token, (rows · columns, 3): 0, row, column."""
+    return torch.cartesian_prod(torch.zeros(1), torch.arange(rows).float(), torch.arange(columns).float())
+
+
 class FlowTransformer(Family):
     """A transformer trained by flow matching; families say how it is called and how prompts are encoded."""
 
+    OBJECTIVE = "flow matching"
+    TIME: ClassVar[str] = "σ"
+    LATENTS: ClassVar[str] = "(z - shift) · scale"
     OPTIONS: ClassVar[frozenset[str]] = frozenset(
         {"weighting_scheme", "logit_mean", "logit_std", "mode_scale", "max_sequence_length"}
     )
     STEPS: ClassVar[int] = 28
+    ENCODED: ClassVar[tuple[str | None, ...]] = ()
+    """Arguments of the pipeline that the results of its ``encode_prompt`` are, in their order; None for others."""
     MAX_SHIFT: ClassVar[float] = 1.15
     """Of a scheduler that shifts by size and does not name it."""
 
     def misfit(self) -> str | None:
-        """A scheduler of another kind of noise."""
-        return scheduler_misfit(self.pipe.scheduler)
+        """A scheduler of another kind of noise, or more input than latents."""
+        channels = self.latent_channels
+        return scheduler_misfit(self.pipe.scheduler) or channels_misfit(self.denoiser, channels, PATCH**2 * channels)
 
     def objective(self, settings: ObjectiveSettings) -> FlowMatching:
         """Flow matching with the base's own shift."""
-        by_tokens = self.shift()
         return FlowMatching(
-            self.pipe.scheduler,
-            lambda size: by_tokens(self.tokens_of(size)),
+            self.shift(),
             settings.weighting_scheme,
             settings.logit_mean,
             settings.logit_std,
             settings.mode_scale,
         )
 
-    def shift(self) -> Callable[[int], float]:
+    def shift(self) -> Callable[[Size], float]:
+        """From the size of latents to the shift of σ in drawing."""
+        mu = self.log_shift()
+        return scheduler_shift(self.pipe.scheduler, lambda size: mu(self.tokens_of(size)))
+
+    def log_shift(self) -> Callable[[int], float]:
         """From the number of tokens to the logarithm of the shift, where the scheduler shifts by size."""
         return shift_by_tokens(self.pipe.scheduler, self.MAX_SHIFT)
 
-    def tokens_of(self, size: tuple[int, int]) -> int:
+    def tokens_of(self, size: Size) -> int:
         """Number of the denoiser's tokens for latents of ``size`` (height, width)."""
         return (size[0] // PATCH) * (size[1] // PATCH)
 
@@ -85,12 +100,12 @@ class FlowTransformer(Family):
     def scaled(self, encoded: Tensor) -> Tensor:
         """(z - shift) · scale of the autoencoder."""
         config = self.pipe.vae.config
-        return (encoded.float() - (config.shift_factor or 0.0)) * config.scaling_factor
+        return (encoded.float() - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     def unscaled(self, drawn: Tensor, height: int, width: int) -> Tensor:
         """z = latents / scale + shift."""
         config = self.pipe.vae.config
-        return drawn.float() / config.scaling_factor + (config.shift_factor or 0.0)
+        return drawn.float() / config.scaling_factor + (config.get("shift_factor") or 0.0)
 
     def unpacked(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """Latents of pictures of that size in pixels from the pipeline's tokens."""
@@ -102,15 +117,20 @@ class FlowTransformer(Family):
         return from_tokens(tokens, *noisy.shape[-2:])
 
     def prompt_key(self, prompt: str) -> dict[str, Any]:
-        """Token ids of the prompt as it stands, the length it is cut to, and the chat template it is put into."""
+        """Beside tokens and length the chat template that a prompt is put into."""
         templates = [str(getattr(tokenizer, "chat_template", "")) for tokenizer in self.tokenizers.values()]
-        return {**super().prompt_key(prompt), "length": self.max_sequence_length, "templates": templates}
+        return {**super().prompt_key(prompt), "templates": templates}
 
     def encode_text(self, prompts: Sequence[str], **settings: Any) -> Any:
         """The pipeline's own ``encode_prompt`` at the length of this run."""
         return self.pipe.encode_prompt(
             prompt=list(prompts), device=self.text_device, max_sequence_length=self.max_sequence_length, **settings
         )
+
+    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """What the pipeline's ``encode_prompt`` gives with guidance, under the names of :attr:`ENCODED`."""
+        found = self.encode_text(prompts, do_classifier_free_guidance=True)
+        return {name: value for name, value in zip(self.ENCODED, found, strict=True) if name is not None}
 
     def drawing(
         self, prompts: Sequence[str], guidance_scale: float, encoded: Mapping[str, Any] | None = None

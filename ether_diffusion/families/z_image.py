@@ -17,6 +17,7 @@ class ZImage(FlowTransformer):
 
     NAME = "z_image"
     TITLE = "Z-Image"
+    TIME = "1 - σ"
     PIPELINES = ("ZImagePipeline",)
     STEPS = 50
     GUIDANCE = 5.0

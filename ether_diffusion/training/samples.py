@@ -86,8 +86,9 @@ class Sampler:
                 :meth:`~ether_diffusion.families.protocol.Family.encode_for_drawing` gave.
         """
         self.encoded = encoded
-        for name in self.family.text_encoders:
-            setattr(self.pipe, name, None)
+        if self.family.DRAWS_ENCODED:
+            for name in self.family.text_encoders:
+                setattr(self.pipe, name, None)
 
     @torch.no_grad()
     def images(
@@ -99,7 +100,8 @@ class Sampler:
         encoded = None
         if self.encoded is not None:
             encoded = self.family.batch_for_drawing([self.encoded[prompt] for prompt in prompts])
-        with present(self.accelerator.device, self.pipe.vae), _evaluating(self.pipe), self._autocast(), seen as more:
+        parts = [self.pipe.vae, *([] if self.family.DRAWS_ENCODED else self.family.text_encoders.values())]
+        with present(self.accelerator.device, *parts), _evaluating(self.pipe), self._autocast(), seen as more:
             latents = self.pipe(
                 height=self.resolution,
                 width=self.resolution,

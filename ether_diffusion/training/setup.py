@@ -105,9 +105,15 @@ def check_installed(section: ComputeSection) -> None:
 
 
 def prepare_modules(family: Family, section: ComputeSection) -> None:
-    """Gradient checkpointing and compilation of what takes part in training."""
+    """Gradient checkpointing and compilation of what takes part in training.
+
+    Raises:
+        ValueError: gradient checkpointing would change what the denoiser answers.
+    """
     denoisers = [part for part in (family.denoiser, getattr(family.pipe, "controlnet", None)) if part is not None]
     if section.gradient_checkpointing:
+        if family.CHECKPOINTING is not None:
+            raise ValueError(f"{family.TITLE} cannot be trained with gradient_checkpointing: {family.CHECKPOINTING}")
         for denoiser in denoisers:
             denoiser.enable_gradient_checkpointing()
         if section.train_text_encoder:

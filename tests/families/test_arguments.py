@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from families.tiny import DIFFUSION, FLOW, build
+from families.tiny import DIFFUSION, FLOW, build, drawn_size, family_in_test
 
 from ether_diffusion.families.protocol import Family
-from ether_diffusion.families.registry import family_of
-from ether_diffusion.families.settings import FamilySettings
 
 PROMPTS = ["a red dog", "two blue cats on a beach"]
 SIZE = (32, 48)
@@ -41,7 +39,7 @@ def recorded(pipe: DiffusionPipeline, family: Family, size: tuple[int, int]) -> 
         num_inference_steps=3,
         output_type="latent",
         generator=torch.Generator().manual_seed(0),
-        **family.drawing(PROMPTS, 0.0 if family.NAME == "z_image" else 1.0),
+        **family.drawing(PROMPTS, 0.0 if family.NAME in ("z_image", "krea2") else 1.0),
     )
     family.denoiser.forward = recorder.forward
     return recorder.calls
@@ -73,8 +71,8 @@ def same(ours: Any, theirs: Any) -> None:
 def test_every_argument_is_the_pipelines(name: str) -> None:
     pipe = build(name)
     # guidance as an input is told 1.0 in the drawing above
-    family = family_of(pipe, FamilySettings(guidance_scale_training=1.0))
-    size = (64, 64) if name in DIFFUSION else SIZE
+    family = family_in_test(pipe, guidance_scale_training=1.0)
+    size = (64, 64) if name in DIFFUSION else drawn_size(family.pipe, SIZE)
     calls = recorded(pipe, family, size)
     assert len(calls) == 3
     prompts = family.encode_prompts(PROMPTS)
@@ -86,6 +84,9 @@ def test_every_argument_is_the_pipelines(name: str) -> None:
         mine.pop("return_dict", None)
         if name in DIFFUSION:
             theirs["timestep"] = theirs["timestep"].expand(2)
+        elif "solver" in name:  # it tells σ rounded down to whole thousandths
+            key = "timesteps" if "timesteps" in theirs else "timestep"
+            theirs[key] = theirs[key].float()
         assert mine.keys() == theirs.keys()
         for key, value in theirs.items():
             same(mine[key], value)
@@ -95,23 +96,30 @@ def told(name: str, call: dict[str, Any], family: Family, size: tuple[int, int])
     """Latents and times of a recorded call."""
     height, width = (side // family.vae_factor for side in size)
     if name in DIFFUSION:
-        return call["sample"], call["timestep"].expand(2)
+        return call["hidden_states" if "hidden_states" in call else "sample"], call["timestep"].expand(2)
     if name == "z_image":
         return torch.stack(call["x"]).squeeze(2), 1 - call["t"]
-    latents, times = call["hidden_states"], call["timestep"]
-    if name.startswith("sd3"):
+    latents, times = call["hidden_states"], call["timesteps" if "timesteps" in call else "timestep"]
+    if name.startswith(("sd3", "hidream")):
         return latents, times / 1000
+    if name.startswith("sana"):
+        return latents, times / 500  # the tiny one's scale is a half
+    if name == "lumina2":
+        return latents, 1 - times
+    if name == "ideogram4":
+        return latents[:, family.max_sequence_length :].transpose(1, 2).unflatten(2, (height, width)), 1 - times
     if name == "flux2":
         return latents.transpose(1, 2).unflatten(2, (height, width)), times
-    return family.pipe._unpack_latents(latents, *size, family.pipe.vae_scale_factor).reshape(
-        2, -1, height, width
-    ), times
+    if latents.dim() == 4:
+        return latents, times
+    factor = () if name.startswith("krea2") else (family.pipe.vae_scale_factor,)
+    return family.pipe._unpack_latents(latents, *size, *factor).reshape(2, -1, height, width), times
 
 
 @pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])
 @torch.no_grad()
 def test_prompts_one_by_one_are_those_of_a_batch(name: str) -> None:
-    family = family_of(build(name))
+    family = family_in_test(build(name))
     together = family.encode_prompts(PROMPTS)
     alone = family.batch_prompts([family.encode_prompt(prompt) for prompt in PROMPTS])
     assert alone.keys() == together.keys()
@@ -125,13 +133,96 @@ def test_prompts_one_by_one_are_those_of_a_batch(name: str) -> None:
 def test_encoded_prompts_draw_what_prompts_draw(name: str) -> None:
     """Several that were encoded one by one, and a pipeline without its text encoders."""
     pipe = build(name)
-    family = family_of(pipe)
+    family = family_in_test(pipe)
     asked = {"num_inference_steps": 2, "output_type": "latent", "height": 32, "width": 32}
     dice = lambda: [torch.Generator().manual_seed(seed) for seed in (0, 1)]  # noqa: E731
     guidance = 2.0
     expected = pipe(**family.drawing(PROMPTS, guidance), **asked, generator=dice()).images
     encoded = family.batch_for_drawing([family.encode_for_drawing([prompt]) for prompt in PROMPTS])
-    for encoder in family.text_encoders:
+    for encoder in family.text_encoders if family.DRAWS_ENCODED else ():
         setattr(pipe, encoder, None)
     drawn = pipe(**family.drawing(PROMPTS, guidance, encoded), **asked, generator=dice()).images
     torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["chroma", "aura_flow", "sana", "lumina2", "krea2", "pixart_sigma"])
+@torch.no_grad()
+def test_what_is_cut_of_a_prompt_is_what_its_encoder_does_not_see(name: str) -> None:
+    family = family_in_test(build(name))
+    prompt = "abcdefghijklmnopqrstuvwxyz" * 25
+    rest = family.cut(prompt)["text_encoder"]
+    assert 0 < len(rest) < len(prompt)
+    seen = prompt.removesuffix(rest)
+    assert family.cut(seen) == {}
+    assert family.prompt_key(seen) != family.prompt_key(prompt)
+    whole, beginning, less = (family.encode_prompts([each])["prompt_embeds"] for each in (prompt, seen, seen[:-1]))
+    same(beginning, whole)
+    assert not torch.allclose(less, whole)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("size", [(32, 32), (32, 64)], ids=str)
+@pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])
+def test_training_predicts_what_drawing_does(name: str, size: tuple[int, int], checkpointing: bool) -> None:
+    family = family_in_test(build(name))
+    random = torch.Generator().manual_seed(0)
+    shape = (2, family.latent_channels, *(side // family.vae_factor for side in size))
+    noisy = torch.randn(shape, generator=random)
+    times = torch.tensor([0.3, 0.8]) if name in FLOW else torch.tensor([300, 800])
+    sizes = torch.tensor([*size, 0, 0, *size], dtype=torch.float32).expand(2, 6)
+    with torch.no_grad():
+        arguments = family.arguments(noisy, times, family.encode_prompts(PROMPTS), sizes)
+        expected = family.prediction(family.denoiser(**arguments), noisy)
+    family.denoiser.train()
+    if checkpointing:
+        family.denoiser.enable_gradient_checkpointing()
+    found = family.prediction(family.denoiser(**arguments), noisy)
+    assert found.shape == noisy.shape
+    assert found.requires_grad
+    # a family says where checkpointing changes the answer, and training refuses it there
+    assert torch.allclose(found, expected, atol=1e-5) == (not checkpointing or family.CHECKPOINTING is None)
+
+
+@pytest.mark.parametrize("name", [*FLOW, "pixart_sigma"])
+def test_steps_guidance_and_length_are_the_pipelines_defaults(name: str) -> None:
+    family = family_in_test(build(name))
+    asked = {key: each.default for key, each in inspect.signature(family.pipe.__call__).parameters.items()}
+    guidance = asked["guidance_scale"] or asked.get("true_cfg_scale") or asked["guidance_schedule"][0]
+    assert asked["num_inference_steps"] == family.STEPS
+    assert guidance == family.GUIDANCE
+    assert asked["max_sequence_length"] == family.LENGTH
+
+
+@pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])
+def test_latents_are_made_as_documented(name: str) -> None:
+    family = family_in_test(build(name))
+    vae, config = family.pipe.vae, family.pipe.vae.config
+    z = torch.randn(1, family.latent_channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    formulas = {
+        "z · scale": lambda: z * config.scaling_factor,
+        "(z - shift) · scale": lambda: (z - config.shift_factor) * config.scaling_factor,
+        "(z - mean) / deviation of each channel": lambda: torch.stack(
+            [(z[:, i] - m) / s for i, (m, s) in enumerate(zip(config.latents_mean, config.latents_std, strict=True))], 1
+        ),
+        "(patches of z - mean) / deviation of each channel": lambda: vae.bn(z),
+    }
+    torch.testing.assert_close(family.scaled(z), formulas[family.LATENTS](), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])
+@torch.no_grad()
+def test_the_time_that_is_told_is_the_documented(name: str) -> None:
+    family = family_in_test(build(name))
+    noisy = torch.zeros(2, family.latent_channels, 32 // family.vae_factor, 32 // family.vae_factor)
+    times = torch.tensor([0.25, 0.75])
+    arguments = family.arguments(noisy, times, family.encode_prompts(PROMPTS), torch.zeros(2, 6))
+    found = next(arguments[key] for key in ("timestep", "timesteps", "t") if key in arguments)
+    scale = getattr(family.denoiser.config, "timestep_scale", 1)
+    documented = {
+        "timestep": times,
+        "σ": times,
+        "1 - σ": 1 - times,
+        "1000 σ": 1000 * times,
+        "1000 σ · timestep_scale": 1000 * scale * times,
+    }
+    torch.testing.assert_close(found, documented[family.TIME])

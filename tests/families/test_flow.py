@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from families.tiny import build
 from scipy import stats
 
-from ether_diffusion.families.flow import FlowMatching, scheduler_misfit, shift_by_tokens
+from ether_diffusion.families.flow import FlowMatching, scheduler_misfit, scheduler_shift, shift_by_tokens
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import ObjectiveSettings
 
@@ -19,7 +20,7 @@ SIZE = (8, 8)
 
 
 def unshifted(scheme: str, **settings: float) -> FlowMatching:
-    return FlowMatching(FlowMatchEulerDiscreteScheduler(), lambda size: 0.0, scheme, **settings)  # type: ignore[arg-type]
+    return FlowMatching(lambda size: 1.0, scheme, **settings)  # type: ignore[arg-type]
 
 
 def draws(objective: FlowMatching, number: int = 10_000) -> np.ndarray:
@@ -56,21 +57,22 @@ def test_mode_draws_have_its_quantiles(scale: float) -> None:
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_static_shift_is_the_schedulers(shift: float) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    objective = FlowMatching(scheduler, lambda size: 0.0)
+    objective = FlowMatching(scheduler_shift(scheduler, lambda size: 0.0))
     levels = torch.arange(1000, 0, -1, dtype=torch.float64) / 1000
     torch.testing.assert_close(objective.shifted(levels, SIZE), scheduler.sigmas, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
-@pytest.mark.parametrize("name", ["flux", "qwen_image"])
+@pytest.mark.parametrize("name", ["flux", "qwen_image", "chroma", "krea2", "krea2 turbo", "lumina2"])
 def test_the_shift_by_size_is_the_pipelines(name: str, kind: str) -> None:
     pipe = build(name)
     config = dict(pipe.scheduler.config) | {"time_shift_type": kind, "shift_terminal": None}
     pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     pipe(prompt=["a"], height=64, width=32, num_inference_steps=4, output_type="latent")
-    objective = family_of(pipe).objective(ObjectiveSettings())
-    levels = torch.linspace(1, 0.25, 4, dtype=torch.float64)
-    torch.testing.assert_close(objective.shifted(levels, (32, 16)), pipe.scheduler.sigmas[:4], atol=1e-6, rtol=0)
+    family = family_of(pipe)
+    levels, size = torch.linspace(1, 0.25, 4, dtype=torch.float64), (64 // family.vae_factor, 32 // family.vae_factor)
+    found = family.objective(ObjectiveSettings()).shifted(levels, size)
+    torch.testing.assert_close(found, pipe.scheduler.sigmas[:4], atol=1e-6, rtol=0)
 
 
 def test_the_shift_of_flux2_is_that_of_fifty_steps() -> None:
@@ -79,6 +81,38 @@ def test_the_shift_of_flux2_is_that_of_fifty_steps() -> None:
     objective = family_of(pipe).objective(ObjectiveSettings())
     levels = torch.linspace(1, 0.02, 50, dtype=torch.float64)
     torch.testing.assert_close(objective.shifted(levels, (16, 8)), pipe.scheduler.sigmas[:50], atol=1e-6, rtol=0)
+
+
+def test_the_shift_of_hidream_is_that_of_its_largest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = build("hidream")
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    told, shift = [], pipe.scheduler.time_shift
+    monkeypatch.setattr(pipe.scheduler, "time_shift", lambda mu, *rest: told.append(mu) or shift(mu, *rest))
+    pipe(prompt=["a"], num_inference_steps=2, output_type="latent")
+    found = family_of(pipe).objective(ObjectiveSettings()).shift((16, 16))
+    assert found == pytest.approx(math.exp(told[0]))
+
+
+@pytest.mark.parametrize("size", [(512, 512), (1024, 768)], ids=str)
+def test_ideogram_draws_at_quantiles_of_the_trained_distribution(size: tuple[int, int]) -> None:
+    from diffusers.pipelines.ideogram4.pipeline_ideogram4 import _logit_normal_sigmas, _resolution_aware_mu
+
+    family = family_of(build("ideogram4"))
+    expected = _logit_normal_sigmas(4, _resolution_aware_mu(*size, base_mu=0.0), std=1.5)[1:]
+    levels = torch.sigmoid(1.5 * torch.special.ndtri(torch.tensor([0.75, 0.5, 0.25], dtype=torch.float64)))
+    found = family.objective(ObjectiveSettings()).shifted(levels, tuple(side // family.vae_factor for side in size))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_the_shift_of_a_solver_is_its_own(kind: type[Any]) -> None:
+    scheduler = kind(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    assert scheduler_misfit(scheduler) is None
+    scheduler.set_timesteps(4)
+    ends = (0.999, 0.0) if kind is DPMSolverMultistepScheduler else (1.0, 0.001)
+    levels = torch.linspace(*ends, 5, dtype=torch.float64)[:-1]
+    found = FlowMatching(scheduler_shift(scheduler, lambda size: 0.0)).shifted(levels, SIZE)
+    torch.testing.assert_close(found, scheduler.sigmas[:-1], atol=2e-6, rtol=0)
 
 
 def test_noise_and_target_are_those_of_the_straight_path() -> None:
@@ -108,6 +142,9 @@ def test_other_schedulers_are_refused() -> None:
     assert "DDIMScheduler" in str(scheduler_misfit(build("sd").scheduler))
     assert "invert_sigmas" in str(scheduler_misfit(FlowMatchEulerDiscreteScheduler(invert_sigmas=True)))
     assert scheduler_misfit(FlowMatchEulerDiscreteScheduler()) is None
+    assert "epsilon" in str(scheduler_misfit(UniPCMultistepScheduler(use_flow_sigmas=True)))
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    assert "use_lu_lambdas" in str(scheduler_misfit(DPMSolverMultistepScheduler(**flow, use_lu_lambdas=True)))
 
 
 def test_the_line_of_the_shift_goes_through_the_schedulers_two_points() -> None:

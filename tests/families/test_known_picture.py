@@ -7,6 +7,7 @@ answer, what is predicted) without any trained weight. The stub uses the pipelin
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline
-from families.tiny import FLOW, build
+from families.tiny import DIFFUSION, FLOW, build, drawn_size, family_in_test
 from torch import Tensor
 from training.helpers import draw_photo
 
@@ -23,7 +25,6 @@ from ether_diffusion.data.augment import Augmentation
 from ether_diffusion.data.plan import BatchPlan
 from ether_diffusion.data.subject import SubjectFolder
 from ether_diffusion.families.protocol import Family
-from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import ObjectiveSettings
 from ether_diffusion.training.batches import Batch, TrainingSamples, micro_batches, to_batch
 from ether_diffusion.training.model import DenoisingModel
@@ -41,7 +42,8 @@ def encoded(pipe: DiffusionPipeline, pixels: Tensor) -> Tensor:
     """The mean of the autoencoder's own latents."""
     if type(pipe.vae).__name__ == "AutoencoderKLQwenImage":
         return pipe.vae.encode(pixels[:, :, None]).latent_dist.mean
-    return pipe.vae.encode(pixels).latent_dist.mean
+    found = pipe.vae.encode(pixels)
+    return found.latent if "latent" in found else found.latent_dist.mean
 
 
 def decoded(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
@@ -51,13 +53,25 @@ def decoded(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
 
 
 def as_denoised(pipe: DiffusionPipeline, x0: Tensor) -> Tensor:
-    """Latents as the denoiser of the pipeline sees them, by the pipeline's own functions."""
+    """Latents as the denoiser of the pipeline sees them, by the pipeline's own functions where it has them."""
     kind, (batch, channels, height, width) = type(pipe).__name__, x0.shape
-    if kind in ("FluxPipeline", "QwenImagePipeline"):
+    if kind in ("FluxPipeline", "QwenImagePipeline", "ChromaPipeline", "Krea2Pipeline"):
         return pipe._pack_latents(x0, batch, channels, height, width)
     if kind == "Flux2KleinPipeline":
         return pipe._pack_latents(x0)
+    if kind == "Ideogram4Pipeline":
+        return x0.flatten(2).transpose(1, 2)
     return x0[:, :, None] if kind == "ZImagePipeline" else x0
+
+
+TOLD: dict[str, Callable[[Tensor], Tensor]] = {
+    **dict.fromkeys(("StableDiffusion3Pipeline", "HiDreamImagePipeline"), lambda time: time / 1000),
+    "SanaPipeline": lambda time: time / 500,  # the tiny one's scale is a half
+    **dict.fromkeys(("ZImagePipeline", "Lumina2Pipeline", "Ideogram4Pipeline"), lambda time: 1 - time),
+}
+"""σ from what the denoiser is told as time, where that is another number."""
+NEGATIVE = ("ZImagePipeline", "Lumina2Pipeline", "HiDreamImagePipeline", "Ideogram4Pipeline")
+"""Pipelines whose denoiser answers x₀ - ε."""
 
 
 class Stub:
@@ -66,21 +80,34 @@ class Stub:
     def __init__(self, pipe: DiffusionPipeline) -> None:
         self.pipe, self.kind, self.x0 = pipe, type(pipe).__name__, torch.zeros(0)
         self.signature = inspect.signature(pipe.transformer.forward)
-        pipe.transformer.forward = self
+        for name in ("transformer", "unconditional_transformer"):
+            if hasattr(pipe, name):
+                getattr(pipe, name).forward = self
 
     def know(self, x0: Tensor) -> None:
         """The latents (batch, channels, h, w) that it answers with."""
         self.x0 = as_denoised(self.pipe, x0)
 
+    def sigma(self, time: Tensor) -> Tensor:
+        """Of what is told; in drawing solvers tell whole numbers, for which they have σ in a table."""
+        scheduler = self.pipe.scheduler
+        found: Tensor = TOLD.get(self.kind, torch.Tensor.clone)(time)
+        if scheduler.config.get("use_flow_sigmas") and scheduler.num_inference_steps:
+            nearest = (scheduler.timesteps / 1000 - found[0]).abs().argmin()
+            return scheduler.sigmas[nearest].expand(len(found))
+        return found
+
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         given = self.signature.bind(*args, **kwargs).arguments
+        x = torch.stack(given["x"]) if "x" in given else given["hidden_states"]
+        sigma = self.sigma(next(given[name] for name in ("timestep", "timesteps", "t") if name in given))
+        before = x.shape[1] - self.x0.shape[1]  # Ideogram's text
+        x = x[:, before:]
+        answer = (x - self.x0) / sigma.view(-1, *[1] * (x.dim() - 1))
+        answer = -answer if self.kind in NEGATIVE else answer
         if self.kind == "ZImagePipeline":
-            x, sigma = torch.stack(given["x"]), 1 - given["t"]
-        else:
-            x, sigma = given["hidden_states"], given["timestep"]
-        sigma = sigma / 1000 if self.kind == "StableDiffusion3Pipeline" else sigma
-        velocity = (x - self.x0) / sigma.view(-1, *[1] * (x.dim() - 1))
-        return (list((-velocity).unbind(0)),) if self.kind == "ZImagePipeline" else (velocity,)
+            return (list(answer.unbind(0)),)
+        return (F.pad(answer, (0, 0, before, 0)),)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 32)], ids=str)
@@ -88,7 +115,7 @@ class Stub:
 @torch.no_grad()
 def test_the_stock_pipeline_draws_the_picture(name: str, size: tuple[int, int]) -> None:
     pipe = build(name)
-    family = family_of(pipe)
+    family, size = family_in_test(pipe), drawn_size(pipe, size)
     pixels = picture(*size)
     mean, _ = family.encode(pixels)
     Stub(pipe).know(family.scaled(mean))
@@ -109,7 +136,7 @@ def test_the_stock_pipeline_draws_the_picture(name: str, size: tuple[int, int]) 
 @torch.no_grad()
 def test_what_the_pipeline_gives_as_latents_is_decoded_to_the_same_picture(name: str, size: tuple[int, int]) -> None:
     pipe = build(name)
-    family = family_of(pipe)
+    family, size = family_in_test(pipe), drawn_size(pipe, size)
     asked = {
         "height": size[0],
         "width": size[1],
@@ -144,7 +171,7 @@ def batches(family: Family, folder: Path, resolution: int, buckets: bool) -> lis
 @pytest.mark.parametrize("name", FLOW)
 def test_the_training_step_has_loss_zero(name: str, resolution: int, buckets: bool, tmp_path: Path) -> None:
     pipe = build(name)
-    family = family_of(pipe)
+    family = family_in_test(pipe)
     model = DenoisingModel(family, [], family.objective(ObjectiveSettings()))
     model.dtype = torch.float64
     stub, sizes = Stub(pipe), set()
@@ -161,41 +188,61 @@ def alpha_bars(scheduler: Any) -> Tensor:
     return torch.cumprod(1 - scheduler.betas.double(), 0)
 
 
-class UNetStub:
-    """Stands for the forward of a UNet: the noise or the velocity that leads to x₀."""
+class NoiseStub:
+    """Stands for the forward of a denoiser of DDPM noise: the noise or the velocity that leads to x₀."""
 
     def __init__(self, pipe: DiffusionPipeline, x0: Tensor, velocity: bool) -> None:
-        self.x0, self.velocity, self.alphas = x0, velocity, alpha_bars(diffusers.DDPMScheduler(**BETAS))
-        pipe.unet.forward = self
+        self.x0, self.velocity = x0, velocity
+        zero = pipe.scheduler.config.get("rescale_betas_zero_snr", False)
+        self.alphas = alpha_bars(diffusers.DDPMScheduler(**BETAS, rescale_betas_zero_snr=zero))
+        self.transformer = hasattr(pipe, "transformer")
+        denoiser = pipe.transformer if self.transformer else pipe.unet
+        self.signature = inspect.signature(type(denoiser).forward.__get__(denoiser))
+        denoiser.forward = self
 
-    def __call__(self, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        alpha = self.alphas[torch.as_tensor(timestep).long()].reshape(-1, *[1] * 3)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = self.signature.bind(*args, **kwargs).arguments
+        sample = given["hidden_states" if self.transformer else "sample"]
+        alpha = self.alphas[torch.as_tensor(given["timestep"]).long()].reshape(-1, *[1] * 3)
         noise = (sample - alpha.sqrt() * self.x0) / (1 - alpha).sqrt()
         answer = alpha.sqrt() * noise - (1 - alpha).sqrt() * self.x0 if self.velocity else noise
         found = answer.to(sample.dtype)
-        return (found,) if kwargs.get("return_dict") is False else SimpleNamespace(sample=found)
+        if self.transformer:  # it answers a variance, too
+            found = torch.cat([found, torch.full_like(found, torch.nan)], 1)
+        return (found,) if given.get("return_dict") is False else SimpleNamespace(sample=found)
 
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def diffusion(name: str, kind: type[Any], velocity: bool, **settings: Any) -> DiffusionPipeline:
-    """A pipeline of SD or SDXL with that scheduler."""
+    """A pipeline with that scheduler."""
     pipe = build(name)
     predicted = "v_prediction" if velocity else "epsilon"
-    pipe.scheduler = kind(**BETAS, prediction_type=predicted, timestep_spacing="leading", steps_offset=1, **settings)
+    settings = {"timestep_spacing": "leading", "steps_offset": 1, **settings}
+    pipe.scheduler = kind(**BETAS, prediction_type=predicted, **settings)
     return pipe
 
 
+ZERO: dict[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+"""Zero terminal SNR: drawing begins where nothing but noise is left (arXiv 2305.08891)."""
+NOISES = {"epsilon": (False, {}), "v": (True, {}), "v with zero terminal SNR": (True, ZERO)}
+
+
 @pytest.mark.parametrize("kind", [diffusers.EulerDiscreteScheduler, diffusers.DPMSolverMultistepScheduler])
-@pytest.mark.parametrize("velocity", [False, True], ids=["epsilon", "v"])
-@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize(
+    ("velocity", "settings"), [(False, {}), (True, {}), (True, ZERO)], ids=["epsilon", "v", "zero"]
+)
+@pytest.mark.parametrize("name", DIFFUSION)
 @torch.no_grad()
-def test_the_pipelines_of_ddpm_noise_draw_the_picture(name: str, velocity: bool, kind: type[Any]) -> None:
-    pipe = diffusion(name, kind, velocity)
-    x0 = family_of(pipe).scaled(encoded(pipe, picture(64, 64)))
-    UNetStub(pipe, x0, velocity)
-    asked = {"prompt": PROMPTS, "height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 1.0}
+def test_the_pipelines_of_ddpm_noise_draw_the_picture(
+    name: str, velocity: bool, settings: dict[str, Any], kind: type[Any]
+) -> None:
+    pipe = diffusion(name, kind, velocity, **settings)
+    family = family_in_test(pipe)
+    x0 = family.scaled(encoded(pipe, picture(64, 64)))
+    NoiseStub(pipe, x0, velocity)
+    asked = {"height": 64, "width": 64, "num_inference_steps": 4, **family.drawing(PROMPTS, 1.0)}
     drawn = pipe(**asked, output_type="latent").images
     torch.testing.assert_close(drawn, x0.expand_as(drawn), atol=1e-5, rtol=0)
     images = pipe(**asked, output_type="pt").images
@@ -209,8 +256,8 @@ def test_the_pipelines_of_ddpm_noise_draw_the_picture(name: str, velocity: bool,
 def test_ddim_ends_at_the_noise_of_the_first_timestep(velocity: bool) -> None:
     """With ``set_alpha_to_one=False`` the last step goes to ᾱ₀: √ᾱ₀ x₀ + √(1 - ᾱ₀) ε."""
     pipe = diffusion("sd", diffusers.DDIMScheduler, velocity, clip_sample=False, set_alpha_to_one=False)
-    x0 = family_of(pipe).scaled(encoded(pipe, picture(64, 64)))
-    UNetStub(pipe, x0, velocity)
+    x0 = family_in_test(pipe).scaled(encoded(pipe, picture(64, 64)))
+    NoiseStub(pipe, x0, velocity)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     drawn = pipe(prompt="a dog", latents=noise, num_inference_steps=10, output_type="latent").images
     alphas = alpha_bars(pipe.scheduler)
@@ -220,16 +267,39 @@ def test_ddim_ends_at_the_noise_of_the_first_timestep(velocity: bool) -> None:
     torch.testing.assert_close(drawn, expected.float(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("velocity", [False, True], ids=["epsilon", "v"])
-@pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_the_training_step_of_ddpm_noise_has_loss_zero(name: str, velocity: bool, tmp_path: Path) -> None:
-    pipe = diffusion(name, diffusers.DDPMScheduler, velocity)
-    family = family_of(pipe)
+@pytest.mark.parametrize(
+    ("velocity", "settings"), [(False, {}), (True, {}), (True, ZERO)], ids=["epsilon", "v", "zero"]
+)
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_the_training_step_of_ddpm_noise_has_loss_zero(
+    name: str, velocity: bool, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    pipe = diffusion(name, diffusers.DDPMScheduler, velocity, **settings)
+    family = family_in_test(pipe)
     objective = family.objective(ObjectiveSettings())
     objective.noise_scheduler.alphas_cumprod = alpha_bars(objective.noise_scheduler)
     model = DenoisingModel(family, [], objective)
     model.dtype = torch.float64
     for batch in batches(family, tmp_path, 64, False):
-        UNetStub(pipe, batch.latents, velocity)
+        NoiseStub(pipe, batch.latents, velocity)
         [losses] = model([[batch]])
         assert losses["loss"].item() <= 1e-10
+
+
+def test_with_zero_terminal_snr_the_last_timestep_is_noise_alone() -> None:
+    pipe = diffusion("sd", diffusers.DDIMScheduler, True, **ZERO)
+    family, random = family_in_test(pipe), torch.Generator().manual_seed(0)
+    assert family.misfit() is None
+    latents, noise = torch.randn(2, 1, 4, 8, 8, generator=random)
+    last = torch.tensor([999])
+    assert pipe.scheduler.alphas_cumprod[last] == 0
+    for gamma in (None, 5.0):
+        objective = family.objective(ObjectiveSettings(snr_gamma=gamma))
+        assert torch.equal(objective.add_noise(latents, noise, last), noise)
+        assert torch.equal(objective.target(latents, noise, last), -latents)
+        loss = objective.losses(torch.zeros_like(latents), -latents, last)
+        expected = latents.square().mean() if gamma is None else torch.tensor(0.0)  # the SNR is the weight
+        torch.testing.assert_close(loss[0], expected)
+    sampler = getattr(diffusers, family.SAMPLER).from_config(pipe.scheduler.config)
+    sampler.set_timesteps(4)
+    assert (sampler.timesteps[0], sampler.config.rescale_betas_zero_snr) == (999, True)

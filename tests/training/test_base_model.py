@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 from diffusers import (
     DiffusionPipeline,
@@ -18,6 +20,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from ether_diffusion.families.registry import FAMILIES, UnknownFamilyError, family_of
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.base_model import BaseModelError
@@ -36,6 +39,10 @@ SCHEDULERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "flow": (lambda _: FlowMatchEulerDiscreteScheduler(), "scheduler is FlowMatchEulerDiscreteScheduler, whose noise"),
     "flow sigmas": (lambda c: UniPCMultistepScheduler.from_config(c, use_flow_sigmas=True), "whose noise"),
     "continuous": (lambda c: EulerDiscreteScheduler.from_config(c, timestep_type="continuous"), "whose noise"),
+    "zero terminal SNR": (
+        lambda c: EulerDiscreteScheduler.from_config(c, rescale_betas_zero_snr=True),
+        "it predicts epsilon, and with rescale_betas_zero_snr",
+    ),
     "sample": (lambda c: PNDMScheduler.from_config(c, prediction_type="sample"), "it predicts sample"),
 }
 
@@ -49,6 +56,58 @@ def test_another_objective_is_refused(case: str, settings: Settings, tmp_path: P
     with pytest.raises(BaseModelError, match=rf"cannot be trained here: .*{message}"):
         dreambooth.run(config)
     assert not config.output_dir.exists()
+
+
+OTHERS = (
+    "WanPipeline",
+    "SanaVideoPipeline",
+    "StableVideoDiffusionPipeline",
+    "FluxKontextPipeline",
+    "FluxFillPipeline",
+    "FluxControlPipeline",
+    "QwenImageEditPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLImg2ImgPipeline",  # the refiner
+    "ChromaInpaintPipeline",
+    "SanaSprintPipeline",
+    "PixArtAlphaPipeline",
+)
+"""Video, edit, inpainting and refiner pipelines, and relatives of families."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_base_of_no_family_is_refused_with_the_list_of_those_served(
+    name: str, settings: Settings, tmp_path: Path
+) -> None:
+    assert hasattr(diffusers, name)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name, "_diffusers_version": "0.42.1"}))
+    with pytest.raises(BaseModelError, match=f"cannot be trained here: it is a {name}, which nothing here") as refused:
+        dreambooth.run(settings(pretrained_model_name_or_path=str(tmp_path)))
+    for family in FAMILIES.values():
+        assert f"{family.TITLE} ({' or '.join(family.PIPELINES)})" in str(refused.value)
+
+
+def test_a_pipeline_of_another_use_is_of_no_family() -> None:
+    pipe = tiny_pipeline()
+    other = diffusers.StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
+    with pytest.raises(UnknownFamilyError, match="it is a StableDiffusionInpaintPipeline"):
+        family_of(other)
+
+
+@pytest.mark.parametrize("xl", [False, True], ids=["sd", "sdxl"])
+def test_a_denoiser_that_takes_more_than_latents_is_refused(xl: bool) -> None:
+    pipe = tiny_pipeline(xl=xl)
+    pipe.unet.register_to_config(in_channels=9)
+    assert "its denoiser takes 9 channels, and latents have 4" in str(family_of(pipe).misfit())
+
+
+def test_the_refiner_is_refused_under_the_name_of_its_base() -> None:
+    pipe = tiny_pipeline(xl=True)
+    assert family_of(pipe).misfit() is None
+    pipe.register_modules(text_encoder=None)
+    assert "it is the refiner" in str(family_of(pipe).misfit())
 
 
 @pytest.mark.parametrize(

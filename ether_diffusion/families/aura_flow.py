@@ -1,0 +1,53 @@
+"""AuraFlow: a multilingual T5 as text encoder, latents of SDXL's autoencoder, no mask of the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ether_diffusion.families.parts import statistics_misfit
+from ether_diffusion.families.protocol import Prompts
+from ether_diffusion.families.transformer import FlowTransformer
+
+
+class AuraFlow(FlowTransformer):
+    """AuraFlow (fal 2024)."""
+
+    NAME = "aura_flow"
+    TITLE = "AuraFlow"
+    LATENTS = "z · scale"
+    PIPELINES = ("AuraFlowPipeline",)
+    ENCODED = (
+        "prompt_embeds",
+        "prompt_attention_mask",
+        "negative_prompt_embeds",
+        "negative_prompt_attention_mask",
+    )
+    STEPS = 50
+    GUIDANCE = 3.5
+    LENGTH = 256
+
+    def misfit(self) -> str | None:
+        """A scheduler of another kind of noise, or latents that the pipeline would not shift."""
+        return super().misfit() or statistics_misfit(self.pipe.vae)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
+        """prompt_embeds (batch, tokens, features), zeros after the prompt."""
+        embeds, *_ = self.encode_text(prompts, do_classifier_free_guidance=False)
+        return {"prompt_embeds": embeds}
+
+    def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
+        """Latents as they are; the time is σ."""
+        return {
+            "hidden_states": noisy,
+            "timestep": times.to(noisy.dtype),
+            "encoder_hidden_states": prompts["prompt_embeds"],
+            "return_dict": False,
+        }
+
+    def prediction(self, output: Any, noisy: Tensor) -> Tensor:
+        """The velocity, in the layout of the latents."""
+        velocity: Tensor = output[0]
+        return velocity
