@@ -114,7 +114,8 @@ def trained(layout: Layout, values: Sequence[Tensor]) -> Trained:
     """Parameters of a side from the values of its parts."""
     if not layout.parts[0].name:
         return nn.Parameter(values[0])
-    return nn.ParameterDict({part.name: nn.Parameter(v) for part, v in zip(layout.parts, values, strict=True)})
+    pairs = zip(layout.parts, values, strict=True)
+    return nn.ParameterDict([(part.name, nn.Parameter(v)) for part, v in pairs])  # of a dict it would sort the keys
 
 
 def of_parts(layout: Layout, parameters: Trained) -> list[Tensor]:

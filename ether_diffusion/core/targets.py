@@ -121,6 +121,11 @@ def canonical(path: str) -> str:
     return ".".join(part for part in path.split(".") if part not in WRAPPERS)
 
 
+def _below(path: str, name: str) -> str:
+    """The canonical path of a name under a module's path, which is empty for the root."""
+    return canonical(f"{path}.{name}" if path else name)
+
+
 def wrapper_at(root: nn.Module, path: str) -> nn.Module | None:
     """What stands at a canonical path: the projection, or PEFT's layer around it; None where there is nothing."""
     module: nn.Module | None = root
@@ -272,7 +277,7 @@ def _attention_targets(root: nn.Module) -> Iterator[Target]:
             names = TRANSFORMERS_PROJECTIONS
         elif all(name in module._modules for name in T5_PROJECTIONS):
             names = T5_PROJECTIONS
-        elif canonical(f"{path}.proj_out") in fused:
+        elif _below(path, "proj_out") in fused:
             names = ("proj_out",)
         else:
             continue
@@ -281,7 +286,7 @@ def _attention_targets(root: nn.Module) -> Iterator[Target]:
             if isinstance(projection, nn.ModuleList | nn.Sequential):  # to_out is [Linear, Dropout]
                 name, projection = f"{name}.0", projection[0]
             if projection is not None and _is_linear(_base_layer(projection)):
-                found = _target(canonical(f"{path}.{name}" if path else name), _base_layer(projection), fused)
+                found = _target(_below(path, name), _base_layer(projection), fused)
                 yield found if name == "proj_out" else replace(found, attention=module)
 
 
@@ -298,7 +303,7 @@ def _fused(root: nn.Module) -> dict[str, tuple[Layout, Layout]]:
             inner = int(module.inner_dim)
             width, total = _features(module, "to_qkv_mlp_proj")
             outputs = Layout.side_by_side({"q": inner, "k": inner, "v": inner, "mlp": total - 3 * inner})
-            found[canonical(f"{path}.to_qkv_mlp_proj")] = (Layout.whole(width), outputs)
+            found[_below(path, "to_qkv_mlp_proj")] = (Layout.whole(width), outputs)
             last = "to_out"
         elif {"proj_mlp", "proj_out", "attn"} <= names:
             last, (_, inner) = "proj_out", _features(module, "attn.to_v")
@@ -306,7 +311,7 @@ def _fused(root: nn.Module) -> dict[str, tuple[Layout, Layout]]:
             continue
         total, width = _features(module, last)
         inputs = Layout.side_by_side({"attention": inner, "mlp": total - inner})
-        found[canonical(f"{path}.{last}")] = (inputs, Layout.whole(width))
+        found[_below(path, last)] = (inputs, Layout.whole(width))
     return found
 
 
@@ -321,13 +326,12 @@ def _feed_forward(root: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[se
     feed_forward, geglu = _diffusers_class("attention", "FeedForward"), _diffusers_class("activations", "GEGLU")
     found, gated = set(), set()
     for path, module in root.named_modules():
-        own = canonical(path)
         if isinstance(module, feed_forward):
-            found |= {each for each in linears if each.startswith(f"{own}.")}
+            found |= {each for each in linears if each.startswith(_below(path, ""))}
         if isinstance(module, geglu):
-            gated.add(f"{own}.proj")
+            gated.add(_below(path, "proj"))
         for names in FEED_FORWARDS:
-            paths = {f"{own}.{name}" if own else name for name in names}
+            paths = {_below(path, name) for name in names}
             if paths <= linears.keys():
                 found |= paths
     return found | gated, gated
