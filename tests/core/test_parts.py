@@ -31,7 +31,7 @@ PARTS = pytest.mark.parametrize("targets", ["attention", "all"])
 
 
 class Single(nn.Module):
-    """The attention of a single block of FLUX.2: q, k, v (24 each) and MLP (120) in one Linear, both (24, 60) behind."""
+    """The attention of a single block of FLUX.2: a Linear to q, k, v (24 each) and MLP (120), one from (24, 60)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ def test_adapters_of_other_projections_share_no_batch() -> None:
     model, host = adapted("ether_plus", "attention")
     config, older = EtherConfig(n_blocks=4, targets="attention"), find_targets_of_0_1(model)
     attach_made(model, Adapter(config, older, "old"), older)
-    with pytest.raises(ValueError, match="'a' and 'old' do not: one of them was trained with version 0.1"):
+    with pytest.raises(ValueError, match=r"'a' and 'old' do not: one of them was trained with version 0\.1"):
         host.set_per_sample(["a", "old"])
 
 

@@ -37,8 +37,8 @@ NAMES: dict[tuple[str, str], dict[str, str]] = {
     ("sdxl", "unet"): UNET,
     ("sdxl", "text_encoder_2"): CLIP,
     ("sd3", "transformer"): {
-        "self": rf"blocks\.\d\.attn\.{OWN}",
-        "cross": rf"blocks\.\d\.attn\.{PROMPT}",
+        "self": rf"transformer_blocks\.\d\.attn\.{OWN}",
+        "cross": rf"transformer_blocks\.\d\.attn\.{PROMPT}",
         "mlp": rf"ff(_context)?\.{NET}",
     },
     ("sd3", "text_encoder_2"): CLIP,
@@ -249,13 +249,13 @@ def draw(pipe: DiffusionPipeline) -> Tensor:
         prompt=["a red dog"],
         height=32,
         width=32,
-        num_inference_steps=1,
+        num_inference_steps=2,
         output_type="latent",
         generator=torch.Generator().manual_seed(0),
     ).images
 
 
-def shaken(pipe: DiffusionPipeline, preset: str, method: str = "ether_plus", scale: float = 0.02) -> Adapter:
+def shaken(pipe: DiffusionPipeline, preset: str, method: str = "ether_plus", scale: float = 0.1) -> Adapter:
     """An adapter of the denoiser that moves the picture, and not out of all bounds."""
     denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     targets = find_targets(denoiser, preset)
@@ -284,6 +284,12 @@ def test_pictures_are_those_of_the_dense_weights_fused_and_unfused(family: str, 
     assert torch.equal(draw(pipe), base)
 
 
+def contents(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Metadata and numbers of a file."""
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {key: file.get_tensor(key).tolist() for key in file.keys()}  # noqa: SIM118 no mapping
+
+
 VERSIONS = {"sd": "1", "sd3": "1", "flux": "2", "flux2": "2", "qwen_image": "1", "z_image": "1"}
 
 
@@ -296,14 +302,14 @@ def test_an_adapter_comes_back_from_its_file(family: str, preset: str, tmp_path:
     path = ether.save(pipe, tmp_path)
     ether.unload(pipe)
     version = "1" if preset == "cross" else VERSIONS[family]
-    with safe_open(path, "pt") as file:
-        assert file.metadata()["format_version"] == version
-        assert set(file.keys()) == {f"{component}.{key}" for key in adapter.state_dict()}
+    metadata, vectors = contents(path)
+    assert metadata["format_version"] == version
+    assert vectors == {f"{component}.{key}": value.tolist() for key, value in adapter.state_dict().items()}
     ether.load(pipe, tmp_path, "again")
     again = tmp_path / "again"
     ether.save(pipe, again)
     ether.unload(pipe)
-    assert (again / path.name).read_bytes() == path.read_bytes()
+    assert contents(again / path.name) == contents(path)
 
 
 def test_text_encoders_of_every_kind_come_back_from_a_file(tmp_path: Path) -> None:
@@ -312,8 +318,7 @@ def test_text_encoders_of_every_kind_come_back_from_a_file(tmp_path: Path) -> No
         shake(adapter := attach(getattr(pipe, component), EtherConfig(n_blocks=2), "dog"))
         path = ether.save(pipe, tmp_path / family / component)
         ether.unload(pipe)
-        with safe_open(path, "pt") as file:
-            assert file.metadata()["format_version"] == "1"
+        assert contents(path)[0]["format_version"] == "1"
         ether.load(pipe, path)
         ether.save(pipe, tmp_path / "again")
         ether.unload(pipe)
@@ -358,12 +363,11 @@ def test_files_of_0_1_load_with_the_meaning_that_they_had(
     try:
         again = ether.save(pipe, tmp_path / "again")
         assert AdapterFile.read(again).states[component].keys() == file.states[component].keys()
-        with safe_open(again, "pt") as written:
-            assert written.metadata()["format_version"] == "1"
+        assert contents(again)[0]["format_version"] == "1"
     finally:
         ether.unload(pipe)
     file.states[component].popitem()
-    with pytest.raises(AdapterFileError, match="missing key"):
+    with pytest.raises(AdapterFileError, match=r"missing key|has no GEGLU"):
         ether.load(pipe, file.write(tmp_path))
 
 

@@ -152,6 +152,21 @@ def flux(guidance: bool = True) -> DiffusionPipeline:
     )
 
 
+def flux2_transformer() -> nn.Module:
+    """One block of each kind."""
+    return diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+
+
 def flux2() -> DiffusionPipeline:
     """FLUX.2 klein; the autoencoder's statistics are random."""
     autoencoder_ = diffusers.AutoencoderKLFlux2(
@@ -166,19 +181,8 @@ def flux2() -> DiffusionPipeline:
     with torch.no_grad():
         autoencoder_.bn.running_mean.uniform_(-0.5, 0.5)
         autoencoder_.bn.running_var.uniform_(0.5, 2.0)
-    transformer = diffusers.Flux2Transformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=48,
-        timestep_guidance_channels=16,
-        axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
-    )
     return diffusers.Flux2KleinPipeline(
-        transformer=transformer,
+        transformer=flux2_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=autoencoder_,
         text_encoder=transformers.Qwen3ForCausalLM(qwen3_config(28)),
