@@ -36,7 +36,7 @@ from ether_diffusion.registry import METHODS
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
-PAGES = (DOCS.parent / "README.md", DOCS / "evaluation.md", DOCS / "performance.md")
+PAGES = (DOCS.parent / "README.md", DOCS / "evaluation.md", DOCS / "performance.md", DOCS / "families.md")
 BLOCK = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
 SIZES = {"naive": "n = 4", "lora": "r = 4", "oft": "n = 4", "boft": "n = 4", "hra": "r = 8"}
 """In the studies whose results are in the tables."""
@@ -187,6 +187,35 @@ def coverage() -> str:
     return coverage_table(found["rows"], found["rounds"])
 
 
+def targets() -> str:
+    """Trained parameters by base and preset."""
+    rows = [
+        [
+            base,
+            f"`{preset}`",
+            *(f"{counts[key]:,}" for key in ("linears", "ether", "ether_plus_one_sided", "ether_plus")),
+        ]
+        for base, found in load("targets").items()
+        for preset, counts in found["presets"].items()
+    ]
+    heads = ["base", "preset", "Linears", "ETHER", "ETHER+, one-sided", "ETHER+"]
+    return markdown_table(heads, rows, text_columns=(0, 1))
+
+
+def fused_linears() -> str:
+    """Parts and ranks of the fused Linears."""
+    rows = []
+    for base, found in load("targets").items():
+        for preset in ("attention", "attention+mlp"):
+            for name, each in found["presets"][preset]["fused"].items():
+                side = "input" if "input" in each else "output"
+                parts = ", ".join(f"{part} {width:,}" for part, width in each[side].items())
+                ranks = [str(each["rank"][key]) for key in ("ether", "ether_plus_one_sided", "ether_plus")]
+                rows.append([base, f"`{name}`", f"`{preset}`", side, parts, *ranks])
+    heads = ["base", "Linear", "preset", "side", "parts", "ETHER", "ETHER+, one-sided", "ETHER+"]
+    return markdown_table(heads, rows, text_columns=(0, 1, 2, 3, 4))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "method-parameters": method_parameters,
     "step-costs": step_costs,
@@ -197,6 +226,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "rates": rates,
     "control": control,
     "coverage": coverage,
+    "targets": targets,
+    "fused-linears": fused_linears,
 }
 
 
