@@ -49,6 +49,19 @@ SD3_SMALL = SD3 | {
     "dual_attention_layers": (),
 }
 FLUX: dict[str, Any] = {"guidance_embeds": True}
+FLUX2_KLEIN_4B: dict[str, Any] = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+FLUX2_KLEIN_9B = FLUX2_KLEIN_4B | {
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
 
 
 @dataclass(frozen=True)

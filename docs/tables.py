@@ -222,6 +222,35 @@ def families() -> str:
     return markdown_table(heads, lines, text_columns=(0, 1, 2, 3, 4, 8))
 
 
+def targets() -> str:
+    """Trained parameters by base and preset."""
+    rows = [
+        [
+            base,
+            f"`{preset}`",
+            *(f"{counts[key]:,}" for key in ("linears", "ether", "ether_plus_one_sided", "ether_plus")),
+        ]
+        for base, found in load("targets").items()
+        for preset, counts in found["presets"].items()
+    ]
+    heads = ["base", "preset", "Linears", "ETHER", "ETHER+, one-sided", "ETHER+"]
+    return markdown_table(heads, rows, text_columns=(0, 1))
+
+
+def fused_linears() -> str:
+    """Parts and ranks of the fused Linears."""
+    rows = []
+    for base, found in load("targets").items():
+        for preset in ("attention", "attention+mlp"):
+            for name, each in found["presets"][preset]["fused"].items():
+                side = "input" if "input" in each else "output"
+                parts = ", ".join(f"{part} {width:,}" for part, width in each[side].items())
+                ranks = [str(each["rank"][key]) for key in ("ether", "ether_plus_one_sided", "ether_plus")]
+                rows.append([base, f"`{name}`", f"`{preset}`", side, parts, *ranks])
+    heads = ["base", "Linear", "preset", "side", "parts", "ETHER", "ETHER+, one-sided", "ETHER+"]
+    return markdown_table(heads, rows, text_columns=(0, 1, 2, 3, 4))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "method-parameters": method_parameters,
     "step-costs": step_costs,
@@ -233,6 +262,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "control": control,
     "coverage": coverage,
     "families": families,
+    "targets": targets,
+    "fused-linears": fused_linears,
 }
 
 

@@ -17,10 +17,11 @@ class EtherConfig:
     Attributes:
         method: "ether" (one reflection per input side), "ether_plus" (its relaxation) or "naive" (unconstrained
             blocks, the paper's baseline).
-        n_blocks: number of diagonal blocks; must divide the features of every target. The number of parameters of
-            ETHER and ETHER+ does not depend on it. The paper does not state its value for images.
+        n_blocks: number of diagonal blocks; must divide the features of every target, of a fused Linear those of every
+            part. The number of parameters of ETHER and ETHER+ does not depend on it. The paper does not state its value
+            for images.
         two_sided: ETHER+ only: transform the output features as well as the input features (the paper's default).
-        targets: a preset ("attention", "self_attention", "cross_attention", "attention+geglu") or name patterns
+        targets: a preset ("attention", "attention+mlp", "all", "self", "cross", "attention+geglu") or name patterns
             such as ("attn2.to_k", "mid_block.*"); see :func:`ether_diffusion.core.targets.find_targets`.
         seed: seed of the vectors' initial directions.
 

@@ -42,14 +42,27 @@ def relaxed(u: Tensor, v: Tensor) -> Tensor:
 
 
 def dense_weight(weight: Tensor, vectors: Mapping[str, Tensor]) -> Tensor:
-    """W' of the paper, (out, in) fp64, for the vectors of one projection by name; differentiable in them."""
-    weight = weight.double()
-    if "blocks" in vectors:
-        return weight @ block_diagonal(list(vectors["blocks"].double()))
-    if "v" not in vectors:
-        return weight @ reflection(vectors["u"])
-    weight = weight @ relaxed(vectors["u"], vectors["v"])
-    return relaxed(vectors["u_out"], vectors["v_out"]) @ weight if "u_out" in vectors else weight
+    """W' of the paper, (out, in) fp64, for the vectors of one projection by name; differentiable in them.
+
+    Of a fused Linear they are named ``u.<part>``: attention or q, k, v from the first feature on, then the MLP; what is
+    left over stays as it is.
+    """
+    rows, columns = weight.shape
+
+    def transform(width: int, dense: Callable[..., Tensor], *names: str) -> Tensor:
+        own = [key.removeprefix(names[0]) for key in vectors if key.partition(".")[0] == names[0]]
+        parts = [part for part in ("", ".attention", ".q", ".k", ".v", ".mlp") if part in own]
+        blocks = [dense(*(vectors[name + part] for name in names)) for part in parts]
+        rest = torch.eye(width - sum(map(len, blocks)), dtype=torch.float64)
+        return block_diagonal([*blocks, rest])
+
+    vectors_there = {key.partition(".")[0] for key in vectors}
+    if "blocks" in vectors_there:
+        return weight.double() @ transform(columns, lambda blocks: block_diagonal(list(blocks.double())), "blocks")
+    if "v" not in vectors_there:
+        return weight.double() @ transform(columns, reflection, "u")
+    weight = weight.double() @ transform(columns, relaxed, "u", "v")
+    return transform(rows, relaxed, "u_out", "v_out") @ weight if "u_out" in vectors_there else weight
 
 
 def shake(module: nn.Module, seed: int = 1, scale: float = 0.3) -> None:
@@ -63,16 +76,16 @@ def shake(module: nn.Module, seed: int = 1, scale: float = 0.3) -> None:
 
 def vectors_of(adapter: Adapter, path: str) -> dict[str, Tensor]:
     """The adapter's vectors for one projection, by name."""
-    return {key.rpartition(".")[2]: p for key, p in adapter.named_parameters() if key.rpartition(".")[0] == path}
+    methods = adapter.methods()
+    return dict(methods[path].named_parameters()) if path in methods else {}
 
 
 def replace_weights(model: nn.Module, strengths: Mapping[Adapter, float]) -> None:
     """Write W + Σ s (W' - W) into the model itself, computed densely: what the adapters should amount to."""
     root = root_of(model)
-    paths = dict.fromkeys(key.rpartition(".")[0] for adapter in strengths for key in adapter.state_dict())
     modules = {target.path: target.module for target in find_targets(root, ("*",))}
     with torch.no_grad():
-        for path in paths:
+        for path in dict.fromkeys(path for adapter in strengths for path in adapter.methods()):
             weight = modules[path].weight
             assert isinstance(weight, Tensor)
             total = weight.double()

@@ -48,6 +48,31 @@ def test_the_parameters_are_counted_on_the_architecture(tables: ModuleType) -> N
     assert json.loads((ROOT / "docs/results/parameters.json").read_text()) == tables.count_parameters()
 
 
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("parameters")
+
+
+def test_the_presets_are_counted_on_the_architectures(counting: ModuleType) -> None:
+    written = json.loads((ROOT / "docs/results/targets.json").read_text())
+    assert list(written) == list(counting.BASES)
+    names = ["SD1.5", "FLUX.2 klein 4B"]  # the smaller ones; python benchmarks/parameters.py counts all
+    assert counting.count(names) == {name: written[name] for name in names}
+
+
+def test_the_counts_of_fused_linears_follow_from_their_widths() -> None:
+    """Per Linear of ETHER+, two vectors on each side: 2 (in + out), of which attention leaves out the MLP's parts."""
+    presets = json.loads((ROOT / "docs/results/targets.json").read_text())["FLUX.2 klein 4B"]["presets"]
+    width, mlp, double, single = 3072, 9216, 5, 20
+    square = 2 * (width + width)
+    attention = double * 8 * square + single * (2 * (width + 3 * width) + square)
+    feed_forward = double * 2 * (2 * (width + 2 * mlp) + 2 * (mlp + width)) + single * 2 * (2 * mlp + mlp)
+    assert presets["attention"]["ether_plus"] == attention
+    assert presets["attention+mlp"]["ether_plus"] == attention + feed_forward
+    assert presets["self"]["ether_plus"] + presets["cross"]["ether_plus"] == attention
+
+
 def test_a_page_that_names_an_unknown_table_is_refused(tables: ModuleType) -> None:
     with pytest.raises(KeyError, match="nothing"):
         tables.filled("<!-- table: nothing -->\n<!-- end -->")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.core.methods import Method, build_method
+from ether_diffusion.core.methods import Method, Reflection, build_method
 from ether_diffusion.core.state import StateMismatchError, state_problems
 from ether_diffusion.core.targets import Target
 
@@ -38,7 +38,7 @@ class Adapter(nn.Module):
         self.set_host(None)
         generator = torch.Generator().manual_seed(config.seed)
         for target in targets:
-            method = build_method(config, target.in_features, target.out_features, generator)
+            method = build_method(config, target.inputs, target.outputs, generator)
             _set_submodule(self, target.path, method)
         self._scalars = sum(parameter.numel() for parameter in self.parameters())
 
@@ -58,6 +58,10 @@ class Adapter(nn.Module):
     def methods(self) -> dict[str, Method]:
         """The transform of every target, by module path."""
         return {path: module for path, module in self.named_modules() if isinstance(module, Method)}
+
+    def ranks(self) -> dict[str, int]:
+        """What the rank of W' - W is at most, by module path; Naive's is not bounded."""
+        return {path: method.rank for path, method in self.methods().items() if isinstance(method, Reflection)}
 
     def num_parameters(self) -> int:
         """Number of trained scalars."""
@@ -106,17 +110,23 @@ class Adapter(nn.Module):
 
 
 def check_blocks(targets: list[Target], config: EtherConfig) -> None:
-    """Raise ValueError unless ``config.n_blocks`` divides every width that the adapter transforms."""
+    """Raise ValueError unless ``config.n_blocks`` divides every width that the adapter transforms.
+
+    These are the features of a side or, of a fused Linear, those of each part.
+    """
     two_sided = config.method == "ether_plus" and config.two_sided
-    widths = {
-        (t.path, w) for t in targets for w in ((t.in_features, t.out_features) if two_sided else (t.in_features,))
-    }
-    for path, width in sorted(widths):
+    widths = set()
+    for target in targets:
+        for side, layout in (("input", target.inputs), ("output", target.outputs))[: 1 + two_sided]:
+            for part in layout.parts:
+                where = f"{target.path}, {side} part {part.name}" if part.name else target.path
+                widths.add((where, part.width))
+    for where, width in sorted(widths):
         if width % config.n_blocks:
             shared = math.gcd(*(width for _, width in widths))
             divisors = [n for n in range(1, shared + 1) if shared % n == 0]
             raise ValueError(
-                f"n_blocks={config.n_blocks} does not divide the {width} features of {path}; "
+                f"n_blocks={config.n_blocks} does not divide the {width} features of {where}; "
                 f"all targets share these divisors: {', '.join(map(str, divisors))}"
             )
 

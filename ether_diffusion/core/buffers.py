@@ -69,6 +69,4 @@ def state_of(module: nn.Module, plan: Plan) -> list[tuple[int, int]]:
 
 def rank_of(method: Method) -> int:
     """Of W' - W: the number of rows of all sides; 0 where it is not thin."""
-    if not isinstance(method, Reflection):
-        return 0
-    return sum(u.shape[0] * (1 if v is None else 2) for u, v in method.vectors())
+    return method.rank if isinstance(method, Reflection) else 0

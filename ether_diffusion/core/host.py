@@ -136,7 +136,7 @@ class Host:
         per_sample = SampleNames(tuple(names))
         if unknown := [name for name in per_sample.adapters if name not in self.adapters]:
             raise ValueError(f"no adapter {unknown[0]!r} here; there are: {', '.join(self.adapters) or 'none'}")
-        check_mixable({name: self.adapters[name].config for name in per_sample.adapters})
+        check_mixable({name: self.adapters[name] for name in per_sample.adapters})
         self.strengths = dict.fromkeys(per_sample.adapters, 1.0)
         self.per_sample = per_sample if per_sample.adapters else None
         self._plan()

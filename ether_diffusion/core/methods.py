@@ -6,23 +6,34 @@ arXiv 2405.20271, Sec. 3.2, 3.3 and 4.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.functional import Rows, block_matmul_delta, block_rows, symmetric_update
+from ether_diffusion.core.layout import Layout
 
 
 class Method(nn.Module, ABC):
     """A transform of one frozen Linear with weight (out_features, in_features).
 
     The transformed projection is y = (I + E_out) weight ((I + E_in) x) + bias: the bias is never transformed.
-    Parameters are fp32; a subclass says which sides it has.
+    Parameters are fp32; a subclass says which sides it has. Of a fused Linear each part has parameters of its own, and
+    E is block-diagonal over the parts; parts that the layout does not name have no E.
+
+    Args:
+        inputs: the layout of the input side, or the number of features of a whole one.
+        outputs: likewise of the output side.
     """
 
     two_sided: bool = False
     """Whether there is an E_out."""
+
+    def __init__(self, inputs: Layout | int, outputs: Layout | int) -> None:
+        super().__init__()
+        self.inputs, self.outputs = Layout.of(inputs), Layout.of(outputs)
 
     @abstractmethod
     def input_delta(self, x: Tensor) -> Tensor:
@@ -48,34 +59,76 @@ class Method(nn.Module, ABC):
 
 Sides = tuple[Rows, ...]
 """The rows of E_in and, for a two-sided method, of E_out."""
+Pair = tuple[Tensor, Tensor | None]
+"""u and v (None for ETHER) of one part."""
+Vectors = tuple[tuple[Pair, ...], ...]
+"""The pairs of every part of the input side and, if two-sided, of the output side; a whole side is one part."""
+
+
+def rows_of_side(layout: Layout, parts: Sequence[Rows]) -> Rows:
+    """The rows of one side from those of its parts."""
+    analysis, synthesis = zip(*parts, strict=True)
+    return Rows(layout.spread(analysis), layout.spread(synthesis))
 
 
 class Reflection(Method):
     """A method whose E_in and E_out are symmetric and made of unit vectors."""
 
     @abstractmethod
-    def vectors(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
-        """u and v (None for ETHER), of the input side and, if two-sided, of the output side."""
+    def vectors(self) -> Vectors:
+        """u and v of every part of every side."""
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Of the sides that are transformed."""
+        return (self.inputs, self.outputs) if self.two_sided else (self.inputs,)
+
+    @property
+    def rank(self) -> int:
+        """What the rank of W' - W is at most: n_blocks (ETHER) or 2 n_blocks (ETHER+) for every part of every side."""
+        return sum(u.shape[0] * (1 if v is None else 2) for pairs in self.vectors() for u, v in pairs)
 
     def sides(self) -> Sides:
         """Rows of all sides, made for this projection alone."""
-        return tuple(block_rows(u, v) for u, v in self.vectors())
+        return tuple([self._rows(side) for side in range(len(self.layouts))])
+
+    def _rows(self, side: int) -> Rows:
+        return rows_of_side(self.layouts[side], [block_rows(u, v) for u, v in self.vectors()[side]])
 
     def input_delta(self, x: Tensor) -> Tensor:
         """E_in x for x (..., in_features), in the dtype of x."""
-        return symmetric_update(x, block_rows(*self.vectors()[0]), keep=False)
+        return symmetric_update(x, self._rows(0), keep=False)
 
     def output_delta(self, y: Tensor, bias: Tensor | None) -> Tensor:
         """E_out (y - bias) for y (..., out_features), in the dtype of y."""
         if not self.two_sided:
             return super().output_delta(y, bias)
-        return symmetric_update(y, block_rows(*self.vectors()[1]), bias, keep=False)
+        return symmetric_update(y, self._rows(1), bias, keep=False)
 
 
-def directions(n_blocks: int, features: int, generator: torch.Generator) -> nn.Parameter:
-    """A trainable (n_blocks, features / n_blocks) fp32 set of random unit vectors."""
-    vectors = torch.randn(n_blocks, features // n_blocks, generator=generator)
-    return nn.Parameter(torch.nn.functional.normalize(vectors, dim=-1))
+Trained = nn.Parameter | nn.ParameterDict
+"""What is trained of one side: of a whole one a parameter, of a fused one a parameter for each part, by its name."""
+
+
+def trained(layout: Layout, values: Sequence[Tensor]) -> Trained:
+    """Parameters of a side from the values of its parts."""
+    if not layout.parts[0].name:
+        return nn.Parameter(values[0])
+    pairs = zip(layout.parts, values, strict=True)
+    return nn.ParameterDict([(part.name, nn.Parameter(v)) for part, v in pairs])  # of a dict it would sort the keys
+
+
+def of_parts(layout: Layout, parameters: Trained) -> list[Tensor]:
+    """The parameters of the parts of a side, in their order."""
+    if isinstance(parameters, nn.Parameter):
+        return [parameters]
+    return [getattr(parameters, part.name) for part in layout.parts]
+
+
+def directions(n_blocks: int, layout: Layout, generator: torch.Generator) -> list[Tensor]:
+    """Random unit vectors (n_blocks, width / n_blocks) in fp32 for every part of a side."""
+    drawn = [torch.randn(n_blocks, part.width // n_blocks, generator=generator) for part in layout.parts]
+    return [torch.nn.functional.normalize(vectors, dim=-1) for vectors in drawn]
 
 
 class Ether(Reflection):
@@ -84,13 +137,13 @@ class Ether(Reflection):
     Not the identity at the start: the distance ‖H - I‖_F is 2 √n_blocks whatever u is.
     """
 
-    def __init__(self, in_features: int, out_features: int, n_blocks: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.u = directions(n_blocks, in_features, generator)
+    def __init__(self, inputs: Layout | int, outputs: Layout | int, n_blocks: int, generator: torch.Generator) -> None:
+        super().__init__(inputs, outputs)
+        self.u = trained(self.inputs, directions(n_blocks, self.inputs, generator))
 
-    def vectors(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+    def vectors(self) -> Vectors:
         """u of the input side."""
-        return ((self.u, None),)
+        return (tuple([(u, None) for u in of_parts(self.inputs, self.u)]),)
 
 
 class EtherPlus(Reflection):
@@ -102,45 +155,59 @@ class EtherPlus(Reflection):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        inputs: Layout | int,
+        outputs: Layout | int,
         n_blocks: int,
         generator: torch.Generator,
         two_sided: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(inputs, outputs)
         self.two_sided = two_sided
-        self.u = directions(n_blocks, in_features, generator)
-        self.v = nn.Parameter(self.u.detach().clone())
+        self.u, self.v = self._pair(self.inputs, n_blocks, generator)
         if two_sided:
-            self.u_out = directions(n_blocks, out_features, generator)
-            self.v_out = nn.Parameter(self.u_out.detach().clone())
+            self.u_out, self.v_out = self._pair(self.outputs, n_blocks, generator)
 
-    def vectors(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
-        """(u, v), and (u_out, v_out) if two-sided."""
-        return ((self.u, self.v), (self.u_out, self.v_out)) if self.two_sided else ((self.u, self.v),)
+    def _pair(self, layout: Layout, n_blocks: int, generator: torch.Generator) -> tuple[Trained, Trained]:
+        """Random u, and v = u."""
+        drawn = directions(n_blocks, layout, generator)
+        return trained(layout, drawn), trained(layout, [u.clone() for u in drawn])
+
+    def vectors(self) -> Vectors:
+        """(u, v) of the parts of the input side and, if two-sided, (u_out, v_out) of those of the output side."""
+        own = [(self.inputs, self.u, self.v)] + ([(self.outputs, self.u_out, self.v_out)] if self.two_sided else [])
+        return tuple([tuple(zip(of_parts(side, u), of_parts(side, v), strict=True)) for side, u, v in own])
 
 
 class Naive(Method):
     """y = weight (N x) + bias, N = I at the start; ``blocks``: (n, d / n, d / n) with n blocks of d in_features."""
 
-    def __init__(self, in_features: int, out_features: int, n_blocks: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.blocks = nn.Parameter(torch.eye(in_features // n_blocks).repeat(n_blocks, 1, 1))
+    def __init__(self, inputs: Layout | int, outputs: Layout | int, n_blocks: int, generator: torch.Generator) -> None:
+        super().__init__(inputs, outputs)
+        eyes = [torch.eye(part.width // n_blocks).repeat(n_blocks, 1, 1) for part in self.inputs.parts]
+        self.blocks = trained(self.inputs, eyes)
 
     def input_delta(self, x: Tensor) -> Tensor:
         """(N - I) x."""
-        return block_matmul_delta(x, self.blocks)
+        return self._times(x, of_parts(self.inputs, self.blocks))
 
     def _weight_times_input(self, weight: Tensor) -> Tensor:
         """Weight (N - I): rows of the weight meet Nᵀ, since N need not be symmetric."""
-        return block_matmul_delta(weight, self.blocks.mT)
+        return self._times(weight, [blocks.mT for blocks in of_parts(self.inputs, self.blocks)])
+
+    def _times(self, x: Tensor, of_part: Sequence[Tensor]) -> Tensor:
+        """x with the blocks of each part multiplied into the features of that part, less x."""
+        placed = zip(self.inputs.parts, of_part, strict=True)
+        deltas = [block_matmul_delta(x.narrow(-1, part.start, part.width), blocks) for part, blocks in placed]
+        first, *rest = self.inputs.place(deltas)
+        return sum(rest, first)
 
 
-def build_method(config: EtherConfig, in_features: int, out_features: int, generator: torch.Generator) -> Method:
-    """The transform that ``config`` asks for, for one Linear with weight (out_features, in_features)."""
+def build_method(
+    config: EtherConfig, inputs: Layout | int, outputs: Layout | int, generator: torch.Generator
+) -> Method:
+    """The transform that ``config`` asks for, for one Linear with these sides: layouts, or features of whole ones."""
     if config.method == "ether":
-        return Ether(in_features, out_features, config.n_blocks, generator)
+        return Ether(inputs, outputs, config.n_blocks, generator)
     if config.method == "naive":
-        return Naive(in_features, out_features, config.n_blocks, generator)
-    return EtherPlus(in_features, out_features, config.n_blocks, generator, config.two_sided)
+        return Naive(inputs, outputs, config.n_blocks, generator)
+    return EtherPlus(inputs, outputs, config.n_blocks, generator, config.two_sided)

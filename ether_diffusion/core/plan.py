@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ether_diffusion.config import EtherConfig
+from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.functional import Rows
 from ether_diffusion.core.methods import Method, Reflection
 
@@ -20,19 +20,26 @@ COPIES = 3
 """How often a batch may repeat its samples: guidance doubles it, some guidance (PAG, edits) makes three of it."""
 
 
-def check_mixable(configs: Mapping[str, EtherConfig]) -> None:
-    """Raise ValueError unless the adapters can share a batch: settings alike but for the seed, and no Naive."""
-    for name, config in configs.items():
-        if config.method == "naive":
+def check_mixable(adapters: Mapping[str, Adapter]) -> None:
+    """Raise ValueError unless the adapters can share a batch: settings and projections alike, and no Naive."""
+    for name, adapter in adapters.items():
+        if adapter.config.method == "naive":
             raise ValueError(
                 f"{name!r} is a Naive adapter, whose blocks are matrices: per_sample mixes reflections only"
             )
-    first, *others = configs or [""]
+    first, *others = adapters or [""]
     for other in others:
-        if replace(configs[other], seed=configs[first].seed) != configs[first]:
+        configs = [adapters[name].config for name in (first, other)]
+        if replace(configs[1], seed=configs[0].seed) != configs[0]:
             raise ValueError(
-                f"the adapters of a batch must have the same settings: {first!r} has {configs[first]}, "
-                f"{other!r} has {configs[other]}"
+                f"the adapters of a batch must have the same settings: {first!r} has {configs[0]}, "
+                f"{other!r} has {configs[1]}"
+            )
+        shapes = [{key: each.shape for key, each in adapters[name].named_parameters()} for name in (first, other)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the adapters of a batch must act on the same projections, and {first!r} and {other!r} do not: one of "
+                "them was trained with version 0.1, whose presets name others in this model"
             )
 
 

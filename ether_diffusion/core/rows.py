@@ -17,19 +17,25 @@ import torch
 from torch import Tensor
 
 from ether_diffusion.core.functional import Rows, block_rows
-from ether_diffusion.core.methods import Reflection, Sides
+from ether_diffusion.core.methods import Pair, Reflection, Sides, Vectors, rows_of_side
 
 Slot = Reflection | tuple[Reflection, ...]
 """What one projection needs rows of: a method, or one method for each adapter of a mixed batch."""
-Pair = tuple[Tensor, Tensor | None]
-"""u and v of one side."""
+Place = tuple[Slot, int, int]
+"""A part of a side of a slot."""
 
 
 def own_rows(slot: Slot) -> Sides:
     """The rows of a slot, made for one projection alone: (k, d), or (adapters, k, d)."""
-    if isinstance(slot, tuple):
-        return tuple([_stacked(pairs) for pairs in zip(*(method.vectors() for method in slot), strict=True)])
-    return slot.sides()
+    if not isinstance(slot, tuple):
+        return slot.sides()
+    sides = zip(slot[0].layouts, *(method.vectors() for method in slot), strict=True)
+    return tuple(
+        [
+            rows_of_side(layout, [_stacked(each) for each in zip(*of_methods, strict=True)])
+            for layout, *of_methods in sides
+        ]
+    )
 
 
 def _stacked(pairs: Sequence[Pair]) -> Rows:
@@ -46,43 +52,51 @@ class Slots:
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self._methods = {slot: slot if isinstance(slot, tuple) else (slot,) for slot in slots}
-        self._groups: dict[object, list[tuple[Slot, int]]] = {}
+        self._groups: dict[object, list[Place]] = {}
         for slot, methods in self._methods.items():
-            for side, (u, v) in enumerate(methods[0].vectors()):
-                key = (len(methods), isinstance(slot, tuple), u.shape, v is None)
-                self._groups.setdefault(key, []).append((slot, side))
+            for side, pairs in enumerate(methods[0].vectors()):
+                for part, (u, v) in enumerate(pairs):
+                    key = (len(methods), isinstance(slot, tuple), u.shape, v is None)
+                    self._groups.setdefault(key, []).append((slot, side, part))
 
-    def vectors(self) -> dict[Slot, list[tuple[Pair, ...]]]:
-        """The vectors of every slot: of each method the pairs of its sides."""
+    def vectors(self) -> dict[Slot, list[Vectors]]:
+        """The vectors of every slot, of each method."""
         return {slot: [method.vectors() for method in methods] for slot, methods in self._methods.items()}
 
-    def rows(self, vectors: Mapping[Slot, list[tuple[Pair, ...]]], dtype: torch.dtype) -> dict[Slot, Sides]:
+    def rows(self, vectors: Mapping[Slot, list[Vectors]], dtype: torch.dtype) -> dict[Slot, Sides]:
         """The rows of every slot: (k, d), or (adapters, k, d) where the slot is a tuple of methods.
 
         Args:
             vectors: of :meth:`vectors`.
             dtype: of what they are for; the rows are in it if it is a half precision.
         """
-        found: dict[Slot, dict[int, Rows]] = {slot: {} for slot in self._methods}
+        found: dict[Place, Rows] = {}
         for group in self._groups.values():
             for members in _alike(group, vectors):
-                slot, _ = members[0]
-                rows = _stacked([pairs[side] for slot, side in members for pairs in vectors[slot]]).for_matmul(dtype)
+                slot, _, _ = members[0]
+                pairs = [of_method[side][part] for slot, side, part in members for of_method in vectors[slot]]
+                rows = _stacked(pairs).for_matmul(dtype)
                 if isinstance(slot, tuple):
                     rows = Rows(*(each.unflatten(0, (-1, len(slot))) for each in rows))
-                for (slot, side), *both in zip(members, rows.analysis.unbind(), rows.synthesis.unbind(), strict=True):
-                    found[slot][side] = Rows(*both)
-        return {slot: tuple([rows[side] for side in range(len(rows))]) for slot, rows in found.items()}
+                for member, *both in zip(members, rows.analysis.unbind(), rows.synthesis.unbind(), strict=True):
+                    found[member] = Rows(*both)
+        return {
+            slot: tuple(
+                [
+                    rows_of_side(layout, [found[slot, side, part] for part in range(len(layout.parts))])
+                    for side, layout in enumerate(methods[0].layouts)
+                ]
+            )
+            for slot, methods in self._methods.items()
+        }
 
 
-def _alike(
-    members: list[tuple[Slot, int]], vectors: Mapping[Slot, list[tuple[Pair, ...]]]
-) -> Iterable[list[tuple[Slot, int]]]:
+def _alike(members: list[Place], vectors: Mapping[Slot, list[Vectors]]) -> Iterable[list[Place]]:
     """The members by the device and dtype of their vectors; nearly always they are on one."""
-    kinds: dict[object, list[tuple[Slot, int]]] = {}
-    for slot, side in members:
-        u, _ = vectors[slot][0][side]
-        kinds.setdefault((u.device, u.dtype), []).append((slot, side))
+    kinds: dict[object, list[Place]] = {}
+    for slot, side, part in members:
+        u, _ = vectors[slot][0][side][part]
+        kinds.setdefault((u.device, u.dtype), []).append((slot, side, part))
     return kinds.values()
 
 
@@ -110,9 +124,9 @@ class ForwardRows:
         return self.rows[slot] if [vector._version for vector in vectors] == versions else None
 
 
-def _versions(methods: list[tuple[Pair, ...]]) -> tuple[list[Tensor], list[int]]:
+def _versions(methods: list[Vectors]) -> tuple[list[Tensor], list[int]]:
     """Vectors, with how often each was written to, where torch counts it."""
-    vectors = [each for pairs in methods for pair in pairs for each in pair if each is not None]
+    vectors = [each for sides in methods for pairs in sides for pair in pairs for each in pair if each is not None]
     if vectors and vectors[0].is_inference():
         return [], []
     return vectors, [vector._version for vector in vectors]

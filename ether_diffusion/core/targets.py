@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from torch import nn
 
 from ether_diffusion.config import suggestion
+from ether_diffusion.core.layout import Layout
 from ether_diffusion.private import WRAPPERS, has_fused_processor
 
-PRESETS = ("attention", "self_attention", "cross_attention", "attention+geglu")
+ATTENTION, SELF, CROSS = "attention", "self-attention", "cross-attention"
+MLP, GEGLU, ANY = "feed-forward", "GEGLU", "Linear"
+PRESETS = {
+    "attention": (ATTENTION,),
+    "attention+mlp": (ATTENTION, MLP),
+    "all": (ATTENTION, MLP, ANY),
+    "self": (SELF,),
+    "cross": (CROSS,),
+    "attention+geglu": (ATTENTION, GEGLU),
+    "self_attention": (SELF,),
+    "cross_attention": (CROSS,),
+}
+"""The kinds of Linears that each preset names; all but those of "all" must be there. The last two are older names."""
 
 DIFFUSERS_PROJECTIONS = (
+    "to_qkv_mlp_proj",
     "to_q",
     "to_k",
     "to_v",
@@ -25,7 +40,25 @@ DIFFUSERS_PROJECTIONS = (
     "to_add_out",
 )
 FUSED_PROJECTIONS = ("to_qkv", "to_kv", "to_added_qkv")
-TRANSFORMERS_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+TRANSFORMERS_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "o_proj")
+T5_PROJECTIONS = ("q", "k", "v", "o")
+FEED_FORWARDS = (
+    ("proj_mlp",),  # single blocks of FLUX.1
+    ("linear_in", "linear_out"),  # FLUX.2
+    ("w1", "w2", "w3"),  # Z-Image
+    ("linear_1", "linear_2", "linear_3"),  # Lumina
+    ("linear_1", "linear_2", "out_projection"),  # AuraFlow
+    ("fc1", "fc2"),  # CLIP
+    ("wi", "wo"),  # T5
+    ("wi_0", "wi_1", "wo"),
+    ("gate_proj", "up_proj", "down_proj"),  # Llama, Qwen, Gemma
+)
+"""Linears that together make a feed-forward, where it is no ``FeedForward`` of diffusers."""
+PROMPT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+PROMPT_BLOCKS = ("context_refiner", "token_refiner")
+"""Projections of joint attention, and blocks, that see the prompt alone."""
+BESIDE_PROMPTS = ("lm_head", "visual", "vision_tower", "multi_modal_projector")
+"""Parts of text encoders that no prompt passes on its way to the denoiser."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +69,15 @@ class Target:
         path: canonical module path, the key in the adapter file; the same whatever version of transformers or
             wrapper (LoRA, torch.compile) stands around the module.
         module: the Linear itself (or a quantised stand-in with ``in_features`` and ``out_features``).
+        inputs: its input side: whole, or the parts of a fused Linear that the adapter acts on.
+        outputs: likewise its output side.
         attention: the attention module that calls it, None for projections outside attention.
     """
 
     path: str
     module: nn.Module
+    inputs: Layout
+    outputs: Layout
     attention: nn.Module | None = None
 
     @property
@@ -84,6 +121,11 @@ def canonical(path: str) -> str:
     return ".".join(part for part in path.split(".") if part not in WRAPPERS)
 
 
+def _below(path: str, name: str) -> str:
+    """The canonical path of a name under a module's path, which is empty for the root."""
+    return canonical(f"{path}.{name}" if path else name)
+
+
 def wrapper_at(root: nn.Module, path: str) -> nn.Module | None:
     """What stands at a canonical path: the projection, or PEFT's layer around it; None where there is nothing."""
     module: nn.Module | None = root
@@ -99,17 +141,30 @@ def module_at(root: nn.Module, path: str) -> nn.Module | None:
 
 
 def find_targets(model: nn.Module, targets: str | tuple[str, ...] = "attention") -> list[Target]:
-    """The projections of ``model`` that ``targets`` names, in the order of the model's modules.
+    """The projections of ``model`` that ``targets`` names.
+
+    Presets:
+
+    - "attention": q, k, v and out of every attention, of both streams where there are two. Of a fused Linear the
+      attention's parts.
+    - "attention+mlp": also the Linears of every feed-forward, and all parts of fused Linears.
+    - "all": every Linear of the model, embeddings and modulations among them.
+    - "self" and "cross", which together are "attention": "cross" is where the prompt comes in, that is cross
+      attention, the prompt's own projections in joint attention, and blocks that see the prompt alone; "self" is
+      the rest.
+    - "attention+geglu": "attention" and the first Linear of every GEGLU, the paper's setting for controls.
+    - "self_attention", "cross_attention": older names of "self" and "cross".
 
     Args:
         model: a UNet, ControlNet, transformer or text encoder.
-        targets: "attention" (q, k, v and out of every attention), "self_attention", "cross_attention",
-            "attention+geglu" (also the projection of every GEGLU, the paper's setting for controls), or patterns.
-            A pattern is a glob over the path of any Linear of the model; it may leave out the path's beginning:
-            "to_q", "attn2.to_?", "mid_block.*".
+        targets: a preset, or patterns. A pattern is a glob over the path of any Linear of the model; it may leave out
+            the path's beginning: "to_q", "attn2.to_?", "mid_block.*". A fused Linear is meant with all parts.
+
+    Returns:
+        Each projection once, in the order of the kinds that the preset names and of the model's modules.
 
     Raises:
-        ValueError: the preset is unknown, the model has no such projection, or a pattern matches nothing.
+        ValueError: the preset is unknown, the model has nothing of a kind that it names, or a pattern matches nothing.
     """
     root = root_of(model)
     if not isinstance(targets, str):
@@ -117,23 +172,47 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...] = "attention")
     if targets not in PRESETS:
         hint = suggestion(targets, PRESETS) or f'; for a name pattern pass a list: ["{targets}"]'
         raise ValueError(f"unknown targets {targets!r}{hint}; the presets are {', '.join(PRESETS)}")
-    found = list(_attention_targets(root))
-    if targets in ("self_attention", "cross_attention"):
-        wanted = targets == "cross_attention"
-        found = [target for target in found if bool(getattr(target.attention, "is_cross_attention", False)) == wanted]
-    if targets == "attention+geglu":
-        geglu = _diffusers_class("activations", "GEGLU")
-        found += [
-            Target(canonical(f"{path}.proj"), _base_layer(m.get_submodule("proj")))
-            for path, m in root.named_modules()
-            if isinstance(m, geglu)
-        ]
-    if not found:
+    named = list(_named(root))
+    present = {kind for each in named for kind in each.kinds}
+
+    def missing(preset: str) -> list[str]:
+        return [kind for kind in PRESETS[preset] if kind not in present and ANY not in PRESETS[preset]]
+
+    kinds = PRESETS[targets]
+    if not named or missing(targets):
+        found = [preset for preset in PRESETS if named and not missing(preset)]
+        instead = f"the presets that find something in it are {', '.join(found)}" if found else "it has no Linear"
         raise ValueError(
-            f'{type(root).__name__} has no projection for targets="{targets}"; '
-            "give name patterns instead, or a model with attention layers"
+            f'{type(root).__name__} has no {(missing(targets) or kinds)[0]} for targets="{targets}": {instead}; '
+            "or give name patterns"
         )
-    return found
+    chosen: dict[str, Target] = {}
+    for kind in kinds:
+        chosen |= {
+            each.target.path: each.target for each in named if kind in each.kinds and each.target.path not in chosen
+        }
+    return [target if MLP in kinds else _without_mlp(target) for target in chosen.values()]
+
+
+def find_targets_of_0_1(model: nn.Module, targets: str | tuple[str, ...] = "attention") -> list[Target]:
+    """What version 0.1 found, which knew neither parts nor ``proj_out`` and ``o_proj``; empty if it was nothing.
+
+    Its files, and the identities of bases in them, go on having this meaning.
+    """
+    root, found = root_of(model), []
+    if not isinstance(targets, str):
+        found = _matching(root, targets)
+    elif targets in ("attention", "attention+geglu", "self_attention", "cross_attention"):
+        later = ("to_qkv_mlp_proj", "proj_out", "o_proj")
+        found = [each for each in _attention_targets(root) if each.path.rpartition(".")[2] not in later]
+        if "_" in targets:
+            wanted = targets == "cross_attention"
+            found = [each for each in found if bool(getattr(each.attention, "is_cross_attention", False)) == wanted]
+        if targets == "attention+geglu":
+            found += [each.target for each in _named(root) if GEGLU in each.kinds]
+    return [
+        replace(each, inputs=Layout.whole(each.in_features), outputs=Layout.whole(each.out_features)) for each in found
+    ]
 
 
 def has_fused_qkv(attention: nn.Module | None) -> bool:
@@ -158,17 +237,48 @@ def _diffusers_class(module: str, name: str) -> type[nn.Module] | tuple[()]:
     return found
 
 
+class _Named(NamedTuple):
+    """A Linear, with all of its parts, and the kinds that it counts to."""
+
+    target: Target
+    kinds: frozenset[str]
+
+
+def _named(root: nn.Module) -> Iterator[_Named]:
+    """All Linears that presets may name: first those of attention."""
+    linears = dict(_linears(root))
+    attention = {target.path: target for target in _attention_targets(root)}
+    feed_forward, geglu = _feed_forward(root, linears)
+    fused = _fused(root)
+    for path in dict.fromkeys([*attention, *linears]):
+        if any(name in BESIDE_PROMPTS for name in path.split(".")):
+            continue
+        kinds = {ANY}
+        if path in attention:
+            kinds |= {ATTENTION, CROSS if _is_of_prompt(attention[path]) else SELF}
+        if path in feed_forward or path in fused:
+            kinds |= {MLP}
+        if path in geglu:
+            kinds |= {GEGLU}
+        yield _Named(attention.get(path) or _target(path, linears[path], fused), frozenset(kinds))
+
+
 def _attention_targets(root: nn.Module) -> Iterator[Target]:
-    """Every projection of every attention module under ``root``."""
+    """Every projection of every attention module under ``root``; of a single block also the fused one behind it."""
     classes = (
         _diffusers_class("attention_processor", "Attention"),
         _diffusers_class("attention", "AttentionModuleMixin"),
     )
+    fused = _fused(root)
     for path, module in root.named_modules():
         if isinstance(module, classes):
             names: tuple[str, ...] = DIFFUSERS_PROJECTIONS
         elif all(hasattr(module, name) for name in TRANSFORMERS_PROJECTIONS[:3]):
             names = TRANSFORMERS_PROJECTIONS
+        elif all(name in module._modules for name in T5_PROJECTIONS):
+            names = T5_PROJECTIONS
+        elif _below(path, "proj_out") in fused:
+            names = ("proj_out",)
         else:
             continue
         for name in names:
@@ -176,20 +286,85 @@ def _attention_targets(root: nn.Module) -> Iterator[Target]:
             if isinstance(projection, nn.ModuleList | nn.Sequential):  # to_out is [Linear, Dropout]
                 name, projection = f"{name}.0", projection[0]
             if projection is not None and _is_linear(_base_layer(projection)):
-                yield Target(canonical(f"{path}.{name}" if path else name), _base_layer(projection), module)
+                found = _target(_below(path, name), _base_layer(projection), fused)
+                yield found if name == "proj_out" else replace(found, attention=module)
+
+
+def _fused(root: nn.Module) -> dict[str, tuple[Layout, Layout]]:
+    """Input and output side of every fused Linear of single blocks, whose attention and MLP stand side by side.
+
+    FLUX.2: ``to_qkv_mlp_proj`` makes q, k, v and what goes into the MLP; ``to_out`` takes what comes out of both. In
+    FLUX.1, and models made after it, the block's ``proj_out`` does.
+    """
+    found: dict[str, tuple[Layout, Layout]] = {}
+    for path, module in root.named_modules():
+        names = module._modules.keys()
+        if "to_qkv_mlp_proj" in names:
+            inner = int(module.inner_dim)
+            width, total = _features(module, "to_qkv_mlp_proj")
+            outputs = Layout.side_by_side({"q": inner, "k": inner, "v": inner, "mlp": total - 3 * inner})
+            found[_below(path, "to_qkv_mlp_proj")] = (Layout.whole(width), outputs)
+            last = "to_out"
+        elif {"proj_mlp", "proj_out", "attn"} <= names:
+            last, (_, inner) = "proj_out", _features(module, "attn.to_v")
+        else:
+            continue
+        total, width = _features(module, last)
+        inputs = Layout.side_by_side({"attention": inner, "mlp": total - inner})
+        found[_below(path, last)] = (inputs, Layout.whole(width))
+    return found
+
+
+def _features(module: nn.Module, path: str = "") -> tuple[int, int]:
+    """Widths of the input and output of a Linear, or of that at a path in the module."""
+    linear = module_at(module, path) if path else module
+    return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type, union-attr]
+
+
+def _feed_forward(root: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[set[str], set[str]]:
+    """Paths of the Linears of every feed-forward, and of those that are a GEGLU's."""
+    feed_forward, geglu = _diffusers_class("attention", "FeedForward"), _diffusers_class("activations", "GEGLU")
+    found, gated = set(), set()
+    for path, module in root.named_modules():
+        if isinstance(module, feed_forward):
+            found |= {each for each in linears if each.startswith(_below(path, ""))}
+        if isinstance(module, geglu):
+            gated.add(_below(path, "proj"))
+        for names in FEED_FORWARDS:
+            paths = {_below(path, name) for name in names}
+            if paths <= linears.keys():
+                found |= paths
+    return found | gated, gated
+
+
+def _is_of_prompt(target: Target) -> bool:
+    """Whether the prompt comes in through a projection of attention."""
+    *parents, name = target.path.split(".")
+    cross = bool(getattr(target.attention, "is_cross_attention", False))
+    return cross or name in PROMPT_STREAM or any(parent in PROMPT_BLOCKS for parent in parents)
+
+
+def _target(path: str, module: nn.Module, fused: Mapping[str, tuple[Layout, Layout]]) -> Target:
+    """A Linear with all of its parts."""
+    width_in, width_out = _features(module)
+    return Target(path, module, *fused.get(path, (Layout.whole(width_in), Layout.whole(width_out))))
+
+
+def _without_mlp(target: Target) -> Target:
+    return replace(target, inputs=target.inputs.without({"mlp"}), outputs=target.outputs.without({"mlp"}))
 
 
 def _matching(root: nn.Module, patterns: tuple[str, ...]) -> list[Target]:
     """The Linears whose path matches one of ``patterns``; each pattern must match at least one."""
-    owners = {target.path: target.attention for target in _attention_targets(root)}
-    linears = dict(_linears(root))
+    owners = {target.path: target for target in _attention_targets(root)}
+    linears, fused = dict(_linears(root)), _fused(root)
     used: set[str] = set()
     found = []
     for path, module in linears.items():
         hits = {pattern for pattern in patterns if fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")}
         used |= hits
         if hits:
-            found.append(Target(path, module, owners.get(path)))
+            found.append(owners.get(path) or _target(path, module, fused))
     if unused := [pattern for pattern in patterns if pattern not in used]:
         examples = ", ".join(list(linears)[:3])
         raise ValueError(f"no Linear of {type(root).__name__} matches {unused}; its paths look like: {examples}")
@@ -200,10 +375,12 @@ def _linears(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All Linears with canonical paths; inside a LoRA layer only the base layer counts, under the layer's own path.
 
     Linears of attention processors (IP-Adapter, Custom Diffusion) are left out: they come and go with the processor.
-    So are fused projections, which ``unfuse_qkv_projections`` leaves behind.
+    So are fused projections, which ``unfuse_qkv_projections`` leaves behind, and those of torch's own attention, which
+    reads their weights past all hooks.
     """
     attention = _diffusers_class("attention_processor", "Attention")
-    wrappers = [path for path, module in root.named_modules() if hasattr(module, "base_layer")]
+    modules = list(root.named_modules())
+    wrappers = [p for p, m in modules if hasattr(m, "base_layer") or isinstance(m, nn.MultiheadAttention)]
     wrappers += [f"{path}.processor" for path, module in root.named_modules() if isinstance(module, attention)]
     for path, module in root.named_modules():
         inside = any(path.startswith(f"{wrapper}.") for wrapper in wrappers)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import atomic_path
-from ether_diffusion.pipelines.schema import CONTROL, FORMAT_VERSION, Description, SchemaError, describe
+from ether_diffusion.pipelines.schema import CONTROL, Description, SchemaError, describe, format_version
 
 if TYPE_CHECKING:
     from ether_diffusion.pipelines.control_encoder import ControlEncoder
@@ -68,7 +68,7 @@ class AdapterFile:
         if problems := state_problems(tensors, tensors):
             raise ValueError(f"not saved: {len(problems)} vectors are broken, the first:\n{problems[0]}")
         metadata = {
-            "format_version": FORMAT_VERSION,
+            "format_version": format_version(key for state in self.states.values() for key in state),
             "ether_config": json.dumps({component: config.to_dict() for component, config in self.configs.items()}),
             "base_model": self.base_model,
             "base_hash": json.dumps(dict(self.base_hash or {})),

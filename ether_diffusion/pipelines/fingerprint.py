@@ -9,7 +9,7 @@ from torch import nn
 
 from ether_diffusion.core.host import host_of
 from ether_diffusion.core.offload import on_disk
-from ether_diffusion.core.targets import Target, find_targets
+from ether_diffusion.core.targets import find_targets, find_targets_of_0_1
 from ether_diffusion.core.weights import plain_weight
 
 SAMPLES_PER_WEIGHT = 4096
@@ -20,7 +20,8 @@ def base_hash(model: nn.Module) -> str | None:
 
     Casting keeps every sign, zeros included, while finetuning flips some of the thousands of small weights; so the
     same checkpoint loaded in another precision has the same hash, and another checkpoint has not. At most
-    ``SAMPLES_PER_WEIGHT`` evenly spaced elements of every weight are read.
+    ``SAMPLES_PER_WEIGHT`` evenly spaced elements of every weight are read. Which weights are read must never change:
+    those that version 0.1 found.
 
     Of a model without attention projections that we know all Linears are read.
 
@@ -32,7 +33,7 @@ def base_hash(model: nn.Module) -> str | None:
     host = host_of(model)
     originals = host.base_weights() if host else {}
     digest = hashlib.sha256()
-    for target in _read(model):
+    for target in find_targets_of_0_1(model) or find_targets(model, ("*",)):
         weight = originals.get(target.path, plain_weight(target.module))
         if weight is None or weight.is_meta:
             return None
@@ -41,11 +42,3 @@ def base_hash(model: nn.Module) -> str | None:
         digest.update(f"{target.path} {tuple(weight.shape)}".encode())
         digest.update(signs.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _read(model: nn.Module) -> list[Target]:
-    """The attention projections, or all Linears of a model that has none that we know."""
-    try:
-        return find_targets(model)
-    except ValueError:
-        return find_targets(model, ("*",))

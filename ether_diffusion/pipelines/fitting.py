@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.adapter import Adapter, check_blocks
 from ether_diffusion.core.state import StateMismatchError, state_problems
-from ether_diffusion.core.targets import Target, find_targets
+from ether_diffusion.core.targets import Target, find_targets, find_targets_of_0_1
 from ether_diffusion.families.parts import denoiser_name, denoiser_of
 from ether_diffusion.families.registry import control_place
 from ether_diffusion.pipelines.control_hook import first_width
@@ -103,22 +104,29 @@ def warn_if_other_base(pipe: DiffusionPipeline, file: AdapterFile, source: str |
 def _fit_component(module: nn.Module | None, component: str, file: AdapterFile, name: str) -> Fitted:
     if module is None:
         raise ValueError(f"the pipeline has no {component}, which the file has vectors for")
-    config = file.configs[component]
+    config, state = file.configs[component], file.states[component]
     try:
-        targets = find_targets(module, config.targets)
+        targets = find_targets_of_0_1(module, config.targets)
+        if not targets or _vectors(config, targets).keys() != state.keys():
+            targets = find_targets(module, config.targets)
         check_blocks(targets, config)
     except ValueError as error:
         raise ValueError(f"{component}: {error}") from None
-    expected = {
-        f"{target.path}.{vector}": torch.empty(shape, device="meta")
-        for target in targets
-        for vector, shape in vector_shapes(config, target.in_features, target.out_features).items()
-    }
-    if problems := state_problems(file.states[component], expected):  # before vectors of these shapes are made
+    expected = _vectors(config, targets)
+    if problems := state_problems(state, expected):  # before vectors of these shapes are made
         raise StateMismatchError(name, problems)
     adapter = Adapter(config, targets, name)
-    adapter.load_state_dict(file.states[component])
+    adapter.load_state_dict(state)
     return Fitted(adapter.requires_grad_(False), targets)
+
+
+def _vectors(config: EtherConfig, targets: list[Target]) -> dict[str, Tensor]:
+    """The state of an adapter of these targets, on the meta device."""
+    return {
+        f"{target.path}.{vector}": torch.empty(shape, device="meta")
+        for target in targets
+        for vector, shape in vector_shapes(config, target.inputs, target.outputs).items()
+    }
 
 
 def _control_misfits(pipe: DiffusionPipeline, file: AdapterFile) -> list[str]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.core.layout import INPUT_PARTS, OUTPUT_PARTS, Layout
 from ether_diffusion.families.parts import DENOISERS, TEXT_ENCODERS
 from ether_diffusion.reading import check_regular, parse_json, shown
 
-FORMAT_VERSION = "1"
+FORMAT_VERSIONS = ("1", "2")
+"""2 where vectors belong to parts of a fused Linear, else 1, which 0.1 reads as well."""
 COMPONENTS = (*DENOISERS, "controlnet", *TEXT_ENCODERS)
 CONTROL = "control_encoder"
 """First part of the keys of a control encoder, and its key in the metadata."""
@@ -82,9 +84,9 @@ def describe(path: Path) -> Description:
     for key, value in metadata.items():
         _require(isinstance(value, str), f"has broken metadata: {shown(key)} is {shown(value)}, no text")
     found = metadata.get("format_version")
-    if found != FORMAT_VERSION:
+    if found not in FORMAT_VERSIONS:
         why = f"but of format {found[:40]}: update ether-diffusion" if found else "(it has no format_version)"
-        raise SchemaError(f"is no ETHER adapter of format {FORMAT_VERSION} {why}")
+        raise SchemaError(f"is no ETHER adapter of format {' or '.join(FORMAT_VERSIONS)} {why}")
     configs = _configs(metadata)
     control = _control(metadata.get(CONTROL))
     if not (configs or control) or not set(configs) <= set(COMPONENTS):
@@ -92,22 +94,43 @@ def describe(path: Path) -> Description:
             f"has vectors for {', '.join(sorted(configs)) or 'nothing'}; "
             f"the components that an adapter can have are {', '.join(COMPONENTS)}"
         )
-    _check_keys(tensors, configs, control is not None)
+    _check_keys(tensors, configs, control is not None, found)
     base_model = metadata.get("base_model", "")
     _require(len(base_model) <= 4096, "has broken metadata: base_model has more than 4096 characters")
     based_on = {*configs, *(DENOISERS if control else [])}
     return Description(tensors, configs, base_model, _base_hash(metadata, based_on), control)
 
 
-def vector_shapes(config: EtherConfig, in_features: int, out_features: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the vectors of one projection; ``n_blocks`` divides the features."""
+def vector_shapes(config: EtherConfig, inputs: Layout | int, outputs: Layout | int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the vectors of one projection; ``n_blocks`` divides the width of every part.
+
+    Args:
+        config: the adapter's settings.
+        inputs: the layout of the input side, or the number of features of a whole one.
+        outputs: likewise of the output side.
+    """
     n = config.n_blocks
-    if config.method == "naive":
-        return {"blocks": (n, in_features // n, in_features // n)}
-    names = {"u": in_features}
+    found: dict[str, tuple[int, ...]] = {}
+    sides = {"blocks": inputs} if config.method == "naive" else {"u": inputs}
     if config.method == "ether_plus":
-        names |= {"v": in_features} | ({"u_out": out_features, "v_out": out_features} if config.two_sided else {})
-    return {name: (n, features // n) for name, features in names.items()}
+        sides |= {"v": inputs} | ({"u_out": outputs, "v_out": outputs} if config.two_sided else {})
+    for vector, side in sides.items():
+        for part in Layout.of(side).parts:
+            width = part.width // n
+            found[part.key(vector)] = (n, width, width) if vector == "blocks" else (n, width)
+    return found
+
+
+def format_version(keys: Iterable[str]) -> str:
+    """The version of a file with these keys."""
+    parts = {f"{vector}.{part}" for vector in ("u", "v", "blocks") for part in INPUT_PARTS}
+    parts |= {f"{vector}.{part}" for vector in ("u_out", "v_out") for part in OUTPUT_PARTS}
+    return FORMAT_VERSIONS[any(_last(key, 2) in parts for key in keys)]
+
+
+def _last(key: str, number: int) -> str:
+    """The last names of a key."""
+    return ".".join(key.split(".")[-number:])
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -198,12 +221,16 @@ def _base_hash(metadata: Mapping[str, str], based_on: set[str]) -> dict[str, str
     return values
 
 
-def _check_keys(tensors: Mapping[str, TensorHeader], configs: Mapping[str, EtherConfig], control: bool) -> None:
+def _check_keys(
+    tensors: Mapping[str, TensorHeader], configs: Mapping[str, EtherConfig], control: bool, version: str
+) -> None:
     """Every key belongs to a component that the config names, and is one of its method's vectors."""
-    dimensions = {
-        component: {name: len(shape) for name, shape in vector_shapes(config, 1, 1).items()}
-        for component, config in configs.items()
-    }
+    fused = [Layout.side_by_side(dict.fromkeys(names, 1)) for names in (INPUT_PARTS, OUTPUT_PARTS)]
+    vectors, endings = {}, {}
+    for component, config in configs.items():
+        vectors[component] = {name: len(shape) for name, shape in vector_shapes(config, 1, 1).items()}
+        parts = vector_shapes(config, *fused) if version != "1" else {}
+        endings[component] = vectors[component] | {name: len(shape) for name, shape in parts.items()}
     for key, tensor in tensors.items():
         _require(len(key) <= NAME_LIMIT and key.isprintable(), f"holds a key that is no module path: {shown(key)}")
         component, _, rest = key.partition(".")
@@ -214,12 +241,14 @@ def _check_keys(tensors: Mapping[str, TensorHeader], configs: Mapping[str, Ether
             known = ", ".join(ITEM_SIZES)
             raise SchemaError(f"holds {key} in {shown(tensor.dtype)}; the dtypes of a vector are {known}")
         if component in configs:
-            vectors, vector = dimensions[component], rest.rpartition(".")[2]
-            if vector not in vectors or rest == vector:
-                method = configs[component].method
-                raise SchemaError(f"holds the key {key}; the vectors of {method} are {', '.join(vectors)}")
-            if len(tensor.shape) != vectors[vector] or 0 in tensor.shape:
-                raise SchemaError(f"holds {key} of shape {tensor.shape}; it has {vectors[vector]} dimensions")
+            of_method = endings[component]
+            ending = next((_last(rest, number) for number in (2, 1) if _last(rest, number) in of_method), None)
+            if ending is None or rest == ending:
+                method, known = configs[component].method, ", ".join(vectors[component])
+                of_parts = f", or of parts such as {next(reversed(of_method))}" if version != "1" else ""
+                raise SchemaError(f"holds the key {key}; the vectors of {method} are {known}{of_parts}")
+            if len(tensor.shape) != of_method[ending] or 0 in tensor.shape:
+                raise SchemaError(f"holds {key} of shape {tensor.shape}; it has {of_method[ending]} dimensions")
 
 
 def _table(metadata: Mapping[str, str], key: str) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def _set_per_sample(pipe: DiffusionPipeline, names: list[str | None], images_per
         for component, host in hosts_of(pipe).items()
     }
     for host in hosts_of(pipe).values():
-        check_mixable({name: host.adapters[name].config for name in known if name in host.adapters})
+        check_mixable({name: host.adapters[name] for name in known if name in host.adapters})
     for component, host in hosts_of(pipe).items():
         # pipelines encode each prompt once, and then repeat it for its images
         repeats = 1 if component.startswith("text_encoder") else images_per_prompt

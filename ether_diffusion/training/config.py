@@ -50,8 +50,8 @@ class TrainingConfig:
         n_blocks: diagonal blocks of ether, ether_plus, naive, oft and boft. The paper does not state the n that its
             image experiments used; 4 is what it gives OFT and Naive.
         two_sided: ether_plus: transform the outputs of the projections as well as their inputs.
-        targets: projections to act on: attention, self_attention, cross_attention, attention+geglu, or a list of
-            name patterns.
+        targets: projections to act on: attention, attention+mlp, all, self, cross, attention+geglu, or a list of name
+            patterns (docs/families.md).
         rank: rank of lora, number of reflections of hra.
         train_text_encoder: train the text encoder(s) too, with the same method.
         resolution: side of the training images in pixels; the base's own where it is not given.

@@ -79,10 +79,13 @@ def check_trainables(components: Components, section: AdapterSection) -> None:
     """
     if section.entry.saved_as == "nothing":
         return
-    for module in components.values():
-        targets = find_targets(module, section.target_patterns)
-        if section.entry.is_own:
-            check_blocks(targets, section.ether_config())
+    for component, module in components.items():
+        try:
+            targets = find_targets(module, section.target_patterns)
+            if section.entry.is_own:
+                check_blocks(targets, section.ether_config())
+        except ValueError as error:
+            raise ValueError(f"{component}: {error}") from None
 
 
 def make_trainables(components: Components, section: AdapterSection, adapter: str = ADAPTER_NAME) -> list[Trainable]:

@@ -11,7 +11,7 @@ from helpers import shake, unet_inputs
 from torch import nn
 
 from ether_diffusion import EtherConfig, attach
-from ether_diffusion.core.targets import find_targets
+from ether_diffusion.core.targets import PRESETS, find_targets
 from ether_diffusion.playground.tiny import tiny_controlnet, tiny_text_encoder, tiny_tokenizer, tiny_unet
 
 SD15: dict[str, Any] = {
@@ -112,13 +112,14 @@ def test_text_encoder_adapter_changes_its_output(projection: bool) -> None:
 def test_self_and_cross_attention_partition_attention() -> None:
     unet = tiny_unet()
     everything, own, text = (
-        {target.path for target in find_targets(unet, preset)}
-        for preset in ("attention", "self_attention", "cross_attention")
+        {target.path for target in find_targets(unet, preset)} for preset in ("attention", "self", "cross")
     )
     assert own | text == everything
     assert not own & text
     assert all(".attn1." in path for path in own)
     assert all(".attn2." in path for path in text)
+    for older, name in (("self_attention", own), ("cross_attention", text)):
+        assert {target.path for target in find_targets(unet, older)} == name
     geglu = {target.path for target in find_targets(unet, "attention+geglu")} - everything
     assert geglu
     assert all(path.endswith("ff.net.0.proj") for path in geglu)
@@ -150,14 +151,31 @@ def test_every_pattern_must_match() -> None:
     [("atention", 'did you mean "attention"'), ("xyz", r'for a name pattern pass a list: \["xyz"\]')],
 )
 def test_unknown_presets_name_the_known_ones(targets: str, message: str) -> None:
-    with pytest.raises(ValueError, match="the presets are attention, self_attention, cross_attention") as error:
+    with pytest.raises(ValueError, match=r"the presets are attention, attention\+mlp, all, self, cross, ") as error:
         find_targets(tiny_unet(), targets)
     assert error.match(message)
 
 
 def test_a_model_without_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match='Sequential has no projection for targets="attention"'):
+    said = 'Sequential has no attention for targets="attention": the presets that find something in it are all; or give'
+    with pytest.raises(ValueError, match=said):
         attach(nn.Sequential(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match='has no attention for targets="all": it has no Linear; or give name patterns'):
+        attach(nn.Sequential(nn.Conv2d(4, 4, 1)), EtherConfig(targets="all"))
+
+
+def test_torchs_own_attention_reads_its_weight_past_all_hooks() -> None:
+    model = nn.ModuleDict({"pool": nn.MultiheadAttention(8, 2), "proj": nn.Linear(8, 8)})
+    assert [target.path for target in find_targets(model, "all")] == ["proj"]
+
+
+def test_presets_find_what_a_lora_wraps() -> None:
+    import peft
+
+    unet = tiny_unet()
+    before = {preset: [target.path for target in find_targets(unet, preset)] for preset in PRESETS}
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules="all-linear"), unet)
+    assert {preset: [target.path for target in find_targets(unet, preset)] for preset in PRESETS} == before
 
 
 def test_n_blocks_that_does_not_divide_names_layer_width_and_shared_divisors() -> None:
@@ -221,7 +239,7 @@ def flux() -> tuple[nn.Module, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("build", "linears", "idle"),
-    [(sd3, 15, ["transformer_blocks.1.attn.add_q_proj"]), (flux, 11, [])],  # SD3's last block drops its text queries
+    [(sd3, 15, ["transformer_blocks.1.attn.add_q_proj"]), (flux, 12, [])],  # SD3's last block drops its text queries
 )
 def test_every_adapted_projection_of_a_transformer_acts(build: Any, linears: int, idle: list[str]) -> None:
     torch.manual_seed(0)

@@ -19,6 +19,8 @@ from PIL import Image
 JSON = Any
 KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 CONFIG = {"method": "ether_plus", "n_blocks": 4, "two_sided": True, "targets": ["mid_block.*.attn1.to_q"], "seed": 0}
+FUSED = "transformer.single_transformer_blocks.0.attn.to_out"
+PARTS = {"u.attention": [4, 8], "u.mlp": [4, 24], "v.attention": [4, 8], "v.mlp": [4, 24]}
 DEEP = "[" * 50_000
 
 
@@ -36,6 +38,19 @@ def adapter_header() -> dict[str, JSON]:
         "library_version": "0.1",
     }
     return {"__metadata__": metadata, **vectors}
+
+
+def fused_header() -> dict[str, JSON]:
+    """The header of an adapter of a fused Linear of the tiny FLUX.2: 32 features of attention and 96 of MLP."""
+    header, place = {"__metadata__": adapter_header()["__metadata__"]}, 0
+    config = {**CONFIG, "targets": ["single_*.attn.to_out"], "two_sided": False}
+    header["__metadata__"] |= {"format_version": "2", "ether_config": json.dumps({"transformer": config})}
+    header["__metadata__"]["base_hash"] = json.dumps({"transformer": "0123456789abcdef"})
+    for name, shape in PARTS.items():
+        size = 4 * shape[0] * shape[1]
+        header[f"{FUSED}.{name}"] = {"dtype": "F32", "shape": shape, "data_offsets": [place, place + size]}
+        place += size
+    return header
 
 
 def adapter(header: JSON | None = None, data: bytes | None = None) -> bytes:
@@ -117,7 +132,7 @@ def whole() -> dict[str, dict[str, bytes]]:
         "a.gif": picture("P", "GIF"),
         "a.tif": picture("RGB", "TIFF", compression="tiff_lzw"),
     }
-    return {"adapter": {"a.safetensors": adapter()}, "picture": pictures}
+    return {"adapter": {"a.safetensors": adapter(), "parts.safetensors": adapter(fused_header())}, "picture": pictures}
 
 
 def _changed(**metadata: JSON) -> bytes:
@@ -129,6 +144,14 @@ def _changed(**metadata: JSON) -> bytes:
 def _vector(**entry: JSON) -> bytes:
     header = adapter_header()
     header[f"{KEY}.u"].update(entry)
+    return adapter(header)
+
+
+def _part(old: str, new: str, version: str = "2") -> bytes:
+    """The parts' file with another key, or of another version."""
+    header = fused_header()
+    header[f"{FUSED}.{new}"] = header.pop(f"{FUSED}.{old}")
+    header["__metadata__"]["format_version"] = version
     return adapter(header)
 
 
@@ -155,6 +178,10 @@ def broken() -> dict[str, dict[str, bytes]]:
             "dtype.safetensors": _vector(dtype="F8_E4M3", shape=[16, 16]),
             "offsets.safetensors": _vector(data_offsets=[-1, 2**70]),
             "surrogate.safetensors": adapter('{"\\ud800.u": 1}'),
+            "parts_in_version_1.safetensors": _part("u.mlp", "u.mlp", "1"),
+            "unknown_part.safetensors": _part("u.mlp", "u.gate"),
+            "part_of_the_output.safetensors": _part("u.mlp", "u.q"),
+            "whole_beside_part.safetensors": _part("u.mlp", "u"),
             "header_of_gigabytes.safetensors": struct.pack("<Q", 2**63) + b"{}",
         },
         "config": {

@@ -69,7 +69,7 @@ def draw(pipe: DiffusionPipeline, prompt: str, seed: int, side: int, steps: int)
 def test_a_stock_pipeline_with_the_adapter_draws_the_samples_of_the_run(
     family: str, train: Train, base: Callable[[str], Path]
 ) -> None:
-    run = train(family, max_train_steps=6, num_validation_images=1, num_inference_steps=3)
+    run = train(family, max_train_steps=6, num_validation_images=1, num_inference_steps=3, learning_rate=0.3)
     sample = np.asarray(Image.open(run / "samples" / "step-000006" / "00.png")).astype(int)
     before = np.asarray(Image.open(run / "samples" / "step-000000" / "00.png")).astype(int)
     prompt = json.loads((run / "samples" / "prompts.json").read_text())[0]["prompt"]
@@ -78,7 +78,7 @@ def test_a_stock_pipeline_with_the_adapter_draws_the_samples_of_the_run(
     assert np.abs(draw(pipe, prompt, 0, 32, 3) - before).max() <= 1
     ether.load(pipe, run)
     assert np.abs(draw(pipe, prompt, 0, 32, 3) - sample).max() <= 1
-    assert np.abs(sample - before).max() > 1
+    assert np.abs(sample - before).max() > 2
     weights = {name: value.clone() for name, value in denoiser_of(pipe).state_dict().items()}
     ether.fuse(pipe)
     assert np.abs(draw(pipe, prompt, 0, 32, 3) - sample).max() <= 1

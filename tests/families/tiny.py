@@ -208,9 +208,9 @@ def flux(guidance: bool = True) -> DiffusionPipeline:
     )
 
 
-def flux2() -> DiffusionPipeline:
-    """FLUX.2 klein."""
-    transformer = diffusers.Flux2Transformer2DModel(
+def flux2_transformer() -> nn.Module:
+    """One block of each kind."""
+    return diffusers.Flux2Transformer2DModel(
         in_channels=16,
         num_layers=1,
         num_single_layers=1,
@@ -221,8 +221,12 @@ def flux2() -> DiffusionPipeline:
         axes_dims_rope=(4, 4, 4, 4),
         guidance_embeds=False,
     )
+
+
+def flux2() -> DiffusionPipeline:
+    """FLUX.2 klein."""
     return diffusers.Flux2KleinPipeline(
-        transformer=transformer,
+        transformer=flux2_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=flux2_autoencoder(),
         text_encoder=transformers.Qwen3ForCausalLM(qwen3_config(28)),

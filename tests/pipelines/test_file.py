@@ -134,7 +134,7 @@ def test_a_file_of_another_sort_is_refused(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"format_version": "2"}, "but of format 2: update ether-diffusion"),
+        ({"format_version": "3"}, "but of format 3: update ether-diffusion"),
         ({"format_version": None}, "has no format_version"),
         ({"ether_config": None}, "broken metadata.*ether_config"),
         ({"ether_config": "{"}, "broken metadata"),
@@ -158,7 +158,7 @@ def test_broken_metadata_is_named(saved: Path, metadata: dict[str, str | None], 
 def test_a_lora_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_lora_weights.safetensors"
     save_file({"unet.to_q.lora_A.weight": torch.ones(2, 2)}, path)
-    with pytest.raises(AdapterFileError, match=r"is no ETHER adapter of format 1 \(it has no format_version\)"):
+    with pytest.raises(AdapterFileError, match=r"is no ETHER adapter of format 1 or 2 \(it has no format_version\)"):
         AdapterFile.read(path)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.transformers.transformer_flux2 import Flux2ParallelSelfAttention
 
 import ether_diffusion as ether
 from ether_diffusion import AdapterFileError, EtherConfig
@@ -72,6 +73,15 @@ def renamed(key: str) -> Callable[[Header], None]:
     return lambda header: header.update({key: header.pop(KEY)})
 
 
+def both(*changes: Callable[[Header], Any]) -> Callable[[Header], None]:
+    def change(header: Header) -> None:
+        for each in changes:
+            each(header)
+
+    return change
+
+
+VERSION_2 = metadata("format_version", "2")
 CRAFTED: dict[str, tuple[Callable[[Header], Any], str]] = {
     "deep header": (lambda _: "[" * 100_000 + "]" * 100_000, "nested too deeply"),
     "header of a list": (lambda _: "[1, 2]", "its header is a list, no table"),
@@ -112,6 +122,17 @@ CRAFTED: dict[str, tuple[Callable[[Header], Any], str]] = {
     "tensor of one dimension": (tensor(shape=[64]), r"of shape \(64,\); it has 2 dimensions"),
     "overlap": (lambda header: header.update({f"{KEY}.u": dict(header[KEY])}), "overlap, or leave gaps"),
     "another vector": (renamed(f"{KEY}_out"), "the vectors of ether are u"),
+    "part in version 1": (renamed(f"{KEY}.mlp"), r"the vectors of ether are u$"),
+    "part of no sort": (both(VERSION_2, renamed(f"{KEY}.gate")), r"ether are u, or of parts such as u\.mlp$"),
+    "part of the other side": (both(VERSION_2, renamed(f"{KEY}.q")), r"ether are u, or of parts such as u\.mlp$"),
+    "part of no module": (both(VERSION_2, renamed("unet.u.mlp")), "the vectors of ether are u"),
+    "part of a part": (both(VERSION_2, renamed(f"{KEY}.mlp.mlp")), "the vectors of ether are u"),
+    "part of one dimension": (
+        both(VERSION_2, renamed(f"{KEY}.mlp"), lambda header: header[f"{KEY}.mlp"].update(shape=[64])),
+        r"of shape \(64,\); it has 2 dimensions",
+    ),
+    "part of a whole Linear": (both(VERSION_2, renamed(f"{KEY}.mlp")), "unknown key: unet.*u.mlp"),
+    "version of tomorrow": (metadata("format_version", "3"), "of format 1 or 2 but of format 3: update"),
     "vector of no module": (renamed("unet.u"), "the vectors of ether are u"),
     "key of a terminal": (renamed("unet.\x1b[2J.u"), "a key that is no module path"),
     "long key": (renamed("unet." + "a" * 5000 + ".u"), "a key that is no module path"),
@@ -179,13 +200,15 @@ def test_other_floating_dtypes_are_read(pipe: DiffusionPipeline, tmp_path: Path,
 
 @pytest.mark.parametrize("method", ["ether", "ether_plus", "naive"])
 @pytest.mark.parametrize("two_sided", [True, False])
-def test_shapes_of_the_schema_are_those_of_the_adapter(method: str, two_sided: bool) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_shapes_of_the_schema_are_those_of_the_adapter(method: str, two_sided: bool, fused: bool) -> None:
     config = EtherConfig(method, n_blocks=2, two_sided=two_sided)
-    targets = find_targets(tiny_pipeline().unet)
+    model = Flux2ParallelSelfAttention(16, heads=2, dim_head=8, out_dim=16) if fused else tiny_pipeline().unet
+    targets = find_targets(model, "all" if fused else "attention")
     expected = {
         f"{target.path}.{name}": shape
         for target in targets
-        for name, shape in vector_shapes(config, target.in_features, target.out_features).items()
+        for name, shape in vector_shapes(config, target.inputs, target.outputs).items()
     }
     assert {key: tuple(value.shape) for key, value in Adapter(config, targets, "a").state_dict().items()} == expected
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ether_diffusion.arguments import Parser
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.host import attach
+from ether_diffusion.core.methods import Method, Reflection
 from ether_diffusion.core.targets import find_targets
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
@@ -82,21 +83,22 @@ def rotations(n_blocks: int, width: int, distance: float, rng: torch.Generator) 
     return torch.linalg.solve(eye - skew, eye + skew).float()
 
 
-Vectors = Mapping[str, nn.Parameter]
-"""Of one projection's adapter, by their names."""
+def _relax(transform: Method, n_blocks: int, distance: float, rng: torch.Generator) -> None:
+    assert isinstance(transform, Reflection)
+    for pairs in transform.vectors():
+        for u, v in pairs:
+            assert v is not None
+            u.data, v.data = relaxed_pair(n_blocks, u.shape[1], distance, rng)
 
 
-def _relax(vectors: Vectors, n_blocks: int, distance: float, rng: torch.Generator) -> None:
-    for u, v in (("u", "v"), ("u_out", "v_out")):
-        vectors[u].data, vectors[v].data = relaxed_pair(n_blocks, vectors[u].shape[1], distance, rng)
+def _rotate(transform: Method, n_blocks: int, distance: float, rng: torch.Generator) -> None:
+    for blocks in transform.parameters():
+        blocks.data = rotations(n_blocks, blocks.shape[1], distance, rng)
 
 
-def _rotate(vectors: Vectors, n_blocks: int, distance: float, rng: torch.Generator) -> None:
-    vectors["blocks"].data = rotations(n_blocks, vectors["blocks"].shape[1], distance, rng)
-
-
-def _free(vectors: Vectors, n_blocks: int, distance: float, rng: torch.Generator) -> None:
-    vectors["blocks"].data = free_blocks(n_blocks, vectors["blocks"].shape[1], distance, rng)
+def _free(transform: Method, n_blocks: int, distance: float, rng: torch.Generator) -> None:
+    for blocks in transform.parameters():
+        blocks.data = free_blocks(n_blocks, blocks.shape[1], distance, rng)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Kind:
 
     carrier: str
     reaches: Callable[[float, int], bool]
-    move: Callable[[Vectors, int, float, torch.Generator], None] | None
+    move: Callable[[Method, int, float, torch.Generator], None] | None
 
 
 KINDS = {
@@ -132,7 +134,7 @@ def perturbed(model: nn.Module, method: str, n_blocks: int, distance: float, see
         for path, transform in adapter.methods().items():
             if kind.move is not None:
                 rng = generator(seed, "perturbation", path)
-                kind.move(dict(transform.named_parameters()), n_blocks, distance, rng)
+                kind.move(transform, n_blocks, distance, rng)
         yield
     finally:
         adapter.detach()
@@ -162,7 +164,8 @@ def study(
         Rows of method, distance, dino, clip_t (means, with low and high the 5th and 95th percentile of images), the
         base first at distance 0; and the images.
     """
-    narrowest = min(target.in_features for target in find_targets(denoiser_of(pipe))) // n_blocks
+    widths = [part.width for target in find_targets(denoiser_of(pipe)) for part in target.inputs.parts]
+    narrowest = min(widths) // n_blocks
     arms = [("base", 0.0)]
     arms += [(method, each) for method in methods for each in distances if KINDS[method].reaches(each, narrowest)]
     images: dict[tuple[str, float], list[Image.Image]] = {}
