@@ -1,6 +1,6 @@
 """Trained parameters and ranks by family and preset, counted on the real sizes without any weights.
 
-``python benchmarks/parameters.py`` writes ``docs/results/targets.json``, and ``python docs/tables.py`` the tables from it.
+It writes ``docs/results/targets.json``, of which ``docs/tables.py`` makes the tables in ``docs/families.md``.
 """
 
 from __future__ import annotations

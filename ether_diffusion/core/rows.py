@@ -1,7 +1,8 @@
 """The rows of all active reflections of a model, made together at the start of its forward.
 
 A projection needs its vectors normalised and spread over rows, some ten small operations and as many in the
-backward. Vectors of one shape are stacked, so that a whole model takes ten operations per shape and not per side.
+backward. Vectors of sides with one layout are stacked, so that a whole model takes ten operations per layout and not
+per side.
 
 The rows belong to one forward of the whole model. They are found through a context variable, which is set only while
 that forward runs: another thread, a part that is called alone, or a recomputation in a backward does not see them, and
@@ -21,8 +22,8 @@ from ether_diffusion.core.methods import Pair, Reflection, Sides, Vectors, rows_
 
 Slot = Reflection | tuple[Reflection, ...]
 """What one projection needs rows of: a method, or one method for each adapter of a mixed batch."""
-Place = tuple[Slot, int, int]
-"""A part of a side of a slot."""
+Place = tuple[Slot, int]
+"""A side of a slot."""
 
 
 def own_rows(slot: Slot) -> Sides:
@@ -45,7 +46,7 @@ def _stacked(pairs: Sequence[Pair]) -> Rows:
 
 
 class Slots:
-    """All slots of a model, sorted by the shape of their vectors, so that the rows of one shape are made at once.
+    """All slots of a model, sorted by the layouts of their sides, so that the rows of one layout are made at once.
 
     Sorting takes as long as the arithmetic of a small model: it is done when the plan changes, not at every forward.
     """
@@ -53,11 +54,11 @@ class Slots:
     def __init__(self, slots: Sequence[Slot]) -> None:
         self._methods = {slot: slot if isinstance(slot, tuple) else (slot,) for slot in slots}
         self._groups: dict[object, list[Place]] = {}
-        for slot, methods in self._methods.items():
-            for side, pairs in enumerate(methods[0].vectors()):
-                for part, (u, v) in enumerate(pairs):
-                    key = (len(methods), isinstance(slot, tuple), u.shape, v is None)
-                    self._groups.setdefault(key, []).append((slot, side, part))
+        for slot, (first, *others) in self._methods.items():
+            for side, (layout, pairs) in enumerate(zip(first.layouts, first.vectors(), strict=True)):
+                u, v = pairs[0]
+                key = (len(others), isinstance(slot, tuple), layout, len(u), v is None)
+                self._groups.setdefault(key, []).append((slot, side))
 
     def vectors(self) -> dict[Slot, list[Vectors]]:
         """The vectors of every slot, of each method."""
@@ -70,33 +71,26 @@ class Slots:
             vectors: of :meth:`vectors`.
             dtype: of what they are for; the rows are in it if it is a half precision.
         """
-        found: dict[Place, Rows] = {}
+        found: dict[Slot, dict[int, Rows]] = {slot: {} for slot in self._methods}
         for group in self._groups.values():
             for members in _alike(group, vectors):
-                slot, _, _ = members[0]
-                pairs = [of_method[side][part] for slot, side, part in members for of_method in vectors[slot]]
-                rows = _stacked(pairs).for_matmul(dtype)
+                slot, side = members[0]
+                sides = [of_method[side] for slot, side in members for of_method in vectors[slot]]
+                stacked = [_stacked(pairs) for pairs in zip(*sides, strict=True)]
+                rows = rows_of_side(self._methods[slot][0].layouts[side], stacked).for_matmul(dtype)
                 if isinstance(slot, tuple):
                     rows = Rows(*(each.unflatten(0, (-1, len(slot))) for each in rows))
-                for member, *both in zip(members, rows.analysis.unbind(), rows.synthesis.unbind(), strict=True):
-                    found[member] = Rows(*both)
-        return {
-            slot: tuple(
-                [
-                    rows_of_side(layout, [found[slot, side, part] for part in range(len(layout.parts))])
-                    for side, layout in enumerate(methods[0].layouts)
-                ]
-            )
-            for slot, methods in self._methods.items()
-        }
+                for (slot, side), *both in zip(members, rows.analysis.unbind(), rows.synthesis.unbind(), strict=True):
+                    found[slot][side] = Rows(*both)
+        return {slot: tuple([rows[side] for side in range(len(rows))]) for slot, rows in found.items()}
 
 
 def _alike(members: list[Place], vectors: Mapping[Slot, list[Vectors]]) -> Iterable[list[Place]]:
     """The members by the device and dtype of their vectors; nearly always they are on one."""
     kinds: dict[object, list[Place]] = {}
-    for slot, side, part in members:
-        u, _ = vectors[slot][0][side][part]
-        kinds.setdefault((u.device, u.dtype), []).append((slot, side, part))
+    for slot, side in members:
+        u, _ = vectors[slot][0][side][0]
+        kinds.setdefault((u.device, u.dtype), []).append((slot, side))
     return kinds.values()
 
 

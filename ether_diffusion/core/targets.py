@@ -1,4 +1,4 @@
-"""Where the attention projections of a UNet, ControlNet, transformer or text encoder are."""
+"""Where the projections of a UNet, ControlNet, transformer or text encoder are, and which of them presets name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ PRESETS = {
     "self_attention": (SELF,),
     "cross_attention": (CROSS,),
 }
-"""The kinds of Linears that each preset names; all but those of "all" must be there. The last two are older names."""
+"""The kinds of Linears that each preset names, all of which must be there; "all" takes what there is. The last two are
+older names."""
 
 DIFFUSERS_PROJECTIONS = (
     "to_qkv_mlp_proj",
@@ -327,7 +328,8 @@ def _feed_forward(root: nn.Module, linears: Mapping[str, nn.Module]) -> tuple[se
     found, gated = set(), set()
     for path, module in root.named_modules():
         if isinstance(module, feed_forward):
-            found |= {each for each in linears if each.startswith(_below(path, ""))}
+            inside = _below(path, "")
+            found |= {each for each in linears if each.startswith(inside)}
         if isinstance(module, geglu):
             gated.add(_below(path, "proj"))
         for names in FEED_FORWARDS:
@@ -380,9 +382,10 @@ def _linears(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     attention = _diffusers_class("attention_processor", "Attention")
     modules = list(root.named_modules())
-    wrappers = [p for p, m in modules if hasattr(m, "base_layer") or isinstance(m, nn.MultiheadAttention)]
-    wrappers += [f"{path}.processor" for path, module in root.named_modules() if isinstance(module, attention)]
-    for path, module in root.named_modules():
+    opaque = nn.MultiheadAttention
+    wrappers = [path for path, module in modules if hasattr(module, "base_layer") or isinstance(module, opaque)]
+    wrappers += [f"{path}.processor" for path, module in modules if isinstance(module, attention)]
+    for path, module in modules:
         inside = any(path.startswith(f"{wrapper}.") for wrapper in wrappers)
         parent, _, name = path.rpartition(".")
         if name in FUSED_PROJECTIONS and hasattr(root.get_submodule(parent), "to_q"):

@@ -15,7 +15,7 @@ from ether_diffusion.private import forget_accelerator
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.config import DreamBoothConfig
 
-RATE = 2e-2
+RATE = 1e-2
 """Learning rate at which a tiny model with random weights learns something in twenty steps."""
 
 

@@ -46,7 +46,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("family", FLOW)
 def test_twenty_steps_lower_the_loss_on_held_out_pictures(family: str, train: Train, held_out: Path) -> None:
-    run = train(family, max_train_steps=20, validation_steps=10, train_batch_size=2, validation_data_dir=held_out)
+    run = train(family, max_train_steps=20, validation_steps=10, train_batch_size=4, validation_data_dir=held_out)
     losses = compared(run)
     assert list(losses) == [0, 10, 20]
     assert losses[20] < losses[0]

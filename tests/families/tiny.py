@@ -337,6 +337,10 @@ def aura_flow() -> DiffusionPipeline:
         caption_projection_dim=32,
         pos_embed_max_size=256,
     )
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if "attn" in name or "proj_out" in name:
+                parameter.mul_(6)  # as it is initialised, nobody would see what attention does
     return diffusers.AuraFlowPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from families.tiny import flux2_transformer
 from torch import Tensor
 
 from ether_diffusion.core.targets import find_targets
@@ -16,7 +17,7 @@ from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.registry import METHODS, OWN_METHODS
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer
-from ether_diffusion.training.trainables import Trainable, make_trainables, trained_components
+from ether_diffusion.training.trainables import Trainable, check_trainables, make_trainables, trained_components
 
 Settings = Callable[..., DreamBoothConfig]
 
@@ -60,6 +61,28 @@ def test_the_number_of_parameters_is_the_methods_formula_over_all_targets(method
     _, [trainable] = make(method)
     assert trainable.num_parameters() == sum(NUMBER[method](*shape) for shape in shapes)
     assert {parameter.dtype for parameter in trainable.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("method", "linear"), [("ether_plus", 2 * (32 + 96)), ("lora", 4 * (32 + 288))])
+def test_of_a_fused_linear_our_adapters_train_the_parts_and_others_the_whole(
+    settings: Settings, method: str, linear: int
+) -> None:
+    """Of the 288 outputs of ``to_qkv_mlp_proj``, 96 are q, k and v."""
+    if method in OF_PEFT:
+        pytest.importorskip("peft")
+    transformer = flux2_transformer().requires_grad_(False)
+    [trainable] = make_trainables({"transformer": transformer}, settings(method=method, targets="attention"))
+    named = trainable.module.named_parameters()
+    assert sum(p.numel() for name, p in named if p.requires_grad and "to_qkv_mlp_proj" in name) == linear
+
+
+def test_a_preset_that_a_text_encoder_lacks_names_the_component(settings: Settings) -> None:
+    pipe = tiny_pipeline()
+    config = settings(targets="cross", train_text_encoder=True)
+    with pytest.raises(
+        ValueError, match=r"^text_encoder: CLIPTextModel has no cross-attention for targets=\"cross\": "
+    ):
+        check_trainables(trained_components(family_of(pipe), config), config)
 
 
 def test_full_trains_every_weight(make: Make) -> None:
