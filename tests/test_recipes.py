@@ -61,7 +61,7 @@ def test_settings_themselves_are_a_config_as_well() -> None:
 
 @pytest.mark.parametrize(
     ("given", "nearest"),
-    [("dreambooth_sd51", "dreambooth_sd15"), ("configs/control_sd15.yaml", "controlnet_sd15"), ("demo.yaml", "demo")],
+    [("dreambooth_sd51", "dreambooth_sd35"), ("configs/control_sd15.yaml", "controlnet_sd15"), ("demo.yaml", "demo")],
 )
 def test_an_unknown_config_is_an_error_that_offers_the_nearest(
     given: str, nearest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
