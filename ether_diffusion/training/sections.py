@@ -141,6 +141,10 @@ class BatchSection:
     dataloader_num_workers: int
     noise_offset: float
 
+    def batch_size(self, num_processes: int) -> int:
+        """Samples of an optimisation step, of all processes and rounds."""
+        return self.train_batch_size * num_processes * self.gradient_accumulation_steps
+
 
 @dataclass(frozen=True)
 class ControlSection:
