@@ -98,11 +98,9 @@ def written(folder: Path) -> list[Path]:
     found = []
     for file in _files_under(folder, NAMES):
         name = file.relative_to(folder).as_posix()
-        if recorded:
-            own = name in recorded
-        else:
-            own = name in RUN_FILES or bool(UNRECORDED.fullmatch(name))
-            own = own or (pipeline and name.partition("/")[0] in MODEL_FILES)
+        own = _is_own(name, recorded)
+        if not recorded:
+            own = own or name in RUN_FILES or (pipeline and name.partition("/")[0] in MODEL_FILES)
         if own or TRACKER.fullmatch(name):
             found.append(file)
     return found
@@ -141,6 +139,38 @@ def remove_written(folder: Path) -> None:
                 with suppress(OSError):  # something else is in it
                     os.rmdir(path)
     (folder / RECORD).unlink(missing_ok=True)
+
+
+def remove_own(run: Path, folder: Path, place: str) -> bool:
+    """Remove what the run wrote in one of its folders, and the folders that are empty then; links are not followed.
+
+    Args:
+        run: the run folder.
+        folder: in it.
+        place: the folder's name in the record, such as ``checkpoints/step-000200``; it may have another one by now.
+
+    Returns:
+        Whether something of others is left.
+    """
+    recorded = _recorded(run)
+    for file in _files(folder):
+        if _is_own(f"{place}/{file.relative_to(folder).as_posix()}", recorded):
+            file.unlink(missing_ok=True)
+    for path, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):  # something else is in it
+            os.rmdir(path)
+    return folder.exists()
+
+
+def is_left(run: Path, folder: Path) -> bool:
+    """Whether a folder of the run has nothing of it any more, but files of others."""
+    files, recorded = _files(folder), _recorded(run)
+    return bool(files) and not any(_is_own(file.relative_to(run).as_posix(), recorded) for file in files)
+
+
+def _is_own(name: str, recorded: set[str]) -> bool:
+    """Whether the run wrote the file; a run of 0.1 has no record, and its files are known by their names."""
+    return name in recorded if recorded else bool(UNRECORDED.fullmatch(name))
 
 
 def check_inputs(folder: Path, inputs: Mapping[str, Path], names: Sequence[str] = NAMES) -> None:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.state import state_problems
-from ether_diffusion.files import commit
+from ether_diffusion.files import commit_beside
 from ether_diffusion.pipelines.file import first_line
-from ether_diffusion.runs.checksums import write_checksums
-from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, step_of
+from ether_diffusion.runs.checksums import CHECKSUMS, write_checksums
+from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, remove_doomed, step_of
 from ether_diffusion.runs.written import note_written
 from ether_diffusion.training.saved_state import read_saved
 from ether_diffusion.training.sections import SavingSection
@@ -69,10 +69,12 @@ class Checkpoints:
         accelerator.register_save_state_pre_hook(self._save_weights)
 
     def remove_leftovers(self) -> None:
-        """Remove what a process left half written that was killed while it saved."""
+        """Remove what a process left half written, or half removed, that was killed meanwhile."""
         if self.accelerator.is_main_process:
-            for leftover in self.folder.glob(".step-*"):
+            for leftover in self.folder.glob(".step-*.tmp"):
                 shutil.rmtree(leftover)
+            for doomed in self.folder.glob(".step-*.old"):
+                remove_doomed(doomed)
 
     def save(self, step: int) -> None:
         """Write ``checkpoints/step-…`` under another name, sync it, rename it; then drop the oldest over the limit."""
@@ -85,9 +87,12 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_checksums(temporary)
-            files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
+            files = sorted(
+                (file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()),
+                key=lambda file: file.name == CHECKSUMS,  # last
+            )
             note_written(self.saving.output_dir, [path / file for file in files])
-            commit(temporary, path)
+            commit_beside(temporary, path, files)
             if self.saving.checkpoints_total_limit is not None:
                 remove_checkpoints(list_checkpoints(self.folder)[: -max(1, self.saving.checkpoints_total_limit)])
         self.accelerator.wait_for_everyone()

@@ -67,7 +67,8 @@ def run(config: DreamBoothConfig) -> Path:
         TrainingDivergedError: the loss became NaN or infinite.
         TrainingInterruptedError: Ctrl-C or SIGTERM.
     """
-    with start_run(config, lambda: check_subjects(config)) as start:
+    folders = lambda: [each.output_dir for each in subjects_of(config).values()]  # noqa: E731
+    with start_run(config, lambda: check_subjects(config), folders) as start:
         return _train(start)
 
 

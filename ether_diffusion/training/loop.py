@@ -27,7 +27,7 @@ from ether_diffusion.training.checkpoints import Checkpoints
 from ether_diffusion.training.interrupts import Interrupts
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer, make_schedule
-from ether_diffusion.training.samples import Sampler, Shown, inactive, write_samples
+from ether_diffusion.training.samples import Sampler, Shown, has_samples, inactive, write_samples
 from ether_diffusion.training.sections import HubSection, LoopSection, OptimizerSection, SavingSection
 from ether_diffusion.training.seen import SEEN, Seen
 from ether_diffusion.training.trainables import Trainable
@@ -261,7 +261,7 @@ class _Run:
             for number, lane in enumerate(self.task.lanes):
                 self._validate(lane, self.validations[number], step)
                 folder = lane.saving.output_dir / "samples" / f"step-{step:06d}"
-                if self.section.num_validation_images and not folder.is_dir():
+                if self.section.num_validation_images and not has_samples(folder):
                     self._only(lane)
                     write_samples(lane.sampler, lane.trainables, lane.shown, step, stop)
             self.update("running", report=not finished)

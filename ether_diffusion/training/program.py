@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -105,8 +105,15 @@ class Start(Generic[Config]):
 
 
 @contextmanager
-def start_run(config: Config, check: Callable[[], object]) -> Iterator[Start[Config]]:
-    """Hold the run folder, open it and load the base; ``check`` looks at the data in between, before what is slow.
+def start_run(
+    config: Config, check: Callable[[], object], folders: Callable[[], Sequence[Path]] = list
+) -> Iterator[Start[Config]]:
+    """Hold the run folder, open it and load the base.
+
+    Args:
+        config: the settings.
+        check: looks at the data, before what is slow.
+        folders: names the run folders of trainings side by side, which are held, too.
 
     Raises:
         BaseModelError: the base cannot be loaded.
@@ -117,7 +124,10 @@ def start_run(config: Config, check: Callable[[], object]) -> Iterator[Start[Con
     """
     accelerator = make_accelerator(config.section(ComputeSection))
     check_inputs(config.output_dir, config.inputs)
-    with held(config.output_dir) if accelerator.is_main_process else nullcontext():
+    with ExitStack() as holding:
+        if accelerator.is_main_process:
+            for folder in dict.fromkeys((config.output_dir, *folders())):
+                holding.enter_context(held(folder))
         yield _start(config, check, accelerator)
 
 
