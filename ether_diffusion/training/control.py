@@ -30,10 +30,11 @@ from ether_diffusion.families.protocol import Family, Objective
 from ether_diffusion.families.settings import ObjectiveSettings
 from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground.pairs import HELD_OUT, draw_pair
+from ether_diffusion.playground.world import Region
 from ether_diffusion.training.batches import Batch, TrainingSamples, micro_batches, to_batch
 from ether_diffusion.training.condition_maps import SegmentedPairs
 from ether_diffusion.training.control_config import ControlConfig
-from ether_diffusion.training.controls import make_control
+from ether_diffusion.training.controls import EncoderControl, make_control
 from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import control as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
@@ -85,6 +86,8 @@ def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
     sampler = Sampler(family, config.section(SampleSection), accelerator, control)
     with accelerator.main_process_first():  # the others read the maps that it made
         source = make_source(config, listing, accelerator)
+    if isinstance(control, EncoderControl) and config.has_maps:
+        control.expects(classes_of(config, source))
     pairs = make_pairs(config, source, family.divisor)
     shown = make_shown(config, pairs)
     trainables = [*make_trainables(control.components, config.section(AdapterSection)), *control.trainables]
@@ -170,6 +173,13 @@ def make_source(config: ControlConfig, listing: list[PairFiles], accelerator: Ac
     folder = config.cache_folder / "maps"
     show = accelerator.is_main_process
     return SegmentedPairs(source, str(config.segmenter), folder, accelerator.device, show)
+
+
+def classes_of(config: ControlConfig, source: PairSource) -> list[str] | None:
+    """The names of the classes of the maps by id; None where nobody says what given maps hold."""
+    if isinstance(source, SegmentedPairs):
+        return source.classes
+    return [region.name.lower() for region in Region] if config.train_data_dir == PLAYGROUND else None
 
 
 def make_pairs(config: ControlConfig, source: PairSource, factor: int) -> ControlPairs:

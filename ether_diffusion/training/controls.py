@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,8 +37,15 @@ class EncoderControl:
         self.family = family
         kind = "map" if section.has_maps else "image"
         encoder = ControlEncoder.of(family.denoiser, family.vae_factor, kind, section.seed)
+        thresholds = (section.canny_low, section.canny_high) if section.condition == "canny" else None
+        encoder.config = replace(encoder.config, kind=section.condition, thresholds=thresholds)
         self.encoder = encoder.to(family.device)
         self.control = attach_control(family.denoiser, self.encoder, ADAPTER_NAME)
+
+    def expects(self, classes: Sequence[str] | None) -> None:
+        """Keep in the control's file which classes its maps have, where that is known."""
+        known = None if classes is None else tuple(classes)
+        self.encoder.config = replace(self.encoder.config, classes=known)
 
     @property
     def components(self) -> Components:

@@ -42,6 +42,9 @@ from ether_diffusion.training.trainables import Trainable
 
 logger = logging.getLogger(__name__)
 
+FAR = 2
+"""A resolution more than so many times the base's own, or less than that part of it, is warned of."""
+
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
@@ -157,11 +160,27 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
         guidance_scale=family.GUIDANCE if config.guidance_scale is None else config.guidance_scale,
     )
     check_resolution(int(config.resolution or 0), family.divisor)
+    if accelerator.is_main_process:
+        _compare_resolutions(config, family)
     hashes = {name: base_hash(getattr(family.pipe, name)) for name in family.components}
     if checkpoint and accelerator.is_main_process:
         for change in changed_settings(config.run, hashes):
             logger.warning("resuming with another setting, %s", change)
     return Start(config, accelerator, family, checkpoint, hashes)
+
+
+def _compare_resolutions(config: TrainingConfig, family: Family) -> None:
+    """Warn of a resolution that is far from the base's own."""
+    resolution, native = int(config.resolution or 0), family.native_resolution
+    if not native / FAR <= resolution <= FAR * native:
+        logger.warning(
+            "resolution is %d pixels, the base %s draws %d: so far from its own size a base learns and draws badly; "
+            "leave --resolution out, or pass --resolution %d",
+            resolution,
+            config.pretrained_model_name_or_path,
+            native,
+            native,
+        )
 
 
 def record_start(

@@ -151,6 +151,9 @@ class ControlSection:
     """The way of control."""
 
     control: str
+    condition: str
+    canny_low: int
+    canny_high: int
     has_maps: bool
     seed: int
     pretrained_model_name_or_path: str
