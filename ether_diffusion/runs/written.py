@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from ether_diffusion.families.parts import DENOISERS, TEXT_ENCODERS
+from ether_diffusion.reading import check_regular, parse_json, read_bytes
 
 RECORD = ".written.jsonl"
 """In a run folder: the path of each file that the run wrote or is about to write, a JSON string per line."""
@@ -65,7 +66,7 @@ def is_run(folder: Path) -> bool:
     if (folder / RECORD).is_file():
         return True
     try:
-        known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        known = parse_json(read_bytes(folder / "provenance.json"))
     except (OSError, ValueError):
         return False
     return isinstance(known, dict) and {"config_hash", "base_model", "versions"} <= known.keys()
@@ -83,10 +84,23 @@ def note_written(folder: Path, paths: Iterable[Path]) -> None:
     new = dict.fromkeys(name for file in files if (name := file.relative_to(folder).as_posix()) not in known)
     if new:
         folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(folder / RECORD):
+            check_plain(folder / RECORD)
         with (folder / RECORD).open("a", encoding="utf-8") as record:
             record.write("".join(json.dumps(name) + "\n" for name in new))
             record.flush()
             os.fsync(record.fileno())
+
+
+def check_plain(path: Path) -> None:
+    """Refuse to write into what is no file of the folder itself.
+
+    Raises:
+        OSError: it is a link, a folder, a pipe or a device; the message names it.
+    """
+    if path.is_symlink():
+        raise OSError(f"{path} is a link, and the run would write to where it leads: remove it")
+    check_regular(path)
 
 
 def written(folder: Path) -> list[Path]:
@@ -200,9 +214,9 @@ def _recorded(folder: Path) -> set[str]:
     """The names in the record. A torn last line is passed over, and so is a name that leads out of the folder."""
     path = folder / RECORD
     names = set()
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with suppress(json.JSONDecodeError):
-            name = json.loads(line)
+    for line in read_bytes(path).decode("utf-8", "replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            name = parse_json(line)
             if isinstance(name, str) and ".." not in PurePosixPath(name).parts:
                 names.add(name)
     return names

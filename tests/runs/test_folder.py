@@ -112,7 +112,7 @@ def test_provenance_is_whole_after_every_update(settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{", "is damaged"),
+        ("{", "Expecting property name"),
         ("[1]", "it holds a list"),
         ('{"seconds": "long"}', "its seconds is 'long'"),
         ('{"pictures": {"a.png": 1}}', "its pictures is a dict"),

@@ -263,7 +263,7 @@ def test_help_names_every_setting_with_what_it_does(capsys: pytest.CaptureFixtur
 
 def test_values_of_a_recipe_for_another_base_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     flags = ["--config", "dreambooth_sd15", "--instance_data_dir", "dog", "--instance_prompt", "a dog"]
-    flags += ["--class_prompt", "a dog"]
+    flags += ["--class_prompt", "a dog", "--output_dir", "run"]
     parse_config(DreamBoothConfig, flags)
     assert not caplog.records
     parse_config(DreamBoothConfig, [*flags, "--pretrained_model_name_or_path", "playground"])
@@ -275,6 +275,7 @@ def test_values_of_a_recipe_for_another_base_are_named(tmp_path: Path, caplog: p
     caplog.clear()
     (tmp_path / "own.yaml").write_text("pretrained_model_name_or_path: a/b\nrevision: v1\ninstance_prompt: a qwe dog\n")
     own = ["--config", str(tmp_path / "own.yaml"), "--pretrained_model_name_or_path=c/d", "--instance_data_dir=dog"]
+    own += ["--output_dir=run"]
     parse_config(DreamBoothConfig, own)
     assert "kept: revision=v1, instance_prompt=a qwe dog;" in caplog.text
     caplog.clear()
