@@ -27,8 +27,8 @@ LARGEST = 2**62
 def unlike(found: Any, own: Any, where: str = "") -> str | None:
     """What of a saved state is not of the kind of the state that it is to replace; None if all is.
 
-    Tensors have the same shapes and finite values, numbers are below :data:`LARGEST`; keys that one of them has alone are passed over,
-    and so is what is None on one side.
+    Tensors have the same shapes and finite values, numbers are below :data:`LARGEST`; keys that one of them has alone
+    are passed over, and so is what is None on one side.
 
     Args:
         found: the saved state, or a part of it.

@@ -97,8 +97,9 @@ def test_batch_is_a_pure_function_of_seed_and_step(groups: list[str]) -> None:
     assert [BatchPlan(groups, 4, seed=4).batch(step) for step in range(30)] != in_order
 
 
-def test_processes_and_accumulation_share_out_the_same_samples() -> None:
-    plan = BatchPlan(["square"] * 7, batch_size=4, seed=0)
+@pytest.mark.parametrize("groups", [["square"] * 7, BUCKETS])
+def test_processes_and_accumulation_share_out_the_same_samples(groups: list[str]) -> None:
+    plan = BatchPlan(groups, batch_size=4, seed=0)
 
     def step_samples(micro_batch_size: int, num_processes: int) -> list[set[Draw]]:
         rounds = 4 // (micro_batch_size * num_processes)
