@@ -6,17 +6,21 @@ import ctypes
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, beside: Sequence[Path] | None = None) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success :func:`commit` what was written there to ``path``.
 
     The body may write a file or make a folder under the temporary name. If it raises, or the process dies,
     ``path`` keeps its old content.
+
+    Args:
+        path: the file or folder.
+        beside: of a folder the files that it is going to have; what else is in it then stays.
 
     Raises:
         OSError: the parent folder cannot be made or written.
@@ -26,7 +30,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        commit(temporary, path)
+        if beside is None:
+            commit(temporary, path)
+        else:
+            commit_beside(temporary, path, beside)
     finally:
         _remove(temporary)
 
@@ -52,6 +59,26 @@ def commit(temporary: Path, path: Path) -> None:
             raise
     _sync(path.parent)
     _remove(retired)
+
+
+def commit_beside(temporary: Path, path: Path, files: Sequence[Path]) -> None:
+    """:func:`commit` a finished folder; where ``path`` has other files than these, move them one by one beside those.
+
+    Args:
+        temporary: the finished folder.
+        path: its name.
+        files: of the folder, relative to it, in the order in which they get their names.
+    """
+    inside = [file.relative_to(path) for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else []
+    if path.is_symlink() or set(inside) <= set(files):
+        commit(temporary, path)
+        return
+    _sync_tree(temporary)
+    for file in files:
+        (path / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary / file, path / file)
+    _sync(path)
+    _remove(temporary)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -31,6 +31,10 @@ YAML_LIMIT, YAML_DEPTH, YAML_NODES = 2**18, 32, 100_000
 """Bytes of a YAML file, how deep it may be nested, and how many values it may have once its aliases are expanded."""
 
 
+class DamagedFileError(ValueError):
+    """A file that this toolkit wrote is damaged; the message names it and says what is wrong."""
+
+
 class NotARegularFileError(OSError, ValueError):
     """A named pipe, socket or device: reading it could last for ever."""
 
@@ -142,6 +146,42 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
+
+
+def read_json(path: str | Path, kind: Any) -> Any:
+    """The value of a JSON file that this toolkit wrote.
+
+    Args:
+        path: of the file.
+        kind: the type that it holds, as :func:`matches` takes it.
+
+    Raises:
+        DamagedFileError: it is no such JSON; the message names the file.
+        OSError: it is no regular file, or cannot be read.
+    """
+    try:
+        found = parse_json(read_text(path))
+    except OSError:
+        raise
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise DamagedFileError(f"{path} is damaged ({reason})") from error
+    if not matches(found, kind):
+        raise DamagedFileError(f"{path} is damaged: {_misfit(found, kind)}")
+    return found
+
+
+def _misfit(found: object, kind: Any) -> str:
+    """Why a value is not of a type: the key of a TypedDict that is missing or holds another type, or what it holds."""
+    if is_typeddict(kind) and isinstance(found, dict):
+        for key, hint in get_type_hints(kind, include_extras=True).items():
+            inner = get_args(hint)[0] if get_origin(hint) is NotRequired else hint
+            if key in found and not matches(found[key], inner):
+                return f"its {key} is {shown(found[key])}"
+            if key not in found and inner is hint:
+                return f"it has no {key}"
+    expected = "settings and facts by name" if is_typeddict(kind) or kind is dict else kind
+    return f"it holds {shown(found)}, expected {getattr(expected, '__name__', expected)}"
 
 
 def matches(value: object, kind: Any) -> bool:

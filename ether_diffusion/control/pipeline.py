@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.control.conditions import MAP_PALETTE, load_condition, map_picture
+from ether_diffusion.control.expected import misfit
 from ether_diffusion.families.registry import control_place
 from ether_diffusion.pipelines.loaded import control_in
 from ether_diffusion.private import execution_device
@@ -61,7 +62,10 @@ def controlled(
     encoder = control.encoders.get(chosen)
     maps = encoder is not None and encoder.config.condition == "map"
     _, factor = control_place(pipe)
-    condition = control_tensor(control_image, factor, maps).to(execution_device(pipe))
+    condition = control_tensor(control_image, factor, maps)
+    if encoder is not None and (problem := misfit(condition, encoder.config)):
+        logger.warning("%s", problem)
+    condition = condition.to(execution_device(pipe))
     with torch.no_grad():
         features = strength * control.features(chosen, condition)
     if len(features) > 1:

@@ -7,6 +7,8 @@ see the same samples.
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -36,8 +38,10 @@ class BatchPlan:
     """An endless plan of batches, each of pictures of one group.
 
     With one group the pictures are an endless stream of permutations: each is seen once per pass, and a batch
-    may cross from one pass to the next. With several, a pass shuffles every group, cuts it into batches,
-    fills its last batch from a fresh shuffle of the group, and shuffles the order of all batches.
+    may cross from one pass to the next. With several, each group is such a stream, cut into batches: what fills
+    no batch is carried over to the group's next pass. A cycle is the fewest passes after which nothing is carried
+    over, so that it shows each picture equally often; the batches of a group lie evenly over it: after any share
+    of a cycle a group has had that share of its batches, within one batch.
 
     Args:
         groups: ``groups[i]`` is the group of picture ``i``: pictures of one group have one size.
@@ -58,9 +62,12 @@ class BatchPlan:
             members.setdefault(group, []).append(index)
         self.batch_size = batch_size
         self._members = list(members.values())
+        self._passes = 1
+        if len(members) > 1:
+            self._passes = batch_size // math.gcd(batch_size, *(len(group) for group in self._members))
         self._seed = seed
-        self._pass_number = 0
-        self._pass = self._shuffled_pass(0)
+        self._cycle_number = 0
+        self._cycle = self._shuffled_cycle(0)
 
     def batch(self, step: int) -> list[Draw]:
         """Return the ``batch_size`` samples of ``step``, counted from 0.
@@ -73,27 +80,40 @@ class BatchPlan:
         first = step * self.batch_size
         return [Draw(self._index(counter), counter) for counter in range(first, first + self.batch_size)]
 
-    def _index(self, counter: int) -> int:
-        """Every pass has the same length, so the counter alone says which pass and where in it."""
-        pass_number, position = divmod(counter, len(self._pass))
-        if pass_number != self._pass_number:
-            self._pass = self._shuffled_pass(pass_number)
-            self._pass_number = pass_number
-        return self._pass[position]
+    def seen(self, first_step: int, end_step: int) -> Counter[int]:
+        """How often the steps, from the first to before the last, show each picture that they show."""
+        counts: Counter[int] = Counter()
+        start, end = first_step * self.batch_size, end_step * self.batch_size
+        length = len(self._cycle)
+        while start < end:
+            if start % length == 0 and (cycles := (end - start) // length):
+                counts.update({index: self._passes * cycles for group in self._members for index in group})
+                start += cycles * length
+            else:
+                stop = min(end, (start // length + 1) * length)
+                counts.update(self._index(counter) for counter in range(start, stop))
+                start = stop
+        return counts
 
-    def _shuffled_pass(self, pass_number: int) -> list[int]:
-        random = generator(self._seed, "plan", pass_number)
+    def _index(self, counter: int) -> int:
+        """Every cycle has the same length, so the counter alone says which cycle and where in it."""
+        cycle_number, position = divmod(counter, len(self._cycle))
+        if cycle_number != self._cycle_number:
+            self._cycle = self._shuffled_cycle(cycle_number)
+            self._cycle_number = cycle_number
+        return self._cycle[position]
+
+    def _shuffled_cycle(self, cycle_number: int) -> list[int]:
+        random = generator(self._seed, "plan", cycle_number)
         if len(self._members) == 1:
             return _shuffled(self._members[0], random)
-        batches = [batch for members in self._members for batch in self._group_batches(members, random)]
-        return [index for batch in _shuffled(batches, random) for index in batch]
-
-    def _group_batches(self, members: list[int], random: torch.Generator) -> list[list[int]]:
-        n_batches = -(-len(members) // self.batch_size)
-        stream: list[int] = []
-        while len(stream) < n_batches * self.batch_size:
-            stream += _shuffled(members, random)
-        return [stream[i * self.batch_size : (i + 1) * self.batch_size] for i in range(n_batches)]
+        placed: list[tuple[float, list[int]]] = []
+        for members in self._members:
+            stream = [index for _ in range(self._passes) for index in _shuffled(members, random)]
+            batches = [stream[start : start + self.batch_size] for start in range(0, len(stream), self.batch_size)]
+            jitter = torch.rand(len(batches), generator=random, dtype=torch.float64).tolist()
+            placed += [((number + jitter[number]) / len(batches), batch) for number, batch in enumerate(batches)]
+        return [index for _, batch in sorted(placed, key=lambda each: each[0]) for index in batch]
 
 
 class EndlessPlan:

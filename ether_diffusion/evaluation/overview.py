@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -166,7 +167,7 @@ def _references(benchmark: Benchmark, subject: str) -> list[Picture]:
 def _mean(results: list[Result], metric: Metric, prompt: str | None = None) -> float | None:
     rows = [row for result in results for row in result["images"] if prompt is None or row.get("prompt") == prompt]
     values = [row[metric.key] for row in rows if metric.key in row]
-    return sum(values) / len(values) if values else None
+    return fmean(values) if values else None
 
 
 def _cell(benchmark: Benchmark, results: list[Result], prompt: str) -> tuple[Picture | None, list[float | None]]:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ether_diffusion.files import write_text
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.private import forget_accelerator
+from ether_diffusion.reading import read_bytes, read_text
 from ether_diffusion.runs.folder import list_checkpoints, read_provenance
 from ether_diffusion.runs.written import check_inputs, remove_written
 from ether_diffusion.training.config import TrainingConfig
@@ -106,11 +107,12 @@ class Study(ABC, Generic[Subject]):
         """Write tables and figures of what is done; return them as text, and the keys of the jobs that are not."""
 
 
-def run_study(make: Callable[[torch.device], Study[Subject]]) -> bool:
+def run_study(make: Callable[[torch.device], Study[Subject]], shard: str | None = None) -> bool:
     """Do this process's share of a study's jobs, write the summary of all that are done, and print it.
 
     Args:
         make: makes the study, given the device of this process.
+        shard: see :func:`share_of`; the processes of one shard share its jobs.
 
     Returns:
         Whether all jobs of all processes have a result; in one of several processes they may not yet.
@@ -118,7 +120,7 @@ def run_study(make: Callable[[torch.device], Study[Subject]]) -> bool:
     Raises:
         SystemExit: a setting is impossible, a judge is missing, a signal came, or, in a single process, jobs failed.
     """
-    index, count = take_share()
+    (part, parts), (index, count) = share_of(shard), take_share()
     try:
         study = make(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         jobs = study.jobs()
@@ -126,7 +128,7 @@ def run_study(make: Callable[[torch.device], Study[Subject]]) -> bool:
         raise SystemExit(f"error: {error}") from None
     study.write_outline(jobs)
     try:
-        failed = run_jobs(study, jobs[index::count])
+        failed = run_jobs(study, jobs[part + parts * index :: parts * count])
     except TrainingInterruptedError as error:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(128 + error.signal) from None
@@ -168,7 +170,7 @@ def run_jobs(study: Study[Subject], jobs: Sequence[Job[Subject]]) -> dict[str, s
 def why_missing(folder: Path, key: str) -> str:
     """A job without a result: why it failed, or that nobody came to it."""
     told = _failure(folder, key)
-    return f"{key} ({told.read_text(encoding='utf-8')})" if told.is_file() else f"{key} (not done yet)"
+    return f"{key} ({read_text(told)})" if told.is_file() else f"{key} (not done yet)"
 
 
 def _failure(folder: Path, key: str) -> Path:
@@ -185,7 +187,7 @@ def train(config: Config, program: Callable[[Config], Path], mark: str) -> dict[
     """
     run = config.output_dir
     marker = run / "job.txt"
-    same = marker.is_file() and marker.read_text() == mark
+    same = marker.is_file() and read_bytes(marker) == mark.encode()
     known = read_provenance(run) if same else {}
     if known.get("status") == "finished" and known.get("step") == config.max_train_steps:
         return known
@@ -223,6 +225,29 @@ def check_study_inputs(output_dir: Path, inputs: Mapping[str, Path | None]) -> N
     """
     names = ("runs", "images", RESULTS)
     check_inputs(output_dir, {name: path for name, path in inputs.items() if path is not None}, names)
+
+
+def hash_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The hashes that are recorded and known now and differ, both of each: ``unet 0123 → 4567``.
+
+    What is recorded of one side only contradicts nothing.
+    """
+    both = [name for name in now if before.get(name) is not None and now[name] is not None]
+    return [f"{name} {before[name]} → {now[name]}" for name in both if before[name] != now[name]]
+
+
+def share_of(shard: str | None) -> tuple[int, int]:
+    """Which of how many shards, from 0: 3/16 is (2, 16); everything where no shard is named.
+
+    Raises:
+        ValueError: it is no such share.
+    """
+    if shard is None:
+        return 0, 1
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard, re.ASCII)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"shard is {shard!r}: write which of how many, from 1/16 to 16/16")
+    return int(found[1]) - 1, int(found[2])
 
 
 def take_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:

@@ -27,15 +27,26 @@ class ControlEncoderConfig:
         out_channels: the width of the denoiser's first layer: 320 for SD1.5.
         channels: of its stages; one more than the number of halvings from picture to latents.
         condition: "image", or "map": a semantic map, whose grey class ids are coloured as in training.
+        kind: how the conditions of the training came to be, one of :data:`ether_diffusion.pipelines.schema.KINDS`;
+            None of files of 0.1, which do not say it.
+        classes: names of a map's classes by id, in whose colours of ``MAP_PALETTE`` it is; None where nobody knows.
+        thresholds: lower and higher one of canny edges.
     """
 
     out_channels: int
     channels: tuple[int, ...] = CHANNELS
     condition: str = "image"
+    kind: str | None = None
+    classes: tuple[str, ...] | None = None
+    thresholds: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON-able values."""
-        return {**asdict(self), "channels": list(self.channels)}
+        """The settings as JSON-able values, without those that are not known."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if value is not None
+        }
 
 
 class ControlEncoder(ControlNetConditioningEmbedding):

@@ -49,6 +49,9 @@ class ControlSettings:
     out_channels: int
     channels: tuple[int, ...]
     condition: str
+    kind: str | None = None
+    classes: tuple[str, ...] | None = None
+    thresholds: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,13 @@ def _control(settings: str | None) -> ControlSettings | None:
         value = values.get(key)
         where = f"has broken metadata: {CONTROL}"
         _require(is_valid(value), f"{where}: {key} is {shown(value)}, {words} is expected")
-    return ControlSettings(values["out_channels"], tuple(values["channels"]), values["condition"])
+    optional = {key: values[key] for key in EXPECTED if values.get(key) is not None}
+    for key, value in optional.items():
+        is_valid, words = EXPECTED[key]
+        where = f"has broken metadata: {CONTROL}"
+        _require(is_valid(value), f"{where}: {key} is {shown(value)}, {words} is expected")
+    more: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in optional.items()}
+    return ControlSettings(values["out_channels"], tuple(values["channels"]), values["condition"], **more)
 
 
 def _base_hash(metadata: Mapping[str, str], based_on: set[str]) -> dict[str, str]:
@@ -322,6 +331,20 @@ SETTINGS: dict[str, Check] = {
     "targets": (_is_targets, f"a preset or a list of at most {PATTERN_LIMIT} patterns"),
     "seed": (_is_seed, "a whole number of 64 bits"),
 }
+KINDS = ("image", "map", "canny", "segmentation")
+"""How the conditions of a training came to be, as ``--condition`` of train_controlnet.py names them."""
+EXPECTED: dict[str, Check] = {
+    "kind": (lambda value: value in KINDS, " or ".join(f'"{kind}"' for kind in KINDS)),
+    "classes": (
+        lambda value: isinstance(value, list) and 1 <= len(value) <= PATTERN_LIMIT and _is_list_of(value, _is_name),
+        f"a list of up to {PATTERN_LIMIT} names",
+    ),
+    "thresholds": (
+        lambda value: isinstance(value, list) and len(value) == 2 and _is_list_of(value, _is_size),
+        "a list of two whole numbers",
+    ),
+}
+"""What a control expects; files of 0.1 do not say it."""
 CONTROL_SETTINGS: dict[str, Check] = {
     "out_channels": (_is_width, "a number of channels"),
     "channels": (

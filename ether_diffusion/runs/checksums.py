@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 from ether_diffusion.files import write_text
+from ether_diffusion.reading import read_json, shown
 
 CHECKSUMS = "checksums.json"
 """In a checkpoint, written last: from each file's name to the SHA-256 of its content."""
@@ -32,12 +33,15 @@ def damage(folder: Path) -> list[str]:
     if not path.is_file():
         return [f"{name}: {problem}" for name in NEEDED if (problem := _unreadable(folder / name))]
     try:
-        sums = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        sums = read_json(path, dict[str, str])
+    except (OSError, ValueError):
         return [f"{CHECKSUMS}: it cannot be read"]
-    problems = []
+    unnamed = [name for name in NEEDED if name not in sums and (folder / name).exists()]
+    problems = [f"{CHECKSUMS}: it does not name {name}" for name in unnamed]
     for name, expected in sums.items():
-        if not (folder / name).is_file():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            problems.append(f"{CHECKSUMS}: it names {shown(name)}, outside of the checkpoint")
+        elif not (folder / name).is_file():
             problems.append(f"{name}: it is missing")
         elif sha256(folder / name) != expected:
             problems.append(f"{name}: its content has changed since it was written")

@@ -7,22 +7,22 @@ import logging
 import math
 import os
 import re
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import yaml
 
 from ether_diffusion.files import write_text
+from ether_diffusion.reading import DamagedFileError, matches, parse_json, read_bytes, read_json, read_yaml, shown
 from ether_diffusion.registry import METHODS
 from ether_diffusion.runs.checksums import damage
-from ether_diffusion.runs.written import check_inputs, foreign, is_run, remove_written
+from ether_diffusion.runs.written import check_inputs, foreign, is_left, is_run, remove_own, remove_written
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,9 @@ def write_config(run: RunSection) -> None:
 def changed_settings(run: RunSection, base_hash: Mapping[str, str | None]) -> list[str]:
     """What differs from how the run in the folder was started, the base's weights included, as "name: old → new"."""
     path = run.output_dir / "config.yaml"
-    old = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
+    old = (read_yaml(path) if path.is_file() else None) or {}
+    if not isinstance(old, dict):
+        raise DamagedFileError(f"{path} is damaged: it holds {shown(old)}, settings are expected")
     old["base_hash"] = read_provenance(run.output_dir).get("base_hash", base_hash)
     ignored = {"resume", "overwrite", "output_dir"}
     new = {key: value for key, value in run.settings.items() if key not in ignored} | {"base_hash": base_hash}
@@ -133,12 +135,33 @@ def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """The run's ``provenance.json``, or nothing where there is none."""
+    """The run's ``provenance.json``, or nothing where there is none.
+
+    Raises:
+        DamagedFileError: it is damaged; without it the run can go on, but what it said is lost.
+    """
     path = folder / "provenance.json"
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content: dict[str, Any] = read_json(path, _Recorded)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{error}; remove it, and the run can be resumed without what it said") from error
     return content
+
+
+class _Recorded(TypedDict):
+    """What is read of ``provenance.json``."""
+
+    config_hash: NotRequired[str]
+    status: NotRequired[str]
+    step: NotRequired[int]
+    started: NotRequired[str]
+    seconds: NotRequired[float]
+    num_processes: NotRequired[int]
+    base_hash: NotRequired[dict[str, str | None]]
+    pictures: NotRequired[dict[str, str]]
+    trained_parameters: NotRequired[dict[str, int]]
 
 
 class Provenance:
@@ -170,17 +193,32 @@ class Provenance:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first; half-written ones have other names."""
+    """The finished checkpoints of a run, oldest first.
+
+    Half-written ones have other names; of a removed one the files of others may be left, which is none.
+    """
     found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=step_of)
+    return sorted((path for path in found if not is_left(folder.parent, path)), key=step_of)
 
 
 def remove_checkpoints(paths: Sequence[Path]) -> None:
-    """Delete checkpoints; killed meanwhile, it leaves none that looks whole."""
+    """Delete checkpoints of a run, of each what the run wrote; killed meanwhile, it leaves none that looks whole."""
     for path in paths:
+        if path.is_symlink():
+            path.unlink()
+            continue
         doomed = path.with_name(f".{path.name}.old")
         os.replace(path, doomed)
-        shutil.rmtree(doomed)
+        remove_doomed(doomed)
+
+
+def remove_doomed(doomed: Path) -> None:
+    """Delete what the run wrote in a checkpoint that :func:`remove_checkpoints` has renamed; the rest gets its name."""
+    path = doomed.with_name(doomed.name.removeprefix(".").removesuffix(".old"))
+    if remove_own(path.parent.parent, doomed, f"checkpoints/{path.name}"):
+        logger.warning("%s holds files that the run did not write: they stay", path)
+        if not path.exists():
+            os.replace(doomed, path)
 
 
 def good_checkpoint(output_dir: Path, wanted: str) -> Path:
@@ -232,14 +270,18 @@ def step_of(path: Path) -> int:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Remove samples and checkpoints of later steps, which a run resumed from an earlier checkpoint makes anew."""
+    """Remove samples and checkpoints of later steps, which a run resumed from an earlier checkpoint makes anew.
+
+    What the run did not write, by its own record, stays.
+    """
     later = [path for path in list_checkpoints(folder / "checkpoints") if step_of(path) > step]
     if later:
         logger.warning("going on from step %d: %s are removed", step, ", ".join(path.name for path in later))
     remove_checkpoints(later)
     for path in (folder / "samples").glob("step-*"):
-        if re.fullmatch(r"step-\d+", path.name) and step_of(path) > step:
-            shutil.rmtree(path)
+        later_grid = re.fullmatch(r"step-\d+", path.name) and step_of(path) > step
+        if later_grid and (path.is_symlink() or remove_own(folder, path, f"samples/{path.name}")):
+            logger.warning("%s holds files that the run did not write: they stay", path)
 
 
 class MetricsFile:
@@ -250,7 +292,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, start_step: int) -> None:
         self.path = path
-        kept = [row for row in _rows(self.path) if row["step"] <= start_step]
+        kept = [row for row in read_rows(self.path) if row["step"] <= start_step]
         self.last_step: int | None = kept[-1]["step"] if kept else None
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -262,11 +304,25 @@ class MetricsFile:
             file.write(json.dumps(finite) + "\n")
 
 
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):  # a killed run may leave a torn last line
-                yield json.loads(line)
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of such a file, none where there is none; lines that cannot be read are left out, and counted.
+
+    A killed run may leave a torn last line, about which nothing is said.
+    """
+    rows, damaged = [], 0
+    *lines, _ = read_bytes(path).decode("utf-8", "replace").split("\n") if path.is_file() else [""]
+    for line in lines:
+        try:
+            row = parse_json(line)
+        except ValueError:
+            row = None
+        if matches(row, dict[str, object]) and matches(row.get("step"), int):
+            rows.append(row)
+        else:
+            damaged += 1
+    if damaged:
+        logger.warning("%s: %d lines are damaged and left out", path, damaged)
+    return rows
 
 
 def versions() -> dict[str, str]:

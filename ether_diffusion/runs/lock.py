@@ -12,6 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ether_diffusion.files import write_text
+from ether_diffusion.reading import parse_json, read_bytes
+from ether_diffusion.runs.written import check_plain
 
 LOCK = ".lock"
 """In a run folder while a run holds it. The system frees it when the process dies, however it dies."""
@@ -37,13 +39,15 @@ def held(folder: Path) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(folder / LOCK):
+            check_plain(folder / LOCK)
         lock = FileLock(folder / LOCK)
         try:
             lock.acquire(blocking=False)
         except Timeout:
             raise FolderInUseError(f"{folder} is held by {_holder(folder)}: choose another --output_dir") from None
     except OSError as error:
-        if isinstance(error, FolderInUseError):
+        if isinstance(error, FolderInUseError) or error.errno is None:
             raise
         raise OSError(f"cannot write to --output_dir {folder}: {error.strerror or error}") from error
     try:
@@ -72,7 +76,7 @@ def _holder(folder: Path) -> str:
 
 def _read(folder: Path) -> dict[str, object]:
     try:
-        known = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        known = parse_json(read_bytes(folder / HOLDER))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

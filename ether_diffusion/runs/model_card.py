@@ -125,7 +125,9 @@ def _public_name(run: Run) -> str:
 
 
 def _base_literal(run: Run) -> str:
-    return _literal(run.base if is_hub_id(run.base) else f"path/to/{Path(run.base).name}")
+    """The base as the arguments of ``from_pretrained``."""
+    name = _literal(run.base if is_hub_id(run.base) else f"path/to/{Path(run.base).name}")
+    return ", ".join([name, *(f"{key}={_literal(value)}" for key, value in run.source.version.items())])
 
 
 def _peft_lines(run: Run) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from ether_diffusion.runs.written import MODEL_FILES, RUN_FILES, RUN_FOLDERS
+from ether_diffusion.runs.written import MODEL_FILES, RECORD, RUN_FILES, RUN_FOLDERS
 
 LONGEST = (
     f"checkpoints/.step-0000000.tmp/text_encoder_2/.ether_weights.safetensors.{'0' * 32}.tmp",
@@ -37,7 +37,10 @@ def check_outputs(folder: Path, repository: str | None) -> None:
         str(whole).encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(f"--output_dir {str(folder)!r} is no text that report and card can name: rename it") from error
-    for name in RUN_FILES:
+    for name in (RECORD, *RUN_FOLDERS):
+        if (folder / name).is_symlink():
+            raise OSError(f"{folder / name} is a link, and the run would write to where it leads: remove it")
+    for name in (RECORD, *RUN_FILES):
         if (folder / name).is_dir():
             raise IsADirectoryError(f"{folder / name} is a folder, where the run writes a file: move it away")
     for name in (*RUN_FOLDERS, *(name for name in MODEL_FILES if "." not in name)):

@@ -12,8 +12,9 @@ from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import FAMILIES
 from ether_diffusion.page.text import number
 from ether_diffusion.pipelines.schema import CONTROL
-from ether_diffusion.reading import matches, parse_json, read_bytes, read_text, read_yaml, shown
+from ether_diffusion.reading import DamagedFileError, matches, parse_json, read_bytes, read_json, read_yaml, shown
 from ether_diffusion.registry import METHODS, MethodEntry
+from ether_diffusion.runs.base import Base
 
 T = TypeVar("T")
 
@@ -35,11 +36,13 @@ HIGHLIGHTS = (
     "seed",
     "with_prior_preservation",
     "train_text_encoder",
+    "revision",
+    "variant",
 )
 """Settings of every method that a reader looks for first."""
 
 
-class RunRecordError(ValueError):
+class RunRecordError(DamagedFileError):
     """A file of a run folder is damaged; the message names it and says what is wrong."""
 
 
@@ -177,7 +180,12 @@ class Run:
     @property
     def base(self) -> str:
         """The base model's Hub id or folder."""
-        return str(self.config["pretrained_model_name_or_path"])
+        return self.source.name
+
+    @property
+    def source(self) -> Base:
+        """The base with its revision and variant: what to load it by."""
+        return Base.of(self.config)
 
     @property
     def instance_prompt(self) -> str | None:
@@ -287,12 +295,9 @@ def _read_json(path: Path, default: T) -> T:
     if not path.exists():
         return default
     try:
-        found: T = parse_json(read_text(path))
-    except ValueError as error:
-        reason = str(error).removeprefix(f"{path} ")
-        raise RunRecordError(f"{path} is damaged ({reason})") from error
-    if not isinstance(found, type(default)):
-        raise RunRecordError(f"{path} is damaged: it holds {shown(found)}, a {type(default).__name__} is expected")
+        found: T = read_json(path, type(default))
+    except DamagedFileError as error:
+        raise RunRecordError(str(error)) from error
     return found
 
 

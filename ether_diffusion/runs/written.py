@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from ether_diffusion.families.parts import DENOISERS, TEXT_ENCODERS
+from ether_diffusion.reading import check_regular, parse_json, read_bytes
 
 RECORD = ".written.jsonl"
 """In a run folder: the path of each file that the run wrote or is about to write, a JSON string per line."""
@@ -65,7 +66,7 @@ def is_run(folder: Path) -> bool:
     if (folder / RECORD).is_file():
         return True
     try:
-        known = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        known = parse_json(read_bytes(folder / "provenance.json"))
     except (OSError, ValueError):
         return False
     return isinstance(known, dict) and {"config_hash", "base_model", "versions"} <= known.keys()
@@ -83,10 +84,23 @@ def note_written(folder: Path, paths: Iterable[Path]) -> None:
     new = dict.fromkeys(name for file in files if (name := file.relative_to(folder).as_posix()) not in known)
     if new:
         folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(folder / RECORD):
+            check_plain(folder / RECORD)
         with (folder / RECORD).open("a", encoding="utf-8") as record:
             record.write("".join(json.dumps(name) + "\n" for name in new))
             record.flush()
             os.fsync(record.fileno())
+
+
+def check_plain(path: Path) -> None:
+    """Refuse to write into what is no file of the folder itself.
+
+    Raises:
+        OSError: it is a link, a folder, a pipe or a device; the message names it.
+    """
+    if path.is_symlink():
+        raise OSError(f"{path} is a link, and the run would write to where it leads: remove it")
+    check_regular(path)
 
 
 def written(folder: Path) -> list[Path]:
@@ -98,11 +112,9 @@ def written(folder: Path) -> list[Path]:
     found = []
     for file in _files_under(folder, NAMES):
         name = file.relative_to(folder).as_posix()
-        if recorded:
-            own = name in recorded
-        else:
-            own = name in RUN_FILES or bool(UNRECORDED.fullmatch(name))
-            own = own or (pipeline and name.partition("/")[0] in MODEL_FILES)
+        own = _is_own(name, recorded)
+        if not recorded:
+            own = own or name in RUN_FILES or (pipeline and name.partition("/")[0] in MODEL_FILES)
         if own or TRACKER.fullmatch(name):
             found.append(file)
     return found
@@ -143,6 +155,38 @@ def remove_written(folder: Path) -> None:
     (folder / RECORD).unlink(missing_ok=True)
 
 
+def remove_own(run: Path, folder: Path, place: str) -> bool:
+    """Remove what the run wrote in one of its folders, and the folders that are empty then; links are not followed.
+
+    Args:
+        run: the run folder.
+        folder: in it.
+        place: the folder's name in the record, such as ``checkpoints/step-000200``; it may have another one by now.
+
+    Returns:
+        Whether something of others is left.
+    """
+    recorded = _recorded(run)
+    for file in _files(folder):
+        if _is_own(f"{place}/{file.relative_to(folder).as_posix()}", recorded):
+            file.unlink(missing_ok=True)
+    for path, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):  # something else is in it
+            os.rmdir(path)
+    return folder.exists()
+
+
+def is_left(run: Path, folder: Path) -> bool:
+    """Whether a folder of the run has nothing of it any more, but files of others."""
+    files, recorded = _files(folder), _recorded(run)
+    return bool(files) and not any(_is_own(file.relative_to(run).as_posix(), recorded) for file in files)
+
+
+def _is_own(name: str, recorded: set[str]) -> bool:
+    """Whether the run wrote the file; a run of 0.1 has no record, and its files are known by their names."""
+    return name in recorded if recorded else bool(UNRECORDED.fullmatch(name))
+
+
 def check_inputs(folder: Path, inputs: Mapping[str, Path], names: Sequence[str] = NAMES) -> None:
     """Refuse to write where inputs are.
 
@@ -170,9 +214,9 @@ def _recorded(folder: Path) -> set[str]:
     """The names in the record. A torn last line is passed over, and so is a name that leads out of the folder."""
     path = folder / RECORD
     names = set()
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with suppress(json.JSONDecodeError):
-            name = json.loads(line)
+    for line in read_bytes(path).decode("utf-8", "replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            name = parse_json(line)
             if isinstance(name, str) and ".." not in PurePosixPath(name).parts:
                 names.add(name)
     return names

@@ -6,7 +6,7 @@ accumulation, workers, caching and resuming do not change what is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -138,21 +138,48 @@ def encode_once(
     ]
 
 
+Plan = BatchPlan | EndlessPlan
+
+
+class _Sources(Dataset[dict[str, Any]]):
+    """Samples of several sources, addressed by the number of the source and the draw."""
+
+    def __init__(self, sources: Sequence[TrainingSamples[Any]]) -> None:
+        self.sources = sources
+
+    def __getitem__(self, place: tuple[int, Draw]) -> dict[str, Any]:
+        source, draw = place
+        return self.sources[source][draw]
+
+
 def micro_batches(
-    samples: TrainingSamples[Any],
-    plan: BatchPlan | EndlessPlan,
+    sources: Sequence[tuple[TrainingSamples[Any], Plan]],
     steps: tuple[int, int],
     micro_batch_size: int,
     process: tuple[int, int],
     num_workers: int,
-) -> Iterator[dict[str, Any]]:
-    """This process's share of the samples of ``steps`` (from, to), stacked; ``process`` is (index, number)."""
-    sampler = MicroBatches(plan, *steps, micro_batch_size, *process)
+) -> Iterator[tuple[dict[str, Any], ...]]:
+    """This process's share of the samples of ``steps`` (from, to), stacked: in each round one micro-batch per source.
+
+    One pool of ``num_workers`` serves all sources. ``process`` is (index, number).
+    """
+    shares = [MicroBatches(plan, *steps, micro_batch_size, *process) for _, plan in sources]
     # its own generator: the loader would draw a seed for its workers from the global one
     loader = DataLoader(
-        samples, batch_sampler=sampler, num_workers=num_workers, collate_fn=stack, generator=torch.Generator()
+        _Sources([samples for samples, _ in sources]),
+        batch_sampler=_in_turn(shares),
+        num_workers=num_workers,
+        collate_fn=stack,
+        generator=torch.Generator(),
     )
-    yield from loader
+    yield from zip(*[iter(loader)] * len(sources), strict=True)
+
+
+def _in_turn(shares: Sequence[MicroBatches]) -> Iterator[list[tuple[int, Draw]]]:
+    """The micro-batches of the first round of every source, then of the second, …"""
+    for micros in zip(*shares, strict=True):
+        for source, micro in enumerate(micros):
+            yield [(source, draw) for draw in micro]
 
 
 def to_batch(stacked: Mapping[str, Any], family: Family, device: torch.device) -> Batch:

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.state import state_problems
-from ether_diffusion.files import commit
+from ether_diffusion.files import commit_beside
 from ether_diffusion.pipelines.file import first_line
-from ether_diffusion.runs.checksums import write_checksums
-from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, step_of
+from ether_diffusion.runs.checksums import CHECKSUMS, write_checksums
+from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, remove_doomed, step_of
 from ether_diffusion.runs.written import note_written
-from ether_diffusion.training.saved_state import read_saved
+from ether_diffusion.training.saved_state import read_saved, unlike
 from ether_diffusion.training.sections import SavingSection
 from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, save_adapter
 
@@ -42,6 +42,9 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
         """Take the state over."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The present state."""
 
 
 class Checkpoints:
@@ -69,10 +72,12 @@ class Checkpoints:
         accelerator.register_save_state_pre_hook(self._save_weights)
 
     def remove_leftovers(self) -> None:
-        """Remove what a process left half written that was killed while it saved."""
+        """Remove what a process left half written, or half removed, that was killed meanwhile."""
         if self.accelerator.is_main_process:
-            for leftover in self.folder.glob(".step-*"):
+            for leftover in self.folder.glob(".step-*.tmp"):
                 shutil.rmtree(leftover)
+            for doomed in self.folder.glob(".step-*.old"):
+                remove_doomed(doomed)
 
     def save(self, step: int) -> None:
         """Write ``checkpoints/step-…`` under another name, sync it, rename it; then drop the oldest over the limit."""
@@ -85,9 +90,12 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_checksums(temporary)
-            files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
+            files = sorted(
+                (file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()),
+                key=lambda file: file.name == CHECKSUMS,  # last
+            )
             note_written(self.saving.output_dir, [path / file for file in files])
-            commit(temporary, path)
+            commit_beside(temporary, path, files)
             if self.saving.checkpoints_total_limit is not None:
                 remove_checkpoints(list_checkpoints(self.folder)[: -max(1, self.saving.checkpoints_total_limit)])
         self.accelerator.wait_for_everyone()
@@ -103,16 +111,19 @@ class Checkpoints:
             ValueError: the checkpoint is damaged, or does not fit what this run trains.
         """
         weights = self._read_weights(path)
-        parts: list[tuple[Stateful, dict[str, Any]]] = [
-            (optimizer, read_saved(path / OPTIMIZER)),
-            (schedule, read_saved(path / SCHEDULE)),
+        parts: list[tuple[Stateful, Path, dict[str, Any]]] = [
+            (optimizer, path / OPTIMIZER, self._read_optimizer(path / OPTIMIZER, optimizer)),
+            (schedule, path / SCHEDULE, _read_like(path / SCHEDULE, schedule)),
         ]
         if self.accelerator.scaler is not None:
-            parts.append((self.accelerator.scaler, read_saved(path / SCALER)))
+            parts.append((self.accelerator.scaler, path / SCALER, _read_like(path / SCALER, self.accelerator.scaler)))
         own = path / f"random_states_{self.accelerator.process_index}.pkl"
-        randomness = read_saved(own) if own.is_file() else None
-        for part, state in parts:
-            part.load_state_dict(state)
+        randomness = _read_random(own) if own.is_file() else None
+        for part, file, state in parts:
+            try:
+                part.load_state_dict(state)
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(f"{file} is refused: it does not fit this run's ({first_line(error)})") from error
         for key, value in self._state().items():
             value.data.copy_(weights[key])
         if randomness is not None:
@@ -121,6 +132,30 @@ class Checkpoints:
         else:  # more processes than before; only dropout draws from the global generators
             logger.warning("%s has no %s: this process's random generators start anew", path, own.name)
         return step_of(path)
+
+    def _read_optimizer(self, path: Path, optimizer: Stateful) -> dict[str, Any]:
+        """The optimiser's state, of whose moments each has the shape of its parameter.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not the state of such an optimiser.
+        """
+        state, own = read_saved(path), optimizer.state_dict()
+        groups, values = state.get("param_groups"), state.get("state")
+        if not isinstance(groups, list) or not isinstance(values, dict):
+            raise ValueError(f"{path} is refused: it is no state of an optimiser")
+        parameters = [parameter for group in _groups(optimizer) for parameter in group["params"]]
+        like = [{key: value for key, value in group.items() if key != "betas"} for group in own["param_groups"]]
+        wrong = unlike(groups, like, "param_groups") if len(groups) == len(like) else None  # torch says what differs
+        for number, parameter in enumerate(parameters):
+            moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter) | {"step": 0.0}
+            found = values.get(number, {})
+            if isinstance(found, dict) and isinstance(found.get("step"), Tensor):
+                moments["step"] = torch.zeros(())
+            wrong = wrong or unlike(found, moments, f"state.{number}")
+        if wrong:
+            raise ValueError(f"{path} is refused: {wrong}")
+        return state
 
     def _save_weights(self, models: object, weights: list[object], folder: str) -> None:
         weights.clear()  # Accelerate would write the frozen base as well
@@ -165,6 +200,43 @@ class Checkpoints:
             for name, parameter in trainable.module.named_parameters()
             if parameter.requires_grad
         }
+
+
+def _groups(optimizer: Any) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = optimizer.param_groups
+    return groups
+
+
+def _read_like(path: Path, part: Stateful) -> dict[str, Any]:
+    """A saved state of the part's kind, without keys that the part does not have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of another kind.
+    """
+    found, own = read_saved(path), part.state_dict()
+    if wrong := unlike(found, own):
+        raise ValueError(f"{path} is refused: {wrong}")
+    return {key: value for key, value in found.items() if key in own}
+
+
+def _read_random(path: Path) -> dict[str, Any]:
+    """The saved states of the random generators, each tried out on one of its own.
+
+    Raises:
+        ValueError: one is no such state.
+    """
+    states = read_saved(path)
+    try:
+        random.Random().setstate(states["random_state"])
+        np.random.RandomState().set_state(states["numpy_random_seed"])
+        torch.Generator().set_state(states["torch_manual_seed"])
+        step = states["step"]
+    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is refused: it holds no states of random generators ({first_line(error)})") from error
+    if wrong := unlike(step, 0, "step"):
+        raise ValueError(f"{path} is refused: {wrong}")
+    return states
 
 
 def _zero_vectors(saved: dict[str, Tensor], prefix: str) -> list[str]:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.reading import read_json
 from ether_diffusion.training.samples import Sampler
 
 GENERATED = re.compile(r"class-\d{6}\.png")
@@ -72,7 +73,7 @@ def _check_record(sampler: Sampler, folder: Path, prompt: str) -> None:
         if sampler.accelerator.is_main_process:
             write_text(path, json.dumps(now, indent=1))
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path, dict[str, object])
     if changed := [f"{key}: {before.get(key)} → {now[key]}" for key in now if before.get(key) != now[key]]:
         raise ValueError(
             f"{folder} holds class images that were generated otherwise ({'; '.join(changed)}): "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -23,6 +24,11 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 """Types in a message."""
 MESSAGE_LIMIT = 2000
 """Characters of an error; a setting may have any length."""
+
+BASE = "pretrained_model_name_or_path"
+"""The setting that names a base."""
+
+logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
@@ -56,8 +62,11 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
     names = [field.name for field in dataclasses.fields(config_class)]
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        values = parser.parse_args(_files_first(_gather_lists(_spell_out_switches(given, config_class), config_class)))
-        return config_class(**{name: values[name] for name in names})
+        spelt = _files_first(_gather_lists(_spell_out_switches(given, config_class), config_class))
+        values = parser.parse_args(spelt)
+        config = config_class(**{name: values[name] for name in names})
+        _warn_of_another_base(config, spelt)
+        return config
     except (ArgumentError, FileNotFoundError, ValueError, TypeError) as error:
         message = _in_words(" ".join(str(error).split()))
         said = message if len(message) <= MESSAGE_LIMIT else f"{message[:MESSAGE_LIMIT]}…"
@@ -107,6 +116,28 @@ def _files_first(arguments: list[str]) -> list[str]:
         else:
             files.append(f"--config={_config_file(given)}")
     return files + flags
+
+
+def _warn_of_another_base(config: DataclassInstance, arguments: Sequence[str]) -> None:
+    """Name the values that a recipe has for its own base, where the command line gives another one."""
+    recipe: dict[str, Any] = {}
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name == "--config" and Path(value).is_file():
+            recipe |= read_yaml(value) or {}
+    made_for, base = recipe.get(BASE), getattr(config, BASE, None)
+    if made_for is None or base is None or made_for == base:
+        return
+    flags = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
+    kept = [f"{name}={recipe[name]}" for name in getattr(config, "OF_BASE", ()) if name in recipe and name not in flags]
+    if kept:
+        logger.warning(
+            "the recipe is for %s, the base is %s; made for the recipe's base and kept: %s; give values of your "
+            "own, or leave the recipe out",
+            made_for,
+            base,
+            ", ".join(kept),
+        )
 
 
 def _config_file(given: str) -> str:

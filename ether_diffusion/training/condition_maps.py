@@ -41,6 +41,7 @@ class SegmentedPairs:
         self.source = source
         judge = Segmenter(segmenter, device)
         seen = json.dumps([judge.identity["weights"], judge.identity["preprocessing"]])
+        self.classes: list[str] = judge.names
         self.maps: list[Path] = []
         for index in tqdm(range(len(source)), desc="semantic maps", disable=not show):
             image = source.pair(index).image

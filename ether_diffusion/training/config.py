@@ -107,6 +107,12 @@ class TrainingConfig:
         hub_model_id: repository to upload to; the run folder's name where it is not given.
     """
 
+    OF_BASE: ClassVar[tuple[str, ...]] = (
+        *("revision", "variant", "resolution", "learning_rate", "num_inference_steps", "guidance_scale", "sampler"),
+        *("instance_prompt", "class_prompt", "validation_prompt"),
+    )
+    """Settings whose values are good for one base, and which a recipe for another one may have."""
+
     RANGES: ClassVar[Mapping[str, Range]] = {
         "seed": SEED,
         "n_blocks": COUNT,

@@ -30,10 +30,11 @@ from ether_diffusion.families.protocol import Family, Objective
 from ether_diffusion.families.settings import ObjectiveSettings
 from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground.pairs import HELD_OUT, draw_pair
+from ether_diffusion.playground.world import Region
 from ether_diffusion.training.batches import Batch, TrainingSamples, micro_batches, to_batch
 from ether_diffusion.training.condition_maps import SegmentedPairs
 from ether_diffusion.training.control_config import ControlConfig
-from ether_diffusion.training.controls import make_control
+from ether_diffusion.training.controls import EncoderControl, make_control
 from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import control as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
@@ -49,6 +50,7 @@ from ether_diffusion.training.sections import (
     SampleSection,
     SavingSection,
 )
+from ether_diffusion.training.seen import PLANNED, Stream, seen_by
 from ether_diffusion.training.setup import prepare_modules
 from ether_diffusion.training.trainables import check_trainables, make_trainables
 from ether_diffusion.training.validation import STREAM as STREAM_VALIDATION
@@ -85,12 +87,18 @@ def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
     sampler = Sampler(family, config.section(SampleSection), accelerator, control)
     with accelerator.main_process_first():  # the others read the maps that it made
         source = make_source(config, listing, accelerator)
+    if isinstance(control, EncoderControl) and config.has_maps:
+        control.expects(classes_of(config, source))
     pairs = make_pairs(config, source, family.divisor)
     shown = make_shown(config, pairs)
     trainables = [*make_trainables(control.components, config.section(AdapterSection)), *control.trainables]
     model = DenoisingModel(family, trainables, objective, control=control)
     prepare_modules(family, config.section(ComputeSection))
-    provenance = record_start(start, trainables, {"training_pairs": len(pairs.source), **_facts(listing)})
+    batching = config.section(BatchSection)
+    stream = stream_of(pairs, batching, accelerator)
+    seen = seen_by(config.output_dir, start.checkpoint, [stream]) if stream else None
+    planned = {PLANNED: seen.until(config.max_train_steps)} if seen else {}
+    provenance = record_start(start, trainables, {"training_pairs": len(pairs.source), **_facts(listing), **planned})
     validation = Validation(validation_samples(config, pairs, family, objective), accelerator.device)
     lane = Lane(
         config.section(SavingSection),
@@ -100,8 +108,9 @@ def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
         shown,
         provenance,
         validation=validation,
+        seen=seen,
     )
-    make = partial(batches, pairs, config.section(BatchSection), accelerator, family, objective)
+    make = partial(batches, pairs, batching, accelerator, family, objective)
     train(Task(family, model, make, [lane], start.begin), LoopSettings.of(config), accelerator, start.checkpoint)
     return finish(family.pipe, [lane], accelerator)
 
@@ -167,6 +176,13 @@ def make_source(config: ControlConfig, listing: list[PairFiles], accelerator: Ac
     return SegmentedPairs(source, str(config.segmenter), folder, accelerator.device, show)
 
 
+def classes_of(config: ControlConfig, source: PairSource) -> list[str] | None:
+    """The names of the classes of the maps by id; None where nobody says what given maps hold."""
+    if isinstance(source, SegmentedPairs):
+        return source.classes
+    return [region.name.lower() for region in Region] if config.train_data_dir == PLAYGROUND else None
+
+
 def make_pairs(config: ControlConfig, source: PairSource, factor: int) -> ControlPairs:
     """The pairs as training examples."""
     return ControlPairs(
@@ -213,6 +229,14 @@ def validation_samples(
     )
 
 
+def stream_of(pairs: ControlPairs, section: BatchSection, accelerator: Accelerator) -> Stream | None:
+    """Which pair each sample is; none of an endless source, whose samples are its pairs in their order."""
+    if pairs.source.endless:
+        return None
+    count, seed = len(pairs.source), generator(section.seed, STREAM).initial_seed()
+    return Stream(STREAM, BatchPlan([0] * count, section.batch_size(accelerator.num_processes), seed), count)
+
+
 def batches(
     pairs: ControlPairs,
     section: BatchSection,
@@ -223,12 +247,10 @@ def batches(
     end_step: int,
 ) -> Iterator[list[list[Batch]]]:
     """This process's micro-batches of the steps."""
-    size = section.train_batch_size * accelerator.num_processes * section.gradient_accumulation_steps
-    seed = generator(section.seed, STREAM).initial_seed()
-    count = len(pairs.source)
-    plan = EndlessPlan(size) if pairs.source.endless else BatchPlan([0] * count, size, seed)
+    stream = stream_of(pairs, section, accelerator)
+    plan = stream.plan if stream else EndlessPlan(section.batch_size(accelerator.num_processes))
     samples = TrainingSamples(pairs, STREAM, section.seed, family, objective, section.noise_offset)
     process = (accelerator.process_index, accelerator.num_processes)
     steps, workers = (first_step, end_step), section.dataloader_num_workers
-    for stacked in micro_batches(samples, plan, steps, section.train_batch_size, process, workers):
+    for (stacked,) in micro_batches([(samples, plan)], steps, section.train_batch_size, process, workers):
         yield [[to_batch(stacked, family, accelerator.device)]]

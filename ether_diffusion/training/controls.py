@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,8 +39,15 @@ class EncoderControl:
         if place is None:
             raise BaseModelError(f"{family.TITLE} has no first layer that a control could be added after")
         encoder = ControlEncoder.of(family.denoiser, family.divisor, kind, section.seed, place)
+        thresholds = (section.canny_low, section.canny_high) if section.condition == "canny" else None
+        encoder.config = replace(encoder.config, kind=section.condition, thresholds=thresholds)
         self.encoder = encoder.to(family.device)
         self.control = attach_control(family.denoiser, self.encoder, ADAPTER_NAME, place)
+
+    def expects(self, classes: Sequence[str] | None) -> None:
+        """Keep in the control's file which classes its maps have, where that is known."""
+        known = None if classes is None else tuple(classes)
+        self.encoder.config = replace(self.encoder.config, classes=known)
 
     @property
     def components(self) -> Components:

@@ -43,6 +43,7 @@ from ether_diffusion.training.sections import (
     SampleSection,
     SavingSection,
 )
+from ether_diffusion.training.seen import PLANNED, Stream, seen_by
 from ether_diffusion.training.setup import prepare_modules
 from ether_diffusion.training.subjects import subjects_of
 from ether_diffusion.training.trainables import (
@@ -69,7 +70,8 @@ def run(config: DreamBoothConfig) -> Path:
         TrainingDivergedError: the loss became NaN or infinite.
         TrainingInterruptedError: Ctrl-C or SIGTERM.
     """
-    with start_run(config, lambda: check_subjects(config)) as start:
+    folders = lambda: [each.output_dir for each in subjects_of(config).values()]  # noqa: E731
+    with start_run(config, lambda: check_subjects(config), folders) as start:
         return _train(start)
 
 
@@ -78,6 +80,7 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
     components = trained_components(family, config.section(AdapterSection))
     check_trainables(components, config.section(AdapterSection))
     objective = family.objective(config.section(ObjectiveSettings))
+    batching = config.section(BatchSection)
     subjects = subjects_of(config)
     samplers = [Sampler(family, each.section(SampleSection), accelerator) for each in subjects.values()]
     embeds = None
@@ -91,9 +94,9 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
     family.denoiser.to(accelerator.device)
     streams = [make_streams(objective, each, own) for each, own in zip(subjects.values(), samplers, strict=True)]
     held_out = [validation_samples(objective, each, family) for each in subjects.values()]
-    seen = [*(stream for own in streams for stream in own), *held_out]
+    sources = [*(stream for own in streams for stream in own), *held_out]
     if embeds is not None:  # class images may have captions of their own
-        embeds |= _encode(start, {prompt for stream in seen for prompt in stream.subject.prompts} - embeds.keys())
+        embeds |= _encode(start, {prompt for stream in sources for prompt in stream.subject.prompts} - embeds.keys())
     if any(stream.cached is None for own in streams for stream in own):
         family.pipe.vae.to(accelerator.device)
     trainables = [
@@ -108,6 +111,10 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
         for name, each in subjects.items():
             for change in changed_settings(each.run, start.base_hash):
                 logger.warning("resuming %s with another setting, %s", name, change)
+    planned = [
+        seen_by(each.output_dir, start.checkpoint, [stream_of(samples, batching, accelerator) for samples in own])
+        for each, own in zip(subjects.values(), streams, strict=True)
+    ]
     together = record_start(start, everything, {"subjects": names}) if names else None
     lanes = [
         Lane(
@@ -116,15 +123,16 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
             own,
             sampler,
             _shown(each),
-            record_start(start, own, _facts(seen), each),
+            record_start(start, own, {**_facts(shown), PLANNED: seen.until(config.max_train_steps)}, each),
             name,
             Validation(validation, accelerator.device),
+            seen,
         )
-        for (name, each), own, sampler, seen, validation in zip(
-            subjects.items(), trainables, samplers, streams, held_out, strict=True
+        for (name, each), own, sampler, shown, seen, validation in zip(
+            subjects.items(), trainables, samplers, streams, planned, held_out, strict=True
         )
     ]
-    make = partial(batches, streams, config.section(BatchSection), accelerator, family)
+    make = partial(batches, streams, batching, accelerator, family)
     task = Task(family, model, make, lanes, start.begin, together)
     train(task, LoopSettings.of(config), accelerator, start.checkpoint)
     report = finish(family.pipe, lanes, accelerator)
@@ -250,6 +258,13 @@ def validation_samples(
     return TrainingSamples(subject, STREAM, config.validation_seed, family, objective)
 
 
+def stream_of(samples: TrainingSamples[SubjectFolder], section: BatchSection, accelerator: Accelerator) -> Stream:
+    """Which picture each sample of a stream is."""
+    subject, seed = samples.subject, generator(section.seed, samples.stream).initial_seed()
+    plan = BatchPlan(subject.sizes, section.batch_size(accelerator.num_processes), seed)
+    return Stream(samples.stream, plan, len(subject), [path.name for path in subject.paths])
+
+
 def batches(
     lanes: list[list[TrainingSamples[SubjectFolder]]],
     section: BatchSection,
@@ -259,21 +274,9 @@ def batches(
     end_step: int,
 ) -> Iterator[list[list[Batch]]]:
     """This process's micro-batches of the steps: of every lane instance and class images side by side."""
-    size = section.train_batch_size * accelerator.num_processes * section.gradient_accumulation_steps
+    sources = [(samples, stream_of(samples, section, accelerator).plan) for streams in lanes for samples in streams]
     process = (accelerator.process_index, accelerator.num_processes)
-    loaders = [
-        [
-            micro_batches(
-                samples,
-                BatchPlan(samples.subject.sizes, size, generator(section.seed, samples.stream).initial_seed()),
-                (first_step, end_step),
-                section.train_batch_size,
-                process,
-                section.dataloader_num_workers,
-            )
-            for samples in streams
-        ]
-        for streams in lanes
-    ]
-    for parts in zip(*(zip(*streams, strict=True) for streams in loaders), strict=True):
-        yield [join([to_batch(part, family, accelerator.device) for part in own]) for own in parts]
+    steps, workers = (first_step, end_step), section.dataloader_num_workers
+    for parts in micro_batches(sources, steps, section.train_batch_size, process, workers):
+        left = iter(parts)
+        yield [join([to_batch(next(left), family, accelerator.device) for _ in streams]) for streams in lanes]

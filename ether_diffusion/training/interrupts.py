@@ -12,6 +12,9 @@ from types import FrameType
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP is not None else [])]
 
+LAUNCHED = "ACCELERATE_DYNAMO_BACKEND"
+"""Of the environment: ``accelerate launch`` sets it, and nobody else does."""
+
 
 class Interrupts:
     """Within the context the first SIGINT, SIGTERM or SIGHUP is noted in ``received``; a second SIGINT stops at once.
@@ -23,7 +26,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._received = 0
-        self._launcher = os.getppid() if "ACCELERATE_DYNAMO_BACKEND" in os.environ else None
+        self._launcher = os.getppid() if LAUNCHED in os.environ else None
         self._previous: dict[signal.Signals, object] = {}
 
     @property

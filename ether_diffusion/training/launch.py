@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from contextlib import contextmanager
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.control_config import ControlConfig
+from ether_diffusion.training.interrupts import LAUNCHED
+
+LAUNCHER_NOTE = "(a traceback below is of accelerate's launcher and says no more; accelerate launch --quiet has none)"
 
 
 def dreambooth(arguments: Sequence[str] | None = None) -> None:
@@ -21,11 +25,12 @@ def dreambooth(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
     """
-    config = parse_config(DreamBoothConfig, arguments)
-    with collector_paused():
-        from ether_diffusion.training.dreambooth import run
-        from ether_diffusion.training.program import run_program
-    run_program(config, run)
+    with explained_to_launchers():
+        config = parse_config(DreamBoothConfig, arguments)
+        with collector_paused():
+            from ether_diffusion.training.dreambooth import run
+            from ether_diffusion.training.program import run_program
+        run_program(config, run)
 
 
 def control(arguments: Sequence[str] | None = None) -> None:
@@ -34,11 +39,28 @@ def control(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
     """
-    config = parse_config(ControlConfig, arguments)
-    with collector_paused():
-        from ether_diffusion.training.control import run
-        from ether_diffusion.training.program import run_program
-    run_program(config, run)
+    with explained_to_launchers():
+        config = parse_config(ControlConfig, arguments)
+        with collector_paused():
+            from ether_diffusion.training.control import run
+            from ether_diffusion.training.program import run_program
+        run_program(config, run)
+
+
+@contextmanager
+def explained_to_launchers() -> Iterator[None]:
+    """Say below an error's line what ``accelerate launch`` adds to it, where that started the program.
+
+    The launcher is another process: it answers every exit status but 0 with a traceback of its own, which nothing in
+    this process can keep from following, unless it was started with ``--quiet``.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        first = os.environ.get("RANK", "0") == "0"
+        if isinstance(error.code, str) and LAUNCHED in os.environ and first:
+            error.code = f"{error.code}\n{LAUNCHER_NOTE}"
+        raise
 
 
 @contextmanager

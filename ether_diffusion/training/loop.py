@@ -27,8 +27,9 @@ from ether_diffusion.training.checkpoints import Checkpoints
 from ether_diffusion.training.interrupts import Interrupts
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer, make_schedule
-from ether_diffusion.training.samples import Sampler, Shown, inactive, write_samples
+from ether_diffusion.training.samples import Sampler, Shown, has_samples, inactive, write_samples
 from ether_diffusion.training.sections import HubSection, LoopSection, OptimizerSection, SavingSection
+from ether_diffusion.training.seen import SEEN, Seen
 from ether_diffusion.training.trainables import Trainable
 from ether_diffusion.training.validation import Validation
 
@@ -69,6 +70,7 @@ class Lane:
         provenance: of its run folder.
         name: of its adapter, where there are several lanes.
         validation: what its loss is compared on, at every step with samples.
+        seen: how often each picture is shown; None for an endless source, which shows each once.
     """
 
     saving: SavingSection
@@ -79,6 +81,7 @@ class Lane:
     provenance: Provenance
     name: str | None = None
     validation: Validation | None = None
+    seen: Seen | None = None
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -184,6 +187,7 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
             if step == section.max_train_steps or step % section.checkpointing_steps == 0:
                 checkpoints.save(step)
             run.sample_if_due(step, interrupts)
+        run.record_pictures()
     accelerator.wait_for_everyone()
 
 
@@ -257,7 +261,7 @@ class _Run:
             for number, lane in enumerate(self.task.lanes):
                 self._validate(lane, self.validations[number], step)
                 folder = lane.saving.output_dir / "samples" / f"step-{step:06d}"
-                if self.section.num_validation_images and not folder.is_dir():
+                if self.section.num_validation_images and not has_samples(folder):
                     self._only(lane)
                     write_samples(lane.sampler, lane.trainables, lane.shown, step, stop)
             self.update("running", report=not finished)
@@ -309,10 +313,19 @@ class _Run:
         except TrainingInterruptedError:
             raise
         except BaseException:
+            self.record_pictures()
             self.update("failed")
             raise
 
+    def record_pictures(self) -> None:
+        """Record how often each picture was shown, in a run that has not been killed."""
+        if self.accelerator.is_main_process:
+            for lane in self.task.lanes:
+                if lane.seen is not None:
+                    lane.provenance.update(**{SEEN: lane.seen.until(self.step)})
+
     def stop_for(self, received: int) -> None:
+        self.record_pictures()
         self.update("interrupted")
         name = signal.Signals(received).name
         raise TrainingInterruptedError(

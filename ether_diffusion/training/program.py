@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -42,6 +42,9 @@ from ether_diffusion.training.setup import make_accelerator
 from ether_diffusion.training.trainables import Trainable
 
 logger = logging.getLogger(__name__)
+
+FAR = 2
+"""A resolution more than so many times the base's own, or less than that part of it, is warned of."""
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -106,8 +109,15 @@ class Start(Generic[Config]):
 
 
 @contextmanager
-def start_run(config: Config, check: Callable[[], object]) -> Iterator[Start[Config]]:
-    """Hold the run folder, open it and load the base; ``check`` looks at the data in between, before what is slow.
+def start_run(
+    config: Config, check: Callable[[], object], folders: Callable[[], Sequence[Path]] = list
+) -> Iterator[Start[Config]]:
+    """Hold the run folder, open it and load the base.
+
+    Args:
+        config: the settings.
+        check: looks at the data, before what is slow.
+        folders: names the run folders of trainings side by side, which are held, too.
 
     Raises:
         BaseModelError: the base cannot be loaded.
@@ -118,7 +128,10 @@ def start_run(config: Config, check: Callable[[], object]) -> Iterator[Start[Con
     """
     accelerator = make_accelerator(config.section(ComputeSection))
     check_inputs(config.output_dir, config.inputs)
-    with held(config.output_dir) if accelerator.is_main_process else nullcontext():
+    with ExitStack() as holding:
+        if accelerator.is_main_process:
+            for folder in dict.fromkeys((config.output_dir, *folders())):
+                holding.enter_context(held(folder))
         yield _start(config, check, accelerator)
 
 
@@ -148,6 +161,8 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
         guidance_scale=family.GUIDANCE if config.guidance_scale is None else config.guidance_scale,
     )
     check_resolution(int(config.resolution or 0), family.divisor)
+    if accelerator.is_main_process:
+        _compare_resolutions(config, family)
     hashes = {name: base_hash(getattr(family.pipe, name)) for name in family.components}
     if checkpoint and accelerator.is_main_process:
         for change in changed_settings(config.run, hashes):
@@ -155,6 +170,20 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
     if config.base_quantization is not None:
         quantize(family.denoiser, config.base_quantization, accelerator.device)
     return Start(config, accelerator, family, checkpoint, hashes)
+
+
+def _compare_resolutions(config: TrainingConfig, family: Family) -> None:
+    """Warn of a resolution that is far from the base's own."""
+    resolution, native = int(config.resolution or 0), family.native_resolution
+    if not native / FAR <= resolution <= FAR * native:
+        logger.warning(
+            "resolution is %d pixels, the base %s draws %d: so far from its own size a base learns and draws badly; "
+            "leave --resolution out, or pass --resolution %d",
+            resolution,
+            config.pretrained_model_name_or_path,
+            native,
+            native,
+        )
 
 
 def record_start(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -152,7 +154,8 @@ def write_samples(
                 each.condition.save(temporary, format="PNG")
     write_text(folder / "prompts.json", json.dumps(listing, indent=1))
     try:
-        with atomic_path(folder / f"step-{step:06d}") as temporary, inactive(trainables if step == 0 else []):
+        place, names = folder / f"step-{step:06d}", [Path(name) for name, _, _ in named]
+        with atomic_path(place, beside=names) as temporary, inactive(trainables if step == 0 else []):
             temporary.mkdir()
             for name, index, seed in tqdm(named, desc=f"samples of step {step}", leave=False):
                 if stop():
@@ -166,6 +169,11 @@ def write_samples(
         logger.warning("out of memory while sampling at step %d; training goes on without this grid (%s)", step, error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def has_samples(folder: Path) -> bool:
+    """Whether a step's folder has a grid: they come whole, and what others put there is none."""
+    return any(re.fullmatch(r"\d+\.png", path.name) for path in folder.glob("*.png"))
 
 
 def _entry(shown: Shown, index: int) -> dict[str, str]:

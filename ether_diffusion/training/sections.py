@@ -142,12 +142,19 @@ class BatchSection:
     dataloader_num_workers: int
     noise_offset: float
 
+    def batch_size(self, num_processes: int) -> int:
+        """Samples of an optimisation step, of all processes and rounds."""
+        return self.train_batch_size * num_processes * self.gradient_accumulation_steps
+
 
 @dataclass(frozen=True)
 class ControlSection:
     """The way of control."""
 
     control: str
+    condition: str
+    canny_low: int
+    canny_high: int
     has_maps: bool
     seed: int
     pretrained_model_name_or_path: str

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from ether_diffusion.evaluation import runner
-from ether_diffusion.evaluation.runner import Job, Study, run_jobs, run_study, take_share, why_missing
+from ether_diffusion.evaluation.runner import (
+    Job,
+    Study,
+    hash_changes,
+    run_jobs,
+    run_study,
+    share_of,
+    take_share,
+    why_missing,
+)
 from ether_diffusion.training.loop import TrainingInterruptedError
 
 
@@ -68,6 +77,33 @@ def test_the_program_prints_what_is_done_and_what_failed(
         assert share.done == own
     monkeypatch.setattr(runner, "take_share", lambda: (0, 1))
     assert run_study(lambda device: Fake(tmp_path, {})) is True
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 16])
+def test_the_union_of_all_shards_is_one_run(shards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for processes in (1, 2):
+        for shard in range(1, shards + 1):
+            for index in range(processes):
+                monkeypatch.setattr(runner, "take_share", lambda index=index, count=processes: (index, count))
+                study = Fake(tmp_path, {})
+                run_study(lambda device, study=study: study, f"{shard}/{shards}")
+                assert len(study.done) <= -(-3 // (shards * processes))
+                done += study.done
+        assert sorted(done) == ["a", "b", "c"]  # none left out and none done twice
+        done.clear()
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "1/0", "-1/3", "1/3/5", "a/b", "１/３", "1 /3", ""])
+def test_a_shard_that_is_none_is_refused(shard: str) -> None:
+    with pytest.raises(ValueError, match="write which of how many, from 1/16 to 16/16"):
+        share_of(shard)
+
+
+def test_hashes_contradict_only_where_both_are_known() -> None:
+    before = {"unet": "01", "text_encoder": None, "gone": "02"}
+    assert hash_changes(before, {"unet": "01", "text_encoder": "03", "vae": "04"}) == []
+    assert hash_changes(before, {"unet": "05", "text_encoder": "03"}) == ["unet 01 → 05"]
 
 
 def test_a_signal_and_an_impossible_setting_end_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from ether_diffusion.families.registry import family_of
 from ether_diffusion.pipelines.control_encoder import ControlEncoder
 from ether_diffusion.pipelines.control_hook import attach_control
 from ether_diffusion.private import forget_accelerator
+from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import load_pipeline
 from ether_diffusion.training import control
 from ether_diffusion.training.base_model import BaseModelError
@@ -77,7 +78,7 @@ def test_a_stock_pipeline_draws_under_the_control_what_training_drew(
 ) -> None:
     run = run_control(family)
     drawn = samples(run)
-    pipe = load_pipeline(str(base(family)))
+    pipe = load_pipeline(Base(str(base(family))))
     ether.load(pipe, run)
     with Image.open(run / "samples" / "conditions" / "00.png") as condition:
         condition.load()
@@ -100,7 +101,7 @@ def test_a_stock_pipeline_draws_under_the_control_what_training_drew(
 @torch.no_grad()
 def test_features_land_on_the_patch_that_they_were_made_of(family: str, base: Callable[[str], Path]) -> None:
     """An encoder that answers the condition itself: the first layer's output grows by it where the condition is."""
-    pipe = load_pipeline(str(base(family)))
+    pipe = load_pipeline(Base(str(base(family))))
     kind, denoiser = family_of(pipe), denoiser_of(pipe)
     place = str(kind.CONTROL_PLACE)
     encoder = ControlEncoder.of(denoiser, kind.divisor, place=place)

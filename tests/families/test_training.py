@@ -20,6 +20,7 @@ from training.helpers import draw_photo, metrics, relative_change, same_tensors,
 import ether_diffusion as ether
 from ether_diffusion.families.parts import denoiser_of
 from ether_diffusion.families.registry import family_of
+from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import load_pipeline
 from ether_diffusion.training.config import DreamBoothConfig
 
@@ -73,7 +74,7 @@ def test_a_stock_pipeline_with_the_adapter_draws_the_samples_of_the_run(
     sample = np.asarray(Image.open(run / "samples" / "step-000006" / "00.png")).astype(int)
     before = np.asarray(Image.open(run / "samples" / "step-000000" / "00.png")).astype(int)
     prompt = json.loads((run / "samples" / "prompts.json").read_text())[0]["prompt"]
-    pipe = load_pipeline(str(base(family)))
+    pipe = load_pipeline(Base(str(base(family))))
     pipe.set_progress_bar_config(disable=True)
     assert np.abs(draw(pipe, prompt, 0, 32, 3) - before).max() <= 1
     ether.load(pipe, run)

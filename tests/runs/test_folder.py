@@ -15,6 +15,7 @@ from training.helpers import metrics, provenance
 
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.playground.tiny import tiny_pipeline
+from ether_diffusion.reading import DamagedFileError
 from ether_diffusion.runs.folder import (
     MetricsFile,
     Provenance,
@@ -22,6 +23,7 @@ from ether_diffusion.runs.folder import (
     clear_run_folder,
     forget_after,
     open_run_folder,
+    read_provenance,
     write_config,
 )
 from ether_diffusion.training.config import DreamBoothConfig
@@ -105,6 +107,34 @@ def test_provenance_is_whole_after_every_update(settings: Settings) -> None:
     record.update(step=2)
     assert provenance(settings().output_dir) == record.content
     assert (record.content["status"], record.content["step"], record.content["device"]) == ("running", 2, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[1]", "it holds a list"),
+        ('{"seconds": "long"}', "its seconds is 'long'"),
+        ('{"pictures": {"a.png": 1}}', "its pictures is a dict"),
+        ('{"step": 1e9}', "its step is 1000000000.0"),
+        ('{"status": "a", "status": "b"}', "twice"),
+    ],
+)
+def test_a_damaged_provenance_is_named(content: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "provenance.json"
+    path.write_text(content)
+    with pytest.raises(DamagedFileError, match=f"{path} is damaged.*{reason}.*; remove it, and the run can be resumed"):
+        read_provenance(tmp_path)
+
+
+def test_damaged_lines_of_the_metrics_are_counted_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 1.0}\n{"step": "x"}\n\xff\xfe\n[2]\n{"step": 2}\n{"ste')
+    assert MetricsFile(path, 5).last_step == 2
+    assert "3 lines are damaged and left out" in caplog.text
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
 def test_a_run_is_not_replaced_by_one_that_cannot_start(train: Train) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ def samples(folder: Path, stream: str = "instance", seed: int = 0, **settings: A
 
 def batches(source: TrainingSamples, pipe: DiffusionPipeline, size: int, steps: tuple[int, int]) -> list[Batch]:
     plan = BatchPlan(source.subject.sizes, size, 0)
-    return [to_batch(part, family_of(pipe), CPU) for part in micro_batches(source, plan, steps, size, (0, 1), 0)]
+    return [to_batch(part, family_of(pipe), CPU) for (part,) in micro_batches([(source, plan)], steps, size, (0, 1), 0)]
 
 
 def test_cached_latents_give_the_same_batches_bit_for_bit(
@@ -57,7 +59,9 @@ def test_latents_are_the_scaled_sample_of_the_encoders_distribution(photos: Path
     expected = (posterior.mean + posterior.std * item["posterior_noise"]) * pipe.vae.config.scaling_factor
     plan = BatchPlan([0], 1, 0)
     plan.batch = lambda step: [Draw(1, 7)]  # type: ignore[method-assign]
-    [batch] = [to_batch(part, family_of(pipe), CPU) for part in micro_batches(source, plan, (0, 1), 1, (0, 1), 0)]
+    [batch] = [
+        to_batch(part, family_of(pipe), CPU) for (part,) in micro_batches([(source, plan)], (0, 1), 1, (0, 1), 0)
+    ]
     torch.testing.assert_close(batch.latents, expected.detach(), rtol=1e-6, atol=1e-7)
     assert batch.prompts == ["a dog"]
 
@@ -145,8 +149,8 @@ def test_processes_share_a_step_without_gap_or_overlap(workers: int, photos: Pat
     plan = BatchPlan(source.subject.sizes, 8, 0)
 
     def noises(size: int, process: tuple[int, int]) -> list[torch.Tensor]:
-        parts = micro_batches(source, plan, (1, 2), size, process, workers)
-        return [noise for part in parts for noise in part["noise"]]
+        parts = micro_batches([(source, plan)], (1, 2), size, process, workers)
+        return [noise for (part,) in parts for noise in part["noise"]]
 
     whole = noises(8, (0, 1))
     shares = [noises(2, (rank, 2)) for rank in range(2)]
@@ -154,3 +158,30 @@ def test_processes_share_a_step_without_gap_or_overlap(workers: int, photos: Pat
     # round r of process p is at (2 r + p) of the step's four micro-batches of two
     order = [shares[0][:2], shares[1][:2], shares[0][2:], shares[1][2:]]
     assert same_tensors([noise for part in order for noise in part], whole)
+
+
+def test_one_pool_of_workers_serves_all_sources(
+    photos: Path, wide_photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [samples(photos), samples(photos, stream="prior"), samples(wide_photos, use_buckets=True)]
+    plans = [BatchPlan(source.subject.sizes, 2, seed) for seed, source in enumerate(sources)]
+    pairs = list(zip(sources, plans, strict=True))
+    alone = [[part for (part,) in micro_batches([pair], (1, 4), 1, (0, 1), 0)] for pair in pairs]
+    started: list[BaseProcess] = []
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", count_starts(started))
+    for workers in (0, 2):
+        started.clear()
+        together = list(micro_batches(pairs, (1, 4), 1, (0, 1), workers))
+        assert same_tensors([list(each) for each in zip(*together, strict=True)], alone)
+        assert len(started) == workers
+
+
+def count_starts(started: list[BaseProcess]) -> Callable[[BaseProcess], None]:
+    """``Process.start`` that notes which processes it starts."""
+    original = BaseProcess.start
+
+    def start(process: BaseProcess) -> None:
+        started.append(process)
+        original(process)
+
+    return start

@@ -14,7 +14,6 @@ from training.helpers import draw, samples, trained
 import ether_diffusion as ether
 from ether_diffusion.files import write_text
 from ether_diffusion.runs.folder import find_checkpoint, list_checkpoints, remove_checkpoints
-from ether_diffusion.training import checkpoints
 
 Train = Callable[..., Path]
 
@@ -55,16 +54,35 @@ def test_an_unknown_one_is_answered_with_those_there_are(wanted: str, message: s
 
 
 def test_a_removal_cut_short_leaves_nothing_that_looks_whole(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(path: Path) -> None:
+    def killed(*places: object) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    monkeypatch.setattr("ether_diffusion.runs.folder.remove_own", killed)
     with pytest.raises(KeyboardInterrupt):
         remove_checkpoints([run / "checkpoints" / "step-000200"])
     assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-999999", "step-1000000"]
     monkeypatch.undo()
     remove_checkpoints([run / "checkpoints" / "step-999999"])
     assert not (run / "checkpoints" / "step-999999").exists()
+
+
+def test_of_a_removed_checkpoint_the_files_of_others_stay_and_are_no_checkpoint(run: Path) -> None:
+    path = run / "checkpoints" / "step-999999"
+    write_text(path / "notes.txt", "mine")
+    remove_checkpoints([path])
+    assert [file.name for file in path.iterdir()] == ["notes.txt"]
+    assert [found.name for found in list_checkpoints(run / "checkpoints")] == ["step-000200", "step-1000000"]
+    assert not list((run / "checkpoints").glob(".step-999999*"))
+
+
+def test_a_checkpoint_that_is_a_link_is_removed_and_what_it_leads_to_is_not(run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "trained.safetensors"
+    write_text(elsewhere, "moved to another disk")
+    (run / "checkpoints" / "step-000500").symlink_to(elsewhere.parent)
+    assert "step-000500" in [found.name for found in list_checkpoints(run / "checkpoints")]
+    remove_checkpoints([run / "checkpoints" / "step-000500"])
+    assert not (run / "checkpoints" / "step-000500").exists()
+    assert elsewhere.read_text() == "moved to another disk"
 
 
 def test_a_checkpoint_holds_what_is_trained_and_not_the_base(train: Train, base_folder: Path) -> None:

@@ -262,6 +262,28 @@ def test_help_names_every_setting_with_what_it_does(capsys: pytest.CaptureFixtur
     assert "folder with the photos of the subject" in " ".join(shown.split())
 
 
+def test_values_of_a_recipe_for_another_base_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flags = ["--config", "dreambooth_sd15", "--instance_data_dir", "dog", "--instance_prompt", "a dog"]
+    flags += ["--class_prompt", "a dog", "--output_dir", "run"]
+    parse_config(DreamBoothConfig, flags)
+    assert not caplog.records
+    parse_config(DreamBoothConfig, [*flags, "--pretrained_model_name_or_path", "playground"])
+    [record] = caplog.records
+    said = record.getMessage()
+    assert said.startswith("the recipe is for stable-diffusion-v1-5/stable-diffusion-v1-5, the base is playground;")
+    assert "kept: resolution=512, num_inference_steps=25, guidance_scale=7.5, sampler=DPMSolver" in said
+    assert "prompt" not in said  # those are given
+    caplog.clear()
+    (tmp_path / "own.yaml").write_text("pretrained_model_name_or_path: a/b\nrevision: v1\ninstance_prompt: a qwe dog\n")
+    own = ["--config", str(tmp_path / "own.yaml"), "--pretrained_model_name_or_path=c/d", "--instance_data_dir=dog"]
+    own += ["--output_dir=run"]
+    parse_config(DreamBoothConfig, own)
+    assert "kept: revision=v1, instance_prompt=a qwe dog;" in caplog.text
+    caplog.clear()
+    parse_config(DreamBoothConfig, [*own, "--revision=v2", "--instance_prompt=a dog"])
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from ether_diffusion.training.launch import LAUNCHER_NOTE
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -19,6 +21,32 @@ def wait_for(condition: object, seconds: float = 240) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.2)
+
+
+def launched(*flags: str) -> tuple[int, list[str]]:
+    """Exit status and stderr of a training with a mistake in its settings under the launcher."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, str(ROOT / "train_dreambooth.py")]
+    command += ["--pretrained_model_name_or_path", "playgruond", "--instance_data_dir", str(ROOT / "tests")]
+    command += ["--instance_prompt", "a dog", "--output_dir", "/dev/null/run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    return done.returncode, done.stderr.strip().splitlines()
+
+
+def test_below_an_error_it_is_said_whose_the_traceback_is() -> None:
+    status, lines = launched()
+    assert status == 1
+    place = next(number for number, line in enumerate(lines) if line.startswith("error: "))
+    assert lines[place + 1] == LAUNCHER_NOTE
+    assert lines[place + 2].startswith("Traceback")  # the launcher's; ours has none
+    assert "CalledProcessError" in lines[-1]
+
+
+def test_with_quiet_the_error_is_the_last_that_is_said() -> None:
+    status, lines = launched("--quiet")
+    assert status == 1
+    assert lines[-2].startswith("error: ")
+    assert lines[-1] == LAUNCHER_NOTE
+    assert not any(line.startswith("Traceback") for line in lines)
 
 
 def test_the_end_of_the_launcher_saves_and_stops_the_run(tmp_path: Path, photos: Path, base_folder: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training.helpers import (
@@ -26,6 +27,8 @@ from training.helpers import (
 import ether_diffusion.training.loop as loop
 from ether_diffusion.files import write_text
 from ether_diffusion.playground.tiny import tiny_pipeline
+from ether_diffusion.runs.checksums import damage
+from ether_diffusion.runs.folder import find_checkpoint
 from ether_diffusion.training.samples import Sampler
 
 Train = Callable[..., Path]
@@ -161,6 +164,33 @@ def test_resuming_a_named_checkpoint_forgets_what_came_after_it(train: Train, ca
     assert [row["step"] for row in metrics(run)] == [1, 2, 3, 4]
     straight = train("straight", max_train_steps=2, **common)
     assert same_tensors(trained(run, 2), trained(straight, 2))
+
+
+def test_resuming_an_earlier_checkpoint_leaves_the_files_of_others(
+    train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    common: dict[str, Any] = {"checkpointing_steps": 2, "validation_steps": 2, "num_validation_images": 1}
+    run = train(max_train_steps=6, **common)
+    mine = [
+        *(run / "samples" / f"step-{step:06d}" / "best.txt" for step in (4, 6)),
+        *(run / "checkpoints" / f"step-{step:06d}" / "notes.txt" for step in (4, 6)),
+    ]
+    for path in mine:
+        path.write_text(str(path))
+    old = samples(run)
+    with caplog.at_level(logging.WARNING):
+        train(max_train_steps=4, resume="step-000002", **common)
+    assert [path.read_text() for path in mine] == list(map(str, mine))
+    for folder in {path.parent for path in mine}:
+        assert f"{folder} holds files that the run did not write: they stay" in caplog.text
+    drawn = samples(run)
+    assert [name for name in old if name in drawn] == [name for name in old if "step-000006" not in name]
+    assert all(np.array_equal(drawn[name], old[name]) for name in drawn)  # drawn anew beside what stays
+    assert find_checkpoint(run, "latest").name == "step-000004"
+    assert damage(find_checkpoint(run, "latest")) == []
+    train(max_train_steps=6, resume="latest", **common)
+    assert same_tensors(samples(run), old)
+    assert [path.read_text() for path in mine] == list(map(str, mine))
 
 
 def test_a_finished_run_goes_on_to_more_steps(train: Train) -> None:

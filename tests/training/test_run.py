@@ -285,6 +285,16 @@ def test_buckets_keep_the_shapes_of_the_photos(
     assert {"tall" if h > w else "wide" if w > h else "square" for _, _, h, w in seen} == {"tall", "wide", "square"}
 
 
+@pytest.mark.parametrize(("resolution", "warned"), [(None, False), (32, False), (128, False), (16, True), (136, True)])
+def test_a_resolution_far_from_the_bases_own_is_warned_of(
+    resolution: int | None, warned: bool, train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(resolution=resolution, max_train_steps=1)
+    said = f"resolution is {resolution} pixels, the base "
+    assert (said in caplog.text) == warned
+    assert ("draws 64: so far from its own size" in caplog.text) == warned
+
+
 def test_class_images_weigh_as_the_prior_loss_says(train: Train) -> None:
     changes: dict[str, Any] = {"with_prior_preservation": True, "class_prompt": "a photo of a dog"}
     run = train(num_class_images=2, prior_loss_weight=0.25, **changes)

@@ -16,6 +16,7 @@ from training.helpers import draw_photo, metrics, provenance, relative_change, s
 import ether_diffusion as ether
 import ether_diffusion.training.loop as loop
 from ether_diffusion.playground.tiny import tiny_pipeline
+from ether_diffusion.runs.lock import FolderInUseError, held
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.loop import TrainingDivergedError
@@ -203,6 +204,15 @@ def test_each_subject_is_uploaded_to_a_repository_of_its_own(subjects: Path, tmp
         "base", tmp_path, subjects_dir=subjects, instance_prompt=PROMPT, hub_model_id="me/x", push_to_hub=True
     )
     assert [each.hub_model_id for each in subjects_of(config).values()] == [f"me/x-{name}" for name in NAMES]
+
+
+def test_each_subjects_folder_is_held(together: Train, tmp_path: Path) -> None:
+    with held(tmp_path / "all" / "cat"), pytest.raises(FolderInUseError, match=r"all/cat is held by process \d+"):
+        together()
+    assert not (tmp_path / "all").exists()
+    together()
+    assert not list((tmp_path / "all").rglob(".lock"))
+    assert not list((tmp_path / "all").rglob(".running.json"))
 
 
 def test_a_run_that_is_there_is_not_overwritten(together: Train, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from ether_diffusion.page.pictures import Picture, data_uri, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.text import decimals, markdown_table, number
 from ether_diffusion.ranges import Range
+from ether_diffusion.reading import read_json
 from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.runs.report import short_path
@@ -274,7 +275,7 @@ def _draw(given: argparse.Namespace, device: str) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(drawing).items() if name != "batch_size"}
     facts = {"run": run.provenance.config_hash, "step": run.provenance.step, **settings}
     marker = given.generated / "drawn.json"
-    if given.generated.exists() and (not marker.is_file() or json.loads(marker.read_text()) != facts):
+    if given.generated.exists() and (not marker.is_file() or read_json(marker, dict) != facts):
         raise ValueError(f"{given.generated} holds pictures that were drawn otherwise: name another --generated folder")
     write_text(marker, json.dumps(facts))
     draw_samples(

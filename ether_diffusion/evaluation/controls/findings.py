@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ether_diffusion.evaluation.runner import RESULTS, why_missing
 from ether_diffusion.evaluation.statistics import Comparison, compare
@@ -22,6 +22,7 @@ from ether_diffusion.files import write_text
 from ether_diffusion.metrics.control import CLIP_T, FID, KID
 from ether_diffusion.metrics.control_tasks import Segmentation
 from ether_diffusion.page.text import number
+from ether_diffusion.reading import read_json
 
 OUTLINE = "study.json"
 PAIRS = "pairs"
@@ -166,16 +167,56 @@ def write_outline(folder: Path, keys: Sequence[str], last_step: int, data: Path 
     write_text(folder / OUTLINE, json.dumps(outline, indent=1))
 
 
+class _Outline(TypedDict):
+    """``study.json``."""
+
+    jobs: list[str]
+    steps: int
+    data: str
+
+
+class _Score(TypedDict):
+    """One score of a result."""
+
+    mean: float | None
+    spread: float | None
+
+
+class _Recorded(TypedDict):
+    """What a result has."""
+
+    arm: str
+    rate: float | None
+    seed: int
+    steps: int
+    identity: NotRequired[str]
+    diverged: NotRequired[str]
+    scores: NotRequired[dict[str, _Score]]
+    trained_parameters: NotRequired[dict[str, int]]
+    judges: NotRequired[dict[str, dict[str, str]]]
+    base_hash: NotRequired[dict[str, str | None]]
+
+
+def read_result(path: Path) -> ControlResult:
+    """One result's file.
+
+    Raises:
+        DamagedFileError: it is no result; the message names it. Without the file its job is done again.
+    """
+    found: ControlResult = read_json(path, _Recorded)
+    return found
+
+
 def read_findings(folder: Path) -> Findings:
     """Read a study's folder.
 
     Raises:
+        DamagedFileError: a file of it is damaged.
         FileNotFoundError: the folder is not a study's.
     """
-    outline = json.loads((folder / OUTLINE).read_text())
+    outline = read_json(folder / OUTLINE, _Outline)
     results = {
-        key: [json.loads(path.read_text()) for path in sorted((folder / RESULTS / key).glob("*.json"))]
-        for key in outline["jobs"]
+        key: [read_result(path) for path in sorted((folder / RESULTS / key).glob("*.json"))] for key in outline["jobs"]
     }
     return Findings(folder, folder / outline["data"], outline["steps"], results)
 
@@ -267,8 +308,20 @@ def _line(found: Comparison, values: Mapping[str, Mapping[str, float]]) -> dict[
     }
 
 
+class _Comparison(TypedDict):
+    """What is read of a comparison."""
+
+    rival: str
+
+
+class _Differences(TypedDict):
+    """:data:`DIFFERENCES`."""
+
+    comparisons: list[_Comparison]
+
+
 def read_differences(findings: Findings) -> list[Comparison]:
     """The comparisons that the study's :data:`DIFFERENCES` names, of the findings as they are now; none without it."""
     path = findings.folder / DIFFERENCES
-    known = json.loads(path.read_text(encoding="utf-8")).get("comparisons", []) if path.is_file() else []
+    known = read_json(path, _Differences)["comparisons"] if path.is_file() else []
     return differences(findings, list(dict.fromkeys(each["rival"] for each in known)))

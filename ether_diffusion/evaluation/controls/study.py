@@ -18,11 +18,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers import ControlNetModel
 
 from ether_diffusion.data.pairs import read_listing
-from ether_diffusion.evaluation.controls.findings import PAIRS, read_findings, write_outline
+from ether_diffusion.evaluation.controls.findings import PAIRS, read_findings, read_result, write_outline
 from ether_diffusion.evaluation.controls.pages import write_compared, write_study
-from ether_diffusion.evaluation.runner import RESULTS, Job, Study, check_study_inputs, remove_training, run_study, train
+from ether_diffusion.evaluation.runner import (
+    RESULTS,
+    Job,
+    Study,
+    check_study_inputs,
+    hash_changes,
+    remove_training,
+    run_study,
+    share_of,
+    train,
+)
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import Backbone, load_clip
 from ether_diffusion.metrics.control import ControlScores, score_control
@@ -30,10 +42,13 @@ from ether_diffusion.metrics.control_tasks import ControlTask, Pair, Segmentatio
 from ether_diffusion.metrics.distribution import load_feature_model
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.ranges import AMOUNT, COUNT, OFFSET, SEED, Range, check_ranges
-from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
+from ether_diffusion.reading import read_bytes
+from ether_diffusion.runs.base import Base
+from ether_diffusion.runs.drawing import Drawing, draw_samples, load_pipeline, load_run
 from ether_diffusion.runs.folder import git_revision, read_provenance
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import control
@@ -78,6 +93,8 @@ class ControlStudyConfig:
         compare_with: arms that every other is held against; with several seeds the difference in mIoU has a 95 %
             interval over the seeds.
         keep_runs: keep what was trained.
+        shard: do only the third of sixteen equal shares of the jobs: 3/16, from 1/16 to 16/16. Shards know nothing of
+            each other: the jobs of a cluster's array, in one folder or in folders that are copied together.
     """
 
     RANGES: ClassVar[Mapping[str, Range]] = {
@@ -115,11 +132,13 @@ class ControlStudyConfig:
     fid_features: str | None = None
     compare_with: list[str] = field(default_factory=list)
     keep_runs: bool = False
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
         self.data = None if self.data is None else Path(self.data)
         check_ranges(self, self.RANGES)
+        share_of(self.shard)
         self.eval_steps, self.seeds = sorted(set(self.eval_steps)), list(dict.fromkeys(self.seeds))
         if not self.arms:
             raise ValueError("arms is empty: name at least one")
@@ -197,6 +216,7 @@ class ControlStudy(Study[None]):
 
     config: ControlStudyConfig
     device: torch.device
+    _bases: dict[tuple[Base, str | None], dict[str, str | None]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def output_dir(self) -> Path:
@@ -268,14 +288,18 @@ class ControlStudy(Study[None]):
             result = self.config.output_dir / RESULTS / job.key / f"{steps:06d}.json"
             identity = self._identity(job)
             if result.is_file():
-                known = json.loads(result.read_text())
-                if "diverged" in known:
+                if "diverged" in read_result(result):
                     break
                 continue
             facts: dict[str, Any] = {"arm": job.arm, "rate": job.rate, "seed": job.seed, "steps": steps}
-            facts |= {"identity": identity, "settings": job.settings, "git_revision": git_revision()}
+            facts |= {
+                "identity": identity,
+                "base_hash": self.base_of(job),
+                "settings": job.settings,
+                "git_revision": git_revision(),
+            }
             try:
-                train(training_of(job, run, steps), control.run, identity)
+                train(training_of(job, run, steps), control.run, self._mark(job))
             except TrainingDivergedError as error:
                 write_text(result, json.dumps(facts | {"diverged": first_line(error)}, default=str))
                 break
@@ -286,10 +310,44 @@ class ControlStudy(Study[None]):
                 run.parent.rmdir()
 
     def check(self, job: Job[None]) -> None:
-        """Raise ValueError if there is a result of the job that was made with other settings."""
-        for result in (self.config.output_dir / RESULTS / job.key).glob("*.json"):
-            if json.loads(result.read_text())["identity"] != self._identity(job):
-                raise ValueError(f"{result} was made with other settings: remove it, or choose another output_dir")
+        """Refuse a result of the job that was made with other settings, from another base or by other judges.
+
+        Results of 0.1 that lack a hash are taken where nothing else contradicts.
+
+        Raises:
+            ValueError: there is one; the message names both hashes.
+            DamagedFileError: a result cannot be read.
+        """
+        for result in sorted((self.config.output_dir / RESULTS / job.key).glob("*.json")):
+            known = read_result(result)
+            changed = [] if known.get("identity") == self._identity(job) else ["other settings"]
+            changed += [
+                f"another base ({told})" for told in hash_changes(known.get("base_hash", {}), self.base_of(job))
+            ]
+            before = {name: judge.get("weights") for name, judge in known.get("judges", {}).items()}
+            changed += [f"another judge ({told})" for told in hash_changes(before, self.judges)]
+            if changed:
+                reasons = " and ".join(changed)
+                raise ValueError(f"{result} was made with {reasons}: remove it, or choose another output_dir")
+
+    def base_of(self, job: Job[None]) -> dict[str, str | None]:
+        """The identity of the job's base by component, its ControlNet among them where one is named."""
+        names = (Base.of(job.settings), job.settings.get("controlnet_model_name_or_path"))
+        if names not in self._bases:
+            pipe = load_pipeline(names[0])
+            hashes = {name: base_hash(getattr(pipe, name)) for name in family_of(pipe).components}
+            if names[1] is not None:
+                hashes["controlnet"] = base_hash(ControlNetModel.from_pretrained(names[1], dtype=torch.float32))
+            self._bases[names] = hashes
+        return self._bases[names]
+
+    @cached_property
+    def judges(self) -> dict[str, str]:
+        """The hash of the weights of every judge, by the names of the results."""
+        known = dict(self.task.judges)
+        known |= {} if self.clip is None else {"clip": self.clip.identity}
+        known |= {} if self.features is None else {"features": self.features.identity}
+        return {name: judge["weights"] for name, judge in known.items() if "weights" in judge}
 
     def _score(self, job: Job[None], run: Path, steps: int) -> dict[str, Any]:
         config, last = self.config, steps == self.config.eval_steps[-1]
@@ -302,10 +360,11 @@ class ControlStudy(Study[None]):
             seed=config.seed,
         )
         folder = config.output_dir / "images" / job.key / f"{steps:06d}"
-        marker, identity = folder / "identity.txt", self._identity(job)
-        if folder.exists() and not (marker.is_file() and marker.read_text() == identity):
-            if not marker.is_file() and any(folder.iterdir()):
-                raise ValueError(f"{folder} holds what no study drew: move it, or choose another output_dir")
+        marker = folder / "identity.txt"
+        if folder.exists() and not marker.is_file() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds what no study drew: move it, or choose another output_dir")
+        identity = self._mark(job)
+        if folder.exists() and not (marker.is_file() and read_bytes(marker) == identity.encode()):
             shutil.rmtree(folder)  # drawn with other settings
         write_text(marker, identity)
         pipe = load_run(run, self.device)
@@ -325,15 +384,18 @@ class ControlStudy(Study[None]):
             "samples_per_pair": scores.samples_per_pair,
             "folder": str(folder.relative_to(config.output_dir)),
             "trained_parameters": known["trained_parameters"],
-            "base_hash": known["base_hash"],
         }
 
     def _identity(self, job: Job[None]) -> str:
-        """Stands for all that a result depends on but for the base's weights."""
+        """Stands for the settings that a result depends on; :meth:`check` compares base and judges by themselves."""
         drawn = ("pairs", "curve_pairs", "samples", "num_inference_steps", "guidance_scale", "seed", "eval_steps")
         judged = ("data", "segmenter", "label_offset", "ignore_index", "clip", "fid_features")
         settings = {name: getattr(self.config, name) for name in (*drawn, *judged)} | {"training": job.settings}
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+    def _mark(self, job: Job[None]) -> str:
+        """Stands for all that a training and its pictures depend on."""
+        return f"{self._identity(job)} {self.base_of(job)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -344,4 +406,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     config = parse_config(ControlStudyConfig, arguments)
-    run_study(lambda device: ControlStudy(config, device))
+    run_study(lambda device: ControlStudy(config, device), config.shard)

@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not run_benchmark(config):
         print("other processes have jobs left; the last one to finish measures the costs")
         return
-    pipe = load_pipeline(config.base_model, "cuda" if torch.cuda.is_available() else "cpu")
+    pipe = load_pipeline(config.base, "cuda" if torch.cuda.is_available() else "cpu")
     costs = step_costs(pipe, configs, int(config.training.get("train_batch_size", 1)))
     blocks = {arm: each.n_blocks for arm, each in configs.items()}
     print(analyse(config.output_dir, all_results(config.output_dir), blocks, costs))

@@ -23,6 +23,7 @@ from ether_diffusion.metrics.distances import (
     trained_layers,
 )
 from ether_diffusion.page.text import distinct_names, markdown_table
+from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import load_pipeline, load_run
 from ether_diffusion.runs.record import read_run
 
@@ -35,22 +36,22 @@ def study(runs: Sequence[Path], device: torch.device | str = "cpu") -> dict[str,
         ValueError: a run's layers are not its base's.
     """
     found: dict[str, dict[str, Any]] = {}
-    bases: dict[str, Components] = {}
+    bases: dict[Base, Components] = {}
     for name, folder in zip(distinct_names(runs), runs, strict=True):
         run = read_run(folder)
-        if run.base not in bases:
-            bases[run.base] = components(load_pipeline(run.base, device))
+        if run.source not in bases:
+            bases[run.source] = components(load_pipeline(run.source, device))
         before: Energies = {}
         after: Energies = {}
         for component, model in components(load_run(folder, device)).items():
-            base = bases[run.base][component]
+            base = bases[run.source][component]
             if is_trained(component, model, base):
                 layers = trained_layers(model)
                 label = "" if component in DENOISERS else f"{component}."
                 for into, of, what in ((before, base, "base"), (after, model, name)):
                     into |= {f"{label}{path}": energy for path, energy in energies(of, what, layers).items()}
         facts: dict[str, Any] = {
-            "base": run.base,
+            "base": str(run.source),
             "base_hash": run.provenance.base_hash,
             "config_hash": run.provenance.config_hash,
         }

@@ -39,6 +39,7 @@ from ether_diffusion.page.pictures import picture_grid, save_picture
 from ether_diffusion.page.text import markdown_table
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.ranges import AMOUNT, COUNT
+from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline
 
 DISTANCES = (0.1, 0.2, 0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
@@ -237,6 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = Parser(description=__doc__)
     parser.add_argument("--base", default="playground", help="Hub id, folder or playground (default: %(default)s)")
+    parser.add_argument("--revision", help="branch, tag or commit of the base on the Hub")
+    parser.add_argument("--variant", help="file variant of the base, such as fp16")
     parser.add_argument("--prompts", nargs="+", required=True)
     parser.add_argument("--images_per_prompt", type=COUNT.of(int), default=4)
     parser.add_argument("--methods", nargs="+", choices=list(KINDS), default=list(KINDS))
@@ -253,12 +256,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = Asked(prompts, [generator(0, "image", number).initial_seed() for number in range(len(prompts))])
     try:
         judges = judges_of(given)
-        pipe = load_pipeline(given.base, judges.dino.device)
+        base = Base(given.base, given.revision, given.variant)
+        pipe = load_pipeline(base, judges.dino.device)
         rows, images = study(pipe, asked, judges, given.methods, given.distances, given.n_blocks, settings)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
     facts = {
-        "base": given.base,
+        "base": str(base),
         "base_hash": base_hash(denoiser_of(pipe)),
         "prompts": given.prompts,
         "n_blocks": given.n_blocks,

@@ -13,12 +13,14 @@ import numpy as np
 from PIL import Image
 
 from ether_diffusion.data.randomness import generator
-from ether_diffusion.evaluation.runner import Job
+from ether_diffusion.evaluation.runner import Job, share_of
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.images import list_images, load_image
 from ether_diffusion.metrics.judges import CLIP, DINO, LPIPS_SIZE
 from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range, check_ranges
 from ether_diffusion.registry import METHODS, MethodEntry
+from ether_diffusion.runs.base import SETTINGS as BASE_SETTINGS
+from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import Asked
 from ether_diffusion.training.config import DreamBoothConfig
 
@@ -92,7 +94,8 @@ class BenchmarkConfig:
         arms: from a name to the settings of train_dreambooth.py that make it: {"lora": {"method": "lora", "rank": 4}}.
             A list of learning rates makes one arm of each. The anchors are always scored, too: the base itself, copies
             of the references, noise and, where it is known, the truth.
-        training: settings of train_dreambooth.py that all arms share, the base model among them.
+        training: settings of train_dreambooth.py that all arms share, the base model among them, with its revision and
+            variant where it has them.
         seeds: one run for each.
         token: the rare word.
         instance_prompt: of the training; {token} and {class} stand for the subject's.
@@ -109,6 +112,8 @@ class BenchmarkConfig:
         lpips_net: alex or vgg.
         lpips_size: pixels of the squares that LPIPS compares.
         keep_runs: keep what was trained, not only the images and scores.
+        shard: do only the third of sixteen equal shares of the jobs: 3/16, from 1/16 to 16/16. Shards know nothing of
+            each other: the jobs of a cluster's array, in one folder or in folders that are copied together.
     """
 
     RANGES: ClassVar[Mapping[str, Range]] = {
@@ -143,6 +148,7 @@ class BenchmarkConfig:
     lpips_net: Literal["alex", "vgg"] = "alex"
     lpips_size: int = LPIPS_SIZE
     keep_runs: bool = False
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
@@ -156,14 +162,18 @@ class BenchmarkConfig:
                 raise ValueError(f"{where}: {', '.join(taken)} is set by the benchmark itself; leave it out")
         if isinstance(self.training.get("learning_rate"), list):
             raise ValueError("training: a list of learning rates belongs to an arm, which becomes one for each")
+        for where, settings in self.arms.items():
+            if taken := [name for name in BASE_SETTINGS if name in settings]:
+                raise ValueError(f"arm {where}: {', '.join(taken)} names a base; all arms share that of training")
         check_ranges(self, self.RANGES)
+        share_of(self.shard)
         if not self.seeds:
             raise ValueError("seeds is empty: name at least one")
 
     @property
-    def base_model(self) -> str:
+    def base(self) -> Base:
         """The base model of all arms."""
-        return str(self.training["pretrained_model_name_or_path"])
+        return Base.of(self.training)
 
     def settings_of(self, arm: str) -> dict[str, Any]:
         """All settings of an arm's training, the shared ones among them, but for what the benchmark sets itself."""
@@ -183,7 +193,12 @@ def method_of(job: Job[Subject]) -> MethodEntry:
 def settings_hash(job: Job[Subject], config: BenchmarkConfig) -> str:
     """Stands for all that its images depend on: training, references and drawing, but for the base's weights."""
     settings: dict[str, Any] = {name: getattr(config, name) for name in DRAWING}
-    settings |= {"base": config.base_model, "training": job.settings, "prompts": _training_prompts(job, config)}
+    settings |= {
+        "base": config.base.name,
+        **config.base.version,
+        "training": job.settings,
+        "prompts": _training_prompts(job, config),
+    }
     settings |= {"asked": job.subject.prompts, "references": job.subject.fingerprint}
     settings["unrelated"] = job.subject.unrelated if config.drift else ()
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]

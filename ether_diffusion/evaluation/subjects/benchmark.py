@@ -20,6 +20,7 @@ from ether_diffusion.evaluation.runner import (
     Job,
     Study,
     check_study_inputs,
+    hash_changes,
     remove_training,
     run_study,
     train,
@@ -45,10 +46,11 @@ from ether_diffusion.evaluation.subjects.summary import (
     arm_order,
     best_rates,
     primary,
+    read_result,
     summarize,
 )
 from ether_diffusion.evaluation.tables import write_summary
-from ether_diffusion.families.parts import denoiser_of
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.images import list_images
 from ether_diffusion.metrics.distances import components, mean_distances
@@ -56,6 +58,7 @@ from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.reading import read_json
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run
 from ether_diffusion.runs.folder import git_revision
 from ether_diffusion.training import dreambooth
@@ -113,6 +116,7 @@ class Bench(Study[Subject]):
         """Write the keys of all jobs, and the settings."""
         write_text(self.output_dir / JOBS, json.dumps([job.key for job in jobs], indent=1))
         settings = json.loads(json.dumps(asdict(self.config), default=str))
+        del settings["shard"]  # what every shard writes is the same
         write_text(self.output_dir / "config.yaml", yaml.safe_dump(settings))
 
     def summarize(self, jobs: Sequence[Job[Subject]]) -> tuple[str, list[str]]:
@@ -122,12 +126,12 @@ class Bench(Study[Subject]):
     @cached_property
     def base(self) -> DiffusionPipeline:
         """The base model itself, loaded when it is first needed."""
-        return load_pipeline(self.config.base_model, self.device)
+        return load_pipeline(self.config.base, self.device)
 
     @cached_property
-    def base_hash(self) -> str | None:
-        """The identity of the base's denoiser."""
-        return base_hash(denoiser_of(self.base))
+    def base_hashes(self) -> dict[str, str | None]:
+        """The identity of the base, by component."""
+        return {name: base_hash(getattr(self.base, name)) for name in family_of(self.base).components}
 
     def run_job(self, job: Job[Subject]) -> None:
         """Train, draw and score one subject, each unless it is there; the scores are written last.
@@ -139,7 +143,7 @@ class Bench(Study[Subject]):
         """
         result, run = self._path("results", job, ".json"), self._path("runs", job)
         if result.is_file():
-            known = json.loads(result.read_text())
+            known = read_result(result)
             self._check(known, result, job)
             if known.get("diverged") or known["judged_by"] == self._judged_by(job):
                 return
@@ -158,7 +162,7 @@ class Bench(Study[Subject]):
         except TrainingDivergedError as error:
             facts |= self._identity(job) | {"diverged": first_line(error), "images": []}
         else:
-            facts |= json.loads((images / "facts.json").read_text()) | self._score(job, images)
+            facts |= read_json(images / "facts.json", dict) | self._score(job, images)
         write_text(result, json.dumps(facts, default=str))
         if not self.config.keep_runs and run.exists():
             remove_training(run)
@@ -178,18 +182,20 @@ class Bench(Study[Subject]):
         return self.config.output_dir / kind / f"{job.key}{suffix}"
 
     def _identity(self, job: Job[Subject]) -> dict[str, Any]:
-        return {"settings_hash": settings_hash(job, self.config), "base_hash": self.base_hash}
+        hashes = self.base_hashes
+        own = hashes[family_of(self.base).DENOISER]
+        return {"settings_hash": settings_hash(job, self.config), "base_hash": own, "base_hashes": hashes}
 
     def _images(self, job: Job[Subject]) -> Path:
         """The folder of the job's images, drawn with what it trains if it is not there; whole or not at all."""
         folder, run = self._path("images", job), self._path("runs", job)
         if folder.is_dir():
-            self._check(json.loads((folder / "facts.json").read_text()), folder / "facts.json", job)
+            self._check(read_json(folder / "facts.json", dict), folder / "facts.json", job)
             return folder
         facts = self._identity(job)
         pipe = self.base
         if not is_anchor(job):
-            mark = "".join(map(str, facts.values()))
+            mark = f"{facts['settings_hash']} {facts['base_hashes']}"
             known = train(training_of(job, self.config, run), dreambooth.run, mark)
             facts |= {name: known[name] for name in ("trained_parameters", "seconds")}
             pipe, method = load_run(run, self.device), method_of(job)
@@ -243,10 +249,12 @@ class Bench(Study[Subject]):
 
     def _check(self, known: Mapping[str, Any], path: Path, job: Job[Subject]) -> None:
         """Refuse what is there if it was made with other settings or photos, or from another base."""
-        what = {"settings_hash": "other settings or photos", "base_hash": "another base"}
-        if changed := [what[name] for name, value in self._identity(job).items() if known[name] != value]:
-            reasons = " and ".join(changed)
-            raise ValueError(f"{path} was made with {reasons}: remove it, or choose another output_dir")
+        now, denoiser = self._identity(job), family_of(self.base).DENOISER
+        changed = [] if known.get("settings_hash") == now["settings_hash"] else ["other settings or photos"]
+        before = {**known.get("base_hashes", {}), denoiser: known.get("base_hash")}  # 0.1 recorded the denoiser's alone
+        changed += [f"another base ({told})" for told in hash_changes(before, now["base_hashes"])]
+        if changed:
+            raise ValueError(f"{path} was made with {' and '.join(changed)}: remove it, or choose another output_dir")
 
 
 @dataclass(frozen=True)
@@ -306,10 +314,10 @@ def read_benchmark(folder: Path, name: str) -> Benchmark:
     if not results or not (summary.is_file() or (folder / JOBS).is_file()):
         raise FileNotFoundError(f"{folder} holds neither a benchmark, nor a study of controls, nor a training run")
     if (folder / JOBS).is_file():
-        keys: list[str] = json.loads((folder / JOBS).read_text(encoding="utf-8"))
+        keys: list[str] = read_json(folder / JOBS, list[str])
         missing = [why_missing(folder, key) for key in keys if not (folder / "results" / f"{key}.json").is_file()]
     else:
-        missing = json.loads(summary.read_text(encoding="utf-8"))["missing"]
+        missing = read_json(summary, dict).get("missing", [])
     arms = sorted(results, key=lambda r: arm_order(r["arm"]))  # the anchors, then the methods by their names
     return Benchmark(name, folder, results, summarize(arms), missing, results[0]["judges"])
 
@@ -323,7 +331,7 @@ def run_benchmark(config: BenchmarkConfig) -> bool:
     Raises:
         SystemExit: a setting is impossible, a judge is missing, a signal came, or, in a single process, jobs failed.
     """
-    return run_study(lambda device: Bench.load(config, device))
+    return run_study(lambda device: Bench.load(config, device), config.shard)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ from ether_diffusion.playground.world import (
     write_subject,
 )
 from ether_diffusion.playground.world.captions import where_phrases, with_article
-from ether_diffusion.reading import read_yaml
+from ether_diffusion.reading import read_text, read_yaml
 
 TRUTHS, ANSWERS = 8, 4
 """Drawings of what each prompt of the playground asks for: those that pictures are compared with, and others that stand
@@ -186,7 +186,7 @@ def _dreambooth(data_dir: Path) -> list[Subject]:
     listing = data_dir / "prompts_and_classes.txt"
     if not listing.is_file():
         raise FileNotFoundError(f"{listing} is missing: it lists the classes and prompts of the DreamBooth benchmark")
-    text = listing.read_text(encoding="utf-8")
+    text = read_text(listing)
     rows = re.findall(r"^([\w-]+),([\w -]+)$", text.split("Prompts")[0], flags=re.MULTILINE)
     lists = [re.findall(r"'([^'\n]*\{0\}[^'\n]*)'", part) for part in text.split("prompt_list")[1:]]
     if len(lists) != 2 or len(rows) < 2:

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.statistics import Comparison, against_leader, mean_interval
 from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE, COPIES
 from ether_diffusion.files import write_text
+from ether_diffusion.reading import DamagedFileError, matches, read_json, shown
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,47 @@ def read_results(folder: Path, jobs: Iterable[Job[Any]]) -> tuple[list[Result], 
     for job in jobs:
         path = folder / "results" / f"{job.key}.json"
         if path.is_file():
-            results.append(json.loads(path.read_text()))
+            results.append(read_result(path))
         else:
             missing.append(job.key)
     return results, missing
 
 
+class _Recorded(TypedDict):
+    """What every result has."""
+
+    arm: str
+    learning_rate: float | None
+    subject: str
+    seed: int
+    judges: dict[str, object]
+    images: list[dict[str, object]]
+    settings_hash: NotRequired[str]
+    base_hash: NotRequired[str | None]
+    base_hashes: NotRequired[dict[str, str | None]]
+    judged_by: NotRequired[dict[str, object]]
+    diverged: NotRequired[str]
+
+
+def read_result(path: Path) -> Result:
+    """One result's file.
+
+    Raises:
+        DamagedFileError: it is no result; the message names it. Without the file its job is done again.
+    """
+    result: Result = read_json(path, _Recorded)
+    for metric in METRICS:
+        rows = result.get(metric.rows, [])
+        if not matches(rows, list[dict[str, object]]):
+            raise DamagedFileError(f"{path} is damaged: its {metric.rows} are {shown(rows)}")
+        if wrong := [row[metric.key] for row in rows if not isinstance(row.get(metric.key, 0.0), int | float)]:
+            raise DamagedFileError(f"{path} is damaged: a {metric.key} of its {metric.rows} is {shown(wrong[0])}")
+    return result
+
+
 def all_results(folder: Path) -> list[Result]:
     """All results in a benchmark's folder: subject by subject, the anchors first, by ascending learning rates."""
-    paths = sorted((folder / "results").rglob("*.json"))
-    results: list[Result] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    results: list[Result] = [read_result(path) for path in sorted((folder / "results").rglob("*.json"))]
     return sorted(results, key=lambda r: (r["subject"], arm_order(r["arm"]), r["learning_rate"] or 0.0, r["seed"]))
 
 
@@ -197,16 +229,17 @@ def best_rates(rows: list[Row]) -> list[Row]:
 
     By truth-likeness where the truth is known. DINO alone would reward copies of the references, so by DINO only rates
     count whose CLIP-T keeps :data:`KEPT_CLIP_T` of the base's; of an arm without such a rate, the one that keeps most.
+    Of equal rates the lowest, whatever the order of the rows.
     """
     metric = primary(rows)
     base = next((row["scores"].get("clip_t") for row in rows if row["arm"] == BASE), None)
     floor = KEPT_CLIP_T * base["mean"] if metric.key == "dino" and base is not None else None
 
-    def rank(row: Row) -> tuple[bool, float]:
-        clip_t = row["scores"].get("clip_t")
+    def rank(row: Row) -> tuple[bool, float, float]:
+        clip_t, lowest = row["scores"].get("clip_t"), -(row["learning_rate"] or 0.0)
         if floor is None or clip_t is None or clip_t["mean"] >= floor:
-            return True, row["scores"][metric.key]["mean"]
-        return False, clip_t["mean"]
+            return True, row["scores"][metric.key]["mean"], lowest
+        return False, clip_t["mean"], lowest
 
     best: dict[str, Row] = {}
     for row in rows:
@@ -278,7 +311,7 @@ def read_compact(path: Path) -> list[Result]:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path, dict)
     results = []
     for job in found["jobs"]:
         result = {"learning_rate": None, **job, "judges": found["shared"]["judges"]}

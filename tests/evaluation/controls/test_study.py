@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,9 @@ from ether_diffusion.evaluation.controls.pages import read_section, write_compar
 from ether_diffusion.evaluation.controls.study import ControlStudy, ControlStudyConfig, all_jobs, training_of
 from ether_diffusion.evaluation.overview import write_report
 from ether_diffusion.evaluation.tables import ONE_SEED, control_rates_table, controls_table, steps_caption
+from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
+from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.private import forget_accelerator
 from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
 from ether_diffusion.runs.record import read_run
@@ -178,6 +181,56 @@ def test_the_program_tells_differences(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit, match="made with other settings"):
         control_study.main([*flags, "--eval_steps=[1, 2]"])
     assert (tmp_path / "study" / "study.json").read_text() == outline
+
+
+def test_results_from_another_base_or_by_other_judges_are_refused_by_name(
+    tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(base_folder, tmp_path / "base")
+    training = {**TRAINING, "pretrained_model_name_or_path": str(tmp_path / "base"), "resolution": 64}
+    config = study_of(tmp_path / "study", training=training, arms={"a": {"method": "none"}}, eval_steps=[1])
+    run(config)
+    path = tmp_path / "study" / "results" / "a" / "seed-0" / "000001.json"
+    old = json.loads(path.read_text())
+    run(config)
+    tiny_pipeline(seed=1).save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=f"another base .unet {old['base_hash']['unet']} → ") as told:
+        run(config)
+    assert f"another base (text_encoder {old['base_hash']['text_encoder']} → " in str(told.value)
+    path.write_text(json.dumps({key: value for key, value in old.items() if key not in ("base_hash", "judges")}))
+    run(config)  # as an older version wrote it: nothing contradicts
+    path.write_text(json.dumps(old | {"base_hash": {}}))
+    known = old["judges"]["segmenter"]["weights"]
+    original = Segmenter.__init__
+
+    def changed(segmenter: Segmenter, *arguments: Any) -> None:
+        original(segmenter, *arguments)
+        segmenter.identity = {**segmenter.identity, "weights": "0123"}
+
+    monkeypatch.setattr(Segmenter, "__init__", changed)
+    with pytest.raises(ValueError, match=f"was made with another judge .segmenter {known} → 0123"):
+        run(config)
+
+
+def test_independent_shards_give_the_results_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arms = {"ETHER": {"method": "ether", "learning_rate": [1e-2, 1e-3]}, "encoder alone": {"method": "none"}}
+    settings = {"training": TRAINING, "arms": arms, "eval_steps": [1], "pairs": 2, "samples": 1}
+    recipe = tmp_path / "study.yaml"
+    recipe.write_text(json.dumps(settings | {"num_inference_steps": 2, "compare_with": ["encoder alone"]}))
+    control_study.main(["--config", str(recipe), "--output_dir", str(tmp_path / "one")])
+    for shard in ("2/2", "1/2"):
+        control_study.main(["--config", str(recipe), "--output_dir", str(tmp_path / "split"), "--shard", shard])
+
+    def results(folder: Path) -> dict[str, Any]:
+        found = {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        assert len(list(folder.glob("results/*/*/*.json"))) == 3
+        return found
+
+    one, split = results(tmp_path / "one"), results(tmp_path / "split")
+    assert split.keys() == one.keys()
+    assert [name for name in one if one[name] != split[name]] == []
+    with pytest.raises(SystemExit, match="shard is '3/2'"):
+        control_study.main(["--config", str(recipe), "--output_dir", str(tmp_path / "split"), "--shard", "3/2"])
 
 
 def test_a_diverged_arm_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

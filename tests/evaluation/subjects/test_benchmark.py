@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,10 +37,13 @@ from ether_diffusion.evaluation.subjects.arms import (
 )
 from ether_diffusion.evaluation.subjects.benchmark import Bench
 from ether_diffusion.evaluation.subjects.protocols import Subject
+from ether_diffusion.evaluation.subjects.summary import all_results
 from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.metrics.backbones import Picture, as_rgb
 from ether_diffusion.metrics.scoring import Judges
+from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.private import forget_accelerator
+from ether_diffusion.reading import DamagedFileError
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run
 from ether_diffusion.training import dreambooth, loop
 from ether_diffusion.training.loop import TrainingInterruptedError
@@ -342,7 +347,84 @@ def test_results_from_another_base_are_not_mixed_in(config: BenchmarkConfig, dog
     assert run_jobs([job], config, judges()) == {}
     path = config.output_dir / "results" / f"{job.key}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_hash": "0123"}))
-    assert "another base" in run_jobs([job], config, judges())[job.key]
+    told = run_jobs([job], config, judges())[job.key]
+    assert "another base (unet 0123 → " in told
+
+
+def test_another_text_encoder_is_another_base(
+    config: BenchmarkConfig, dog: Subject, base_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(base_folder, tmp_path / "base")
+    config.training["pretrained_model_name_or_path"] = str(tmp_path / "base")
+    job = jobs_of(config, [dog])[0]
+    assert run_jobs([job], config, judges()) == {}
+    old = rows_of(config, job)
+    tiny_pipeline(seed=1).text_encoder.save_pretrained(tmp_path / "base" / "text_encoder")
+    told = run_jobs([job], config, judges())[job.key]
+    assert f"another base (text_encoder {old['base_hashes']['text_encoder']} → " in told
+    path = config.output_dir / "results" / f"{job.key}.json"
+    del old["base_hashes"]  # as 0.1 wrote it
+    path.write_text(json.dumps(old))
+    assert run_jobs([job], config, judges()) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "is damaged"),
+        ("[]", "expected settings and facts by name"),
+        ('{"arm": 5}', "its arm is 5"),
+        ('{"arm": "base"}', "it has no learning_rate"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_damaged_result_is_named(content: str, reason: str, config: BenchmarkConfig, dog: Subject) -> None:
+    job = jobs_of(config, [dog])[0]
+    path = config.output_dir / "results" / f"{job.key}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    told = run_jobs([job], config, judges())[job.key]
+    assert told.startswith(f"DamagedFileError: {path} is damaged")
+    assert reason in told
+    with pytest.raises(DamagedFileError, match=re.escape(str(path))):
+        all_results(config.output_dir)
+
+
+def test_a_base_belongs_to_all_arms() -> None:
+    with pytest.raises(ValueError, match="arm mine: revision names a base; all arms share that of training"):
+        BenchmarkConfig(
+            Path("x"), arms={"mine": {"revision": "v1"}}, training={"pretrained_model_name_or_path": "owner/base"}
+        )
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_independent_shards_give_the_folder_of_one_run(
+    shards: int, config: BenchmarkConfig, dog: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(own: BenchmarkConfig, device: torch.device) -> Bench:
+        return Bench(own, [dog], judges(), CPU)
+
+    monkeypatch.setattr(Bench, "load", load)
+    assert benchmark.run_benchmark(config)
+    split = tmp_path / "split"
+    finished = []
+    for shard in range(shards, 0, -1):  # in any order, from nothing but the same command
+        finished.append(benchmark.run_benchmark(replace(config, output_dir=split, shard=f"{shard}/{shards}")))
+    assert finished == [False] * (shards - 1) + [True]
+
+    def content(folder: Path) -> dict[str, Any]:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): comparable(path) for path in files}
+
+    def comparable(path: Path) -> Any:
+        if path.suffix != ".json":
+            return path.read_bytes().replace(str(split).encode(), str(config.output_dir).encode())
+        value = json.loads(path.read_text())
+        return {key: each for key, each in value.items() if key != "seconds"} if isinstance(value, dict) else value
+
+    one, union = content(config.output_dir), content(split)
+    assert union.keys() == one.keys()
+    assert [name for name in one if one[name] != union[name]] == []
 
 
 def test_a_signal_ends_the_benchmark_and_the_training_goes_on_from_its_checkpoint(
@@ -430,7 +512,7 @@ def test_every_method_is_loaded_as_it_was_trained(
     pipe.unet.config.sample_size = 32 // pipe.vae_scale_factor
     again = np.asarray(next(draw(pipe, asked, **arguments))).astype(int)  # type: ignore[arg-type]
     assert np.abs(again - sample).max() <= 1
-    base = load_pipeline(config.base_model)
+    base = load_pipeline(config.base)
     base.unet.config.sample_size = pipe.unet.config.sample_size
     before = np.asarray(next(draw(base, asked, **arguments))).astype(int)  # type: ignore[arg-type]
     assert np.abs(before - sample).max() > 3
