@@ -38,6 +38,10 @@ class AuraFlow(FlowTransformer):
         embeds, *_ = self.encode_text(prompts, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds}
 
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        return {"prompt_embeds": self.zeros(batch, self.length, self.denoiser.config.joint_attention_dim)}
+
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Latents as they are; the time is σ."""
         return {

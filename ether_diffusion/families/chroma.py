@@ -37,6 +37,11 @@ class Chroma(FlowTransformer):
         embeds, _, mask, *_ = self.encode_text(prompts, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        embeds = self.zeros(batch, self.length, self.denoiser.config.joint_attention_dim)
+        return {"prompt_embeds": embeds, "prompt_attention_mask": torch.ones_like(embeds[..., 0])}
+
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Tokens with their places, and a mask of all tokens; the time is σ."""
         embeds, (height, width), tokens = prompts["prompt_embeds"], noisy.shape[-2:], to_tokens(noisy)

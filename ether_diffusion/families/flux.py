@@ -41,6 +41,14 @@ class Flux(FlowTransformer):
         """prompt_embeds and pooled_prompt_embeds: guidance is an input here."""
         return dict(self.encode_prompts(prompts))
 
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        config = self.denoiser.config
+        return {
+            "prompt_embeds": self.zeros(batch, self.length, config.joint_attention_dim),
+            "pooled_prompt_embeds": self.zeros(batch, config.pooled_projection_dim),
+        }
+
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Tokens with their places; the time is σ."""
         embeds, (height, width) = prompts["prompt_embeds"], noisy.shape[-2:]

@@ -55,6 +55,10 @@ class Flux2(PatchLatents):
             found["negative_prompt_embeds"] = self.encode_prompts([""] * len(prompts))["prompt_embeds"]
         return found
 
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        return {"prompt_embeds": self.zeros(batch, self.length, self.denoiser.config.joint_attention_dim)}
+
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Tokens with their places on four axes; the time is σ."""
         embeds, (rows, columns), batch = prompts["prompt_embeds"], noisy.shape[-2:], len(noisy)

@@ -71,6 +71,16 @@ class HiDream(FlowTransformer):
         llama = [key for key in encoded[0] if "llama3" in key]
         return found | {key: torch.cat([each[key] for each in encoded], 1) for key in llama}
 
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        config = self.denoiser.config
+        of_t5, of_llama = config.caption_channels
+        return {
+            "prompt_embeds_t5": self.zeros(batch, self.length, of_t5),
+            "prompt_embeds_llama3": self.zeros(batch, len(config.llama_layers), self.length, of_llama),
+            "pooled_prompt_embeds": self.zeros(batch, config.text_emb_dim),
+        }
+
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Latents as they are, the layers of Llama before the batch; the time is 1000 σ."""
         return {

@@ -56,11 +56,6 @@ class Ideogram4(PatchLatents):
         patches = drawn.float().transpose(1, 2).unflatten(2, size) * deviation + mean
         return F.pixel_shuffle(patches.unflatten(1, (PATCH**2, -1)).transpose(1, 2).flatten(1, 2), PATCH)
 
-    @property
-    def length(self) -> int:
-        """Tokens of the padded prompt."""
-        return self.settings.max_sequence_length or self.LENGTH
-
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds: of each prompt (its tokens, features), layers of the language model side by side."""
         length = self.length
@@ -75,6 +70,11 @@ class Ideogram4(PatchLatents):
     def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
         """The prompts themselves: the pipeline takes nothing else."""
         return {"prompt": list(prompts)}
+
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        width = self.denoiser.config.llm_features_dim
+        return {"prompt_embeds": [self.zeros(self.length, width) for _ in range(batch)]}
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """One sequence: padding, the prompt, the picture; the time is 1 - σ."""

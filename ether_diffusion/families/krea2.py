@@ -52,6 +52,14 @@ class Krea2(VideoLatents):
         empty = self.encode_prompts([""] * len(prompts))
         return {**self.encode_prompts(prompts), **{f"negative_{key}": value for key, value in empty.items()}}
 
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        config, pipe = self.denoiser.config, self.pipe
+        said = len(self.tokenizers["text_encoder"](pipe.prompt_template_encode_suffix).input_ids)
+        end = said - int(pipe.prompt_template_encode_num_suffix_tokens)  # none with the tokenizer of the base
+        embeds = self.zeros(batch, self.length + end, config.num_text_layers, config.text_hidden_dim)
+        return {"prompt_embeds": embeds, "prompt_embeds_mask": torch.ones_like(embeds[..., 0, 0], dtype=torch.bool)}
+
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Tokens, the places of those of the prompt and of the picture, and a mask of the prompt; the time is σ."""
         embeds, (height, width) = prompts["prompt_embeds"], noisy.shape[-2:]

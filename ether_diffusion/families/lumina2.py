@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ether_diffusion.families.flow import Size
@@ -41,6 +42,11 @@ class Lumina2(FlowTransformer):
         """prompt_embeds (batch, tokens, features) and their mask (batch, tokens), 1 where the prompt is."""
         embeds, mask, *_ = self.encode_text(prompts, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        embeds = self.zeros(batch, self.length, self.denoiser.config.cap_feat_dim)
+        return {"prompt_embeds": embeds, "prompt_attention_mask": torch.ones_like(embeds[..., 0], dtype=torch.long)}
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Latents as they are; the time is 1 - σ."""

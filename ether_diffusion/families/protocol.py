@@ -219,6 +219,14 @@ class Family(ABC):
         """Several of :meth:`encode_for_drawing`, side by side."""
         return {key: _joined([each[key] for each in encoded]) for key in encoded[0]}
 
+    @abstractmethod
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the shapes that :meth:`encode_prompts` gives for the longest prompts, without any text encoder."""
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Zeros on the denoiser's device and in its dtype."""
+        return torch.zeros(shape, device=self.device, dtype=self.denoiser.dtype)
+
     def encode_prompt(self, prompt: str) -> dict[str, Tensor]:
         """One prompt, without the batch dimension."""
         return {key: value[0].contiguous() for key, value in self.encode_prompts([prompt]).items()}

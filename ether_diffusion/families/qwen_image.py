@@ -48,6 +48,11 @@ class QwenImage(VideoLatents):
             for key in encoded[0]
         }
 
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        embeds = self.zeros(batch, self.length, self.denoiser.config.joint_attention_dim)
+        return {"prompt_embeds": embeds, "prompt_embeds_mask": torch.ones_like(embeds[..., 0], dtype=torch.long)}
+
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Tokens, and the shape that they have as a picture; the time is σ."""
         mask, (height, width) = prompts["prompt_embeds_mask"], noisy.shape[-2:]

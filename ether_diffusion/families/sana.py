@@ -82,6 +82,11 @@ class Sana(FlowTransformer):
         """With the instruction that the pipeline puts before each prompt."""
         return super().encode_text(prompts, complex_human_instruction=self.instruction, **settings)
 
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        embeds = self.zeros(batch, self.length, self.denoiser.config.caption_channels)
+        return {"prompt_embeds": embeds, "prompt_attention_mask": torch.ones_like(embeds[..., 0], dtype=torch.long)}
+
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Latents as they are; the time is 1000 σ times a number of the base."""
         return {

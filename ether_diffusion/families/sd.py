@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from ether_diffusion.families.ddpm import DiffusionFamily
-from ether_diffusion.families.protocol import Prompts
+from ether_diffusion.families.protocol import CLIP_LENGTH, Prompts
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -49,6 +49,10 @@ class StableDiffusion(DiffusionFamily):
             for t in self.tokenizers.values()
         ]
         return {"tokens": tokens}
+
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        return {"prompt_embeds": self.zeros(batch, CLIP_LENGTH, self.denoiser.config.cross_attention_dim)}
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """sample, timestep and encoder_hidden_states."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ether_diffusion.families.protocol import Prompts
+from ether_diffusion.families.protocol import CLIP_LENGTH, Prompts
 from ether_diffusion.families.transformer import FlowTransformer
 
 
@@ -38,6 +38,14 @@ class StableDiffusion3(FlowTransformer):
     def encode_text(self, prompts: Sequence[str], **settings: Any) -> Any:
         """All text encoders are given the same prompts."""
         return super().encode_text(prompts, prompt_2=None, prompt_3=None, **settings)
+
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        config = self.denoiser.config
+        return {
+            "prompt_embeds": self.zeros(batch, CLIP_LENGTH + self.length, config.joint_attention_dim),
+            "pooled_prompt_embeds": self.zeros(batch, config.pooled_projection_dim),
+        }
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Latents as they are; the time is 1000 σ."""

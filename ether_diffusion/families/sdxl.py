@@ -14,6 +14,9 @@ from ether_diffusion.families.sd import StableDiffusion
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+SIZES = 6
+"""Numbers of the sizes that the UNet is told: original size, crop corner, target size."""
+
 
 class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL (arXiv 2307.01952)."""
@@ -47,6 +50,12 @@ class StableDiffusionXL(StableDiffusion):
         found = self.pipe.encode_prompt(list(prompts), device=self.text_device, do_classifier_free_guidance=True)
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         return dict(zip(names, found, strict=True))
+
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        config = self.denoiser.config
+        pooled = config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
+        return {**super().blank_prompts(batch), "pooled_prompt_embeds": self.zeros(batch, pooled)}
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Beside those of Stable Diffusion the pooled prompt and six sizes."""

@@ -127,6 +127,12 @@ class FlowTransformer(Family):
             prompt=list(prompts), device=self.text_device, max_sequence_length=self.max_sequence_length, **settings
         )
 
+    @property
+    def length(self) -> int:
+        """Tokens that prompts are cut and padded to."""
+        assert self.max_sequence_length is not None, "every flow transformer has a length"
+        return self.max_sequence_length
+
     def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
         """What the pipeline's ``encode_prompt`` gives with guidance, under the names of :attr:`ENCODED`."""
         found = self.encode_text(prompts, do_classifier_free_guidance=True)

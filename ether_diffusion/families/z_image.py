@@ -48,6 +48,10 @@ class ZImage(FlowTransformer):
         """As a list, each of its own length."""
         return {"prompt_embeds": [each["prompt_embeds"] for each in encoded]}
 
+    def blank_prompts(self, batch: int) -> Prompts:
+        """Zeros of the longest prompts' shapes."""
+        return {"prompt_embeds": [self.zeros(self.length, self.denoiser.config.cap_feat_dim) for _ in range(batch)]}
+
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Lists of videos of one frame and of prompts; the time is 1 - σ."""
         return {

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from families.tiny import DIFFUSION, FLOW, build, drawn_size, family_in_test
 
 from ether_diffusion.families.protocol import Family
+from ether_diffusion.families.settings import FamilySettings
 
 PROMPTS = ["a red dog", "two blue cats on a beach"]
 SIZE = (32, 48)
@@ -226,3 +227,17 @@ def test_the_time_that_is_told_is_the_documented(name: str) -> None:
         "1000 σ · timestep_scale": 1000 * scale * times,
     }
     torch.testing.assert_close(found, documented[family.TIME])
+
+
+@pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])
+@torch.no_grad()
+def test_blank_prompts_have_the_shapes_of_long_ones(name: str) -> None:
+    family = family_in_test(build(name), max_sequence_length=None if name in ("sd", "sdxl", "ideogram4") else 12)
+    prompt = "abcdefghijklmnopqrstuvwxyz" * 3
+    if name == "ideogram4":  # which cuts none
+        family.settings = FamilySettings(max_sequence_length=len(family.encode_prompt(prompt)["prompt_embeds"]))
+    blank, long = family.blank_prompts(2), family.encode_prompts([prompt] * 2)
+    assert blank.keys() == long.keys()
+    for key, value in blank.items():
+        for mine, theirs in zip(value, long[key], strict=True):
+            assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
