@@ -82,6 +82,8 @@ class Family(ABC):
     """Path of the denoiser's first layer, after which a control is added; None where no single layer makes the grid."""
     CHECKPOINTING: ClassVar[str | None] = None
     """Why gradient checkpointing would change what the denoiser answers, None where it does not."""
+    CONTROL_TARGETS: ClassVar[str] = "attention+mlp"
+    """What the method acts on in a training with a control, unless it is told otherwise."""
     SAMPLER: ClassVar[str] = "base"
     """Scheduler of diffusers for sample grids, base for the base's own."""
     STEPS: ClassVar[int]
@@ -241,7 +243,7 @@ class Family(ABC):
         def place(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, dtype if value.is_floating_point() else None)
-            return [place(each) for each in value]
+            return None if value is None else [place(each) for each in value]
 
         return {key: place(value) for key, value in prompts.items()}
 

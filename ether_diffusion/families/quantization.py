@@ -36,8 +36,7 @@ def quantize(denoiser: ModelMixin, kind: Quantization, device: torch.device) -> 
             storage_dtype=torch.float8_e4m3fn, compute_dtype=denoiser.dtype, skip_modules_classes=(nn.Conv2d,)
         )
         return
-    linears = [path for path, module in denoiser.named_modules() if type(module) is nn.Linear]
-    paths = [path for path in linears if _in_blocks(denoiser, path)]
+    paths = [path for path, _ in denoiser.named_modules() if is_quantizable(denoiser, path)]
     if not paths:
         name = type(denoiser).__name__
         raise ValueError(f"{name} has no Linear in its blocks to quantise: leave out base_quantization")
@@ -48,10 +47,12 @@ def quantize(denoiser: ModelMixin, kind: Quantization, device: torch.device) -> 
         setattr(denoiser.get_submodule(parent), name, _quantized(linear, kind, dtype).to(device))
 
 
-def _in_blocks(denoiser: nn.Module, path: str) -> bool:
-    """Whether a module is in one of the model's lists of blocks: embeddings and the last layer are not."""
+def is_quantizable(denoiser: nn.Module, path: str) -> bool:
+    """Whether a module is a Linear in one of the model's lists of blocks: embeddings and the last layer are not."""
     parts = path.split(".")
-    return any(isinstance(denoiser.get_submodule(".".join(parts[:n])), nn.ModuleList) for n in range(1, len(parts)))
+    return type(denoiser.get_submodule(path)) is nn.Linear and any(
+        isinstance(denoiser.get_submodule(".".join(parts[:n])), nn.ModuleList) for n in range(1, len(parts))
+    )
 
 
 def _quantized(linear: nn.Linear, kind: Quantization, dtype: torch.dtype) -> nn.Module:

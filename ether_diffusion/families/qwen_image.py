@@ -51,7 +51,7 @@ class QwenImage(VideoLatents):
     def blank_prompts(self, batch: int) -> Prompts:
         """Zeros of the longest prompts' shapes."""
         embeds = self.zeros(batch, self.length, self.denoiser.config.joint_attention_dim)
-        return {"prompt_embeds": embeds, "prompt_embeds_mask": torch.ones_like(embeds[..., 0], dtype=torch.long)}
+        return {"prompt_embeds": embeds, "prompt_embeds_mask": None}  # all have the same length
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Tokens, and the shape that they have as a picture; the time is σ."""
@@ -60,7 +60,7 @@ class QwenImage(VideoLatents):
             "hidden_states": to_tokens(noisy),
             "timestep": (1000 * times).to(noisy.dtype) / 1000,
             "guidance": self.guidance(noisy),
-            "encoder_hidden_states_mask": None if mask.all() else mask,
+            "encoder_hidden_states_mask": None if mask is None or mask.all() else mask,
             "encoder_hidden_states": prompts["prompt_embeds"],
             "img_shapes": [[(1, height // PATCH, width // PATCH)]] * len(noisy),
             "attention_kwargs": {},

@@ -23,6 +23,7 @@ class StableDiffusion(DiffusionFamily):
     DERIVED: ClassVar[tuple[str, ...]] = ("StableDiffusionControlNetPipeline", "StableDiffusionControlPipeline")
     DENOISER = "unet"
     CONTROL_PLACE = "conv_in"
+    CONTROL_TARGETS = "attention+geglu"  # the paper's
     SAMPLER = "DPMSolverMultistepScheduler"
     STEPS = 25
     GUIDANCE = 7.5

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -67,6 +69,42 @@ def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
         if isinstance(component, nn.Module):
             component.requires_grad_(False)
     return pipe
+
+
+def describe_base(base: BaseSection, mixed_precision: str) -> Family:
+    """The base's family around its parts on the meta device, from their settings alone: no weight is read.
+
+    Raises:
+        BaseModelError: nothing is found under that name, or no family trains it.
+    """
+    name = base_folder(base.pretrained_model_name_or_path)
+    source = {"revision": base.revision} if base.revision else {}
+    try:
+        index = DiffusionPipeline.load_config(name, **source)
+        family = _family(name, str(index.get("_class_name")))
+        _check_chosen(family, base.chosen)
+        without = {*family.UNUSED, *parts_without(index)}
+        parts: dict[str, Any] = dict.fromkeys(family.TEXT_ENCODERS)
+        for part in (family.DENOISER, "vae", *family.TEXT_ENCODERS):
+            if part in index and part not in without:
+                parts[part] = _described(name, part, *index[part], **source)
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
+        raise BaseModelError(_not_found(name, error)) from error
+    parts[family.DENOISER].to(DTYPES[mixed_precision])
+    return family(cast(DiffusionPipeline, SimpleNamespace(config=index, **parts)))
+
+
+def _described(name: str, part: str, library: str, kind: str, **source: str) -> nn.Module:
+    """A part of a base with the sizes that its settings say, on the meta device."""
+    package = importlib.import_module(library)
+    found: Any = getattr(package, kind)
+    with torch.device("meta"):
+        if library == "transformers":
+            settings = package.AutoConfig.from_pretrained(name, subfolder=part, **source)
+            module: nn.Module = found(settings)
+        else:
+            module = found.from_config(found.load_config(name, subfolder=part, **source))
+    return module
 
 
 def _without(index: dict[str, Any], family: type[Family]) -> dict[str, Any]:

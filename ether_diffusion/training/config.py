@@ -41,6 +41,7 @@ class TrainingConfig:
         revision: branch, tag or commit of the base on the Hub.
         variant: file variant of the base, such as fp16.
         output_dir: the run folder.
+        dry_run: print what memory a training step takes, computed from the base's settings, and leave.
         overwrite: start anew in a run folder that already holds a run; what that run wrote is removed, nothing else.
         resume: continue the run in output_dir: "latest", "latest-good" (the newest that is not
             damaged), or the name of one of its checkpoints.
@@ -153,6 +154,7 @@ class TrainingConfig:
     output_dir: Path
     revision: str | None = None
     variant: str | None = None
+    dry_run: bool = False
     overwrite: bool = False
     resume: str | None = None
     seed: int = 0
@@ -337,6 +339,7 @@ class TrainingConfig:
 NOT_OF_THE_RESULT = frozenset(
     {
         "output_dir",
+        "dry_run",
         "overwrite",
         "resume",
         "dataloader_num_workers",

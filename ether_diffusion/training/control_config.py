@@ -48,7 +48,7 @@ class ControlConfig(TrainingConfig):
         num_validation_pairs: how many pairs to take for the sample grids where validation_image is not given.
     """
 
-    targets: list[str] | str = "attention+geglu"
+    targets: list[str] | str | None = None  # type: ignore[assignment]
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **TrainingConfig.RANGES,

@@ -33,7 +33,8 @@ from ether_diffusion.runs.folder import (
 from ether_diffusion.runs.lock import held
 from ether_diffusion.runs.outputs import check_outputs
 from ether_diffusion.runs.written import begin_record, check_inputs
-from ether_diffusion.training.base_model import BaseModelError, load_base
+from ether_diffusion.training import memory
+from ether_diffusion.training.base_model import BaseModelError, describe_base, load_base
 from ether_diffusion.training.config import TrainingConfig
 from ether_diffusion.training.loop import TrainingDivergedError, TrainingInterruptedError
 from ether_diffusion.training.samples import scheduler_class
@@ -58,6 +59,10 @@ def run_program(config: Config, run: Callable[[Config], Path]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("ether_diffusion").setLevel(logging.INFO)
     try:
+        if config.dry_run:
+            base = describe_base(config.section(BaseSection), config.mixed_precision or "no")
+            print(memory.report(base, replace(config, targets=config.targets or base.CONTROL_TARGETS)))
+            return
         report = run(config)
     except (BaseModelError, ImportError, OSError, ValueError, TrainingDivergedError) as error:
         logger.debug("traceback", exc_info=True)
@@ -156,6 +161,7 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
         mixed_precision=accelerator.mixed_precision,
         resolution=config.resolution or family.native_resolution,
         learning_rate=config.resolved_learning_rate,
+        targets=family.CONTROL_TARGETS if config.targets is None else config.targets,
         sampler=config.sampler or family.SAMPLER,
         num_inference_steps=config.num_inference_steps or family.STEPS,
         guidance_scale=family.GUIDANCE if config.guidance_scale is None else config.guidance_scale,

@@ -40,9 +40,15 @@ class AdapterSection:
     seed: int
     train_text_encoder: bool
 
-    def ether_config(self) -> EtherConfig:
-        """The same for an adapter of this library."""
-        return EtherConfig(self.entry.name, self.n_blocks, self.two_sided, self.target_patterns, self.seed)
+    def targets_of(self, component: str) -> str | tuple[str, ...]:
+        """The projections of a component: text encoders, which have no GEGLU, are without it what the denoiser is."""
+        if component.startswith("text_encoder") and self.target_patterns == "attention+geglu":
+            return "attention"
+        return self.target_patterns
+
+    def ether_config(self, component: str = "") -> EtherConfig:
+        """The same for an adapter of this library, on that component."""
+        return EtherConfig(self.entry.name, self.n_blocks, self.two_sided, self.targets_of(component), self.seed)
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,9 @@ def check_trainables(components: Components, section: AdapterSection) -> None:
         return
     for component, module in components.items():
         try:
-            targets = find_targets(module, section.target_patterns)
+            targets = find_targets(module, section.targets_of(component))
             if section.entry.is_own:
-                check_blocks(targets, section.ether_config())
+                check_blocks(targets, section.ether_config(component))
         except ValueError as error:
             raise ValueError(f"{component}: {error}") from None
 
@@ -137,7 +137,7 @@ def save_adapter(pipe: DiffusionPipeline, name: str, base_model: str, folder: Pa
 
 
 def _ether(component: str, module: nn.Module, section: AdapterSection, name: str) -> Trainable:
-    adapter = attach(module, section.ether_config(), name)
+    adapter = attach(module, section.ether_config(component), name)
     host = adapter.host
     return Trainable(component, adapter, None if host is None else host.enable, name)
 
@@ -155,7 +155,7 @@ def _peft(
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     prefix = "text_model." if hasattr(module, "text_model") else ""
-    names = [prefix + target.path for target in find_targets(module, section.target_patterns)]
+    names = [prefix + target.path for target in find_targets(module, section.targets_of(component))]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(section.seed)
         peft.inject_adapter_in_model(build(names), module, ADAPTER_NAME)

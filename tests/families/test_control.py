@@ -33,7 +33,6 @@ SETTINGS: dict[str, Any] = {
     "condition": "image",
     "learning_rate": 0.02,
     "encoder_lr": 0.5,
-    "targets": "attention",
     "num_validation_images": 1,
     "num_validation_pairs": 1,
 }

@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {
     "output_dir": "runs/cat",
     "revision": "main",
     "variant": "fp16",
+    "dry_run": True,
     "overwrite": True,
     "resume": "latest",
     "seed": 3,
