@@ -251,6 +251,29 @@ def fused_linears() -> str:
     return markdown_table(heads, rows, text_columns=(0, 1, 2, 3, 4))
 
 
+def memory() -> str:
+    """Computed memory of a training step by base."""
+    rows = []
+    for base, found in load("memory").items():
+        sizes = [found["base"]["bf16"], found["base"]["nf4"], found["trained"], *found["activations"].values()]
+        least = found["base"]["nf4"] + found["trained"] + found["activations"]["1024 checkpointed"]
+        cells = [f"{size / 2**30:.2f}" for size in (*sizes, least)]
+        rows.append([base, f"{found['parameters'] / 1e9:.2f} B", *cells])
+    heads = [
+        "base",
+        "parameters",
+        "bf16",
+        "nf4",
+        "trained",
+        "512 px",
+        "512 px, checkpointed",
+        "1024 px",
+        "1024 px, checkpointed",
+        "least at 1024 px",
+    ]
+    return markdown_table(heads, rows, text_columns=(0,))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "method-parameters": method_parameters,
     "step-costs": step_costs,
@@ -263,6 +286,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "coverage": coverage,
     "families": families,
     "targets": targets,
+    "memory": memory,
     "fused-linears": fused_linears,
 }
 

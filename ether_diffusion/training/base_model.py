@@ -90,7 +90,7 @@ def describe_base(base: BaseSection, mixed_precision: str) -> Family:
                 parts[part] = _described(name, part, *index[part], **source)
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
         raise BaseModelError(_not_found(name, error)) from error
-    parts[family.DENOISER].to(DTYPES[mixed_precision])
+    nn.Module.to(parts[family.DENOISER], DTYPES[mixed_precision])
     return family(cast(DiffusionPipeline, SimpleNamespace(config=index, **parts)))
 
 

@@ -201,7 +201,7 @@ def table(plans: dict[str, Plan]) -> str:
             name,
             f"{each.parameters / 1e9:.2f} B",
             *(f"{size / GIBIBYTE:.2f}" for size in (each.base, each.trained, each.optimizer, each.activations)),
-            f"{each.total / GIBIBYTE:.1f}",
+            f"{each.total / GIBIBYTE:.2f}",
         ]
         for name, each in plans.items()
     ]
