@@ -107,7 +107,7 @@ def test_switching_adapters_and_strengths_traces_nothing_again(compiled: Compile
     assert counter.frame_count == warm
 
 
-@HOW
+@pytest.mark.parametrize("compiled", [whole, parts])
 def test_compiled_code_follows_what_is_done_to_vectors_and_weights(compiled: Compiled) -> None:
     base_model, host = build("ether_plus", "naive")
     twin, other = build("ether_plus", "naive")
