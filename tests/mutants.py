@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import gc
 import json
 import os
 import random
@@ -34,11 +35,9 @@ from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
-import peft  # noqa: F401
 import pytest
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator
-from diffusers import StableDiffusionXLPipeline  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 TARGET = "ether_diffusion/core"
@@ -155,6 +154,21 @@ def in_order(tests: set[str], file: str) -> list[str]:
     return sorted(nodes, key=lambda node: (SLOW in node, f"test_{Path(file).stem}.py" not in node, node))
 
 
+def import_libraries(folder: Path) -> None:
+    """Import all that the package imports, so that the forks of this process need to import the package alone."""
+    sys.path.insert(0, str(folder))
+    import hypothesis  # noqa: F401
+    import peft  # noqa: F401
+    from diffusers import StableDiffusionXLPipeline  # noqa: F401
+
+    import ether_diffusion.playground.tiny  # noqa: F401
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ether_diffusion"]:
+        del sys.modules[name]
+    sys.path.remove(str(folder))
+    gc.freeze()  # so that memory stays shared
+
+
 def pytest_code(folder: Path, words: list[str], limit: float) -> tuple[int | None, str]:
     """Exit status and output of pytest in a fork of this process, which has imported what takes long; None if late."""
     output = folder / "output.txt"
@@ -230,6 +244,7 @@ def main() -> None:
         places, rng = all_mutants(folder), random.Random(options.seed)
         sample = [rng.choice(variants) for variants in rng.sample(places, min(options.count, len(places)))]
         tests = covering(folder)
+        import_libraries(folder)
         for number, mutant in enumerate(sample, 1):
             known = done.get(mutant.key())
             if known is None or (options.survivors and known.outcome == "survived"):

@@ -62,8 +62,8 @@ def vectors(adapter: Adapter) -> dict[str, Tensor]:
     return {key.removeprefix("proj."): parameter for key, parameter in adapter.named_parameters()}
 
 
-def tokens(dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(2, 5, IN, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
+def tokens(dtype: torch.dtype = torch.float64, count: int = 5) -> Tensor:
+    return torch.randn(2, count, IN, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
 
 
 def oracle(model: OneLinear, x: Tensor, strengths: dict[Adapter, float]) -> Tensor:
@@ -134,6 +134,7 @@ def test_a_frozen_weight_gets_no_gradient_and_vectors_do(kind: str) -> None:
 MIXTURES = {
     "one input-sided": [("ether", 0.6)],
     "two input-sided": [("ether", 1.0), ("one_sided", 0.5)],
+    "two input-sided, one below 0": [("ether", -0.5), ("one_sided", 0.8)],
     "three input-sided": [("ether", -0.5), ("naive", 0.3), ("one_sided", 1.0)],
     "two-sided below 1": [("ether_plus", 0.7)],
     "two-sided above 1": [("ether_plus", 1.5)],
@@ -145,6 +146,7 @@ MIXTURES = {
 @pytest.mark.parametrize("mixture", MIXTURES)
 @ARITHMETIC
 def test_mixtures_add_their_delta_weights(mixture: str, bias: bool, dtype: torch.dtype) -> None:
+    """Of few tokens and of many, which are taken another way if all parts are reflections."""
     model = OneLinear(bias, dtype)
     strengths = {
         attached(model, kind, name=str(i), seed=i): strength for i, (kind, strength) in enumerate(MIXTURES[mixture])
@@ -152,10 +154,11 @@ def test_mixtures_add_their_delta_weights(mixture: str, bias: bool, dtype: torch
     host = next(iter(strengths)).host
     assert host is not None
     host.set_active({adapter.adapter_name: strength for adapter, strength in strengths.items()})
-    x = tokens(dtype)
-    output = model(x)
-    assert output.dtype == dtype
-    assert relative_error(output, oracle(model, x, strengths)) < 2 * DIRECT[dtype]
+    for count in (5, 64):
+        x = tokens(dtype, count)
+        output = model(x)
+        assert output.dtype == dtype
+        assert relative_error(output, oracle(model, x, strengths)) < 2 * DIRECT[dtype]
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)

@@ -230,6 +230,9 @@ def test_a_batch_of_another_size_is_refused() -> None:
     for batch in (1, 3, 8):
         with pytest.raises(ValueError, match=f"per_sample names 2 adapters, but .* got a batch of {batch}"):
             unet(**inputs(batch))
+    empty = torch.zeros(0, 5, 64)
+    with pytest.raises(ValueError, match="got a batch of 0"):
+        unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q(empty)
 
 
 @pytest.mark.parametrize(
