@@ -107,6 +107,20 @@ def test_switching_adapters_and_strengths_traces_nothing_again(compiled: Compile
     assert counter.frame_count == warm
 
 
+def test_a_larger_adapter_than_that_of_the_warm_up_traces_nothing_again() -> None:
+    base_model, host = build("ether", "ether_plus")
+    twin, other = build("ether", "ether_plus")
+    counter = CompileCounterWithBackend("aot_eager")
+    model = whole(base_model, counter)
+    host.set_active({"a": 1.0})
+    run(model)
+    warm = counter.frame_count
+    for each in (host, other):
+        each.set_active({"b": 1.0})
+    torch.testing.assert_close(run(model), run(twin), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == warm
+
+
 @pytest.mark.parametrize("compiled", [whole, parts])
 def test_compiled_code_follows_what_is_done_to_vectors_and_weights(compiled: Compiled) -> None:
     base_model, host = build("ether_plus", "naive")
