@@ -3,7 +3,7 @@
 It needs cosmic-ray and coverage, which the project does not depend on: install them into the environment by hand.
 
     python tests/mutants.py --seed 0 --count 120 --out mutants.jsonl
-    python tests/mutants.py --seed 0 --count 120 --out mutants.jsonl --only survived   # the survivors once more
+    python tests/mutants.py --seed 0 --count 120 --out mutants.jsonl --survivors   # these once more
 
 Everything runs in a copy of the repository. A first run of the tests without mutants tells which tests execute which
 lines. Each mutant meets those that execute its lines, and then, if it survives, the tests of compiled models, which the

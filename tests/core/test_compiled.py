@@ -16,6 +16,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from ether_diffusion import EtherConfig, attach
 from ether_diffusion.core.host import Host, host_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> Iterator[None]:
@@ -179,7 +181,7 @@ def test_compiled_parts_see_vectors_and_weights_that_others_change() -> None:
     torch.testing.assert_close(run(model), run(twin), rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_of_a_compiled_base_modelare_those_of_the_eager_one() -> None:
+def test_gradients_of_a_compiled_base_model_are_those_of_the_eager_one() -> None:
     base_model, host = build("ether_plus", "ether")
     twin, other = build("ether_plus", "ether")
     model = whole(base_model, "aot_eager")
@@ -199,7 +201,7 @@ def test_gradients_of_a_compiled_base_modelare_those_of_the_eager_one() -> None:
 
 
 @HOW
-def test_attaching_to_a_compiled_base_modelis_seen_and_leaves_other_models_alone(compiled: Compiled) -> None:
+def test_attaching_to_a_compiled_base_model_is_seen_and_leaves_other_models_alone(compiled: Compiled) -> None:
     base_model = small()
     counter = CompileCounterWithBackend("eager")
     stranger = torch.compile(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), backend=counter)

@@ -179,6 +179,7 @@ def compiled_in_place(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "autocast", "tokens"),
     [(torch.bfloat16, False, 5), (torch.bfloat16, False, 64), (torch.float16, False, 64), (torch.float32, True, 5)],
@@ -204,6 +205,7 @@ def test_half_precision_compiles_to_what_it_is_without(dtype: torch.dtype, autoc
     assert relative_error(compiled_gradient, gradient) < 8 * eps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compiled", "tokens"),
     [(compiled_copy, 5), (compiled_in_place, 64)],

@@ -152,6 +152,7 @@ def test_a_part_of_the_model_called_alone_and_a_compiled_one_know_their_samples(
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["cat", None, "dog"], None], ids=["of each sample", "of all"])
 def test_a_whole_model_compiles_as_one_graph(names: list[str | None] | None) -> None:
     (unet, host), (twin, other) = (adapted(CONFIGS["ether_plus"], settings=ONE_BLOCK) for _ in range(2))
