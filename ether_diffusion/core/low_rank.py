@@ -82,8 +82,7 @@ class _AddLowRank(torch.autograd.Function):
         grad, grad_x, grad_down, grad_up = as_tokens(gradients[0], up), None, None, None
         pulled = up @ grad.mT
         if needs_x:
-            add = plus_product if torch.is_grad_enabled() else add_product
-            grad_x = add(grad @ weight, pulled.mT, down).view(x.shape)
+            grad_x = add_product(grad @ weight, pulled.mT, down).view(x.shape)
         if needs_down:
             grad_down = pulled @ as_tokens(x, down)
         if needs_up:

@@ -16,6 +16,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from ether_diffusion import EtherConfig, attach
 from ether_diffusion.core.host import Host, host_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> Iterator[None]:
@@ -107,7 +109,21 @@ def test_switching_adapters_and_strengths_traces_nothing_again(compiled: Compile
     assert counter.frame_count == warm
 
 
-@HOW
+def test_a_larger_adapter_than_that_of_the_warm_up_traces_nothing_again() -> None:
+    base_model, host = build("ether", "ether_plus")
+    twin, other = build("ether", "ether_plus")
+    counter = CompileCounterWithBackend("aot_eager")
+    model = whole(base_model, counter)
+    host.set_active({"a": 1.0})
+    run(model)
+    warm = counter.frame_count
+    for each in (host, other):
+        each.set_active({"b": 1.0})
+    torch.testing.assert_close(run(model), run(twin), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == warm
+
+
+@pytest.mark.parametrize("compiled", [whole, parts])
 def test_compiled_code_follows_what_is_done_to_vectors_and_weights(compiled: Compiled) -> None:
     base_model, host = build("ether_plus", "naive")
     twin, other = build("ether_plus", "naive")
@@ -165,7 +181,7 @@ def test_compiled_parts_see_vectors_and_weights_that_others_change() -> None:
     torch.testing.assert_close(run(model), run(twin), rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_of_a_compiled_base_modelare_those_of_the_eager_one() -> None:
+def test_gradients_of_a_compiled_base_model_are_those_of_the_eager_one() -> None:
     base_model, host = build("ether_plus", "ether")
     twin, other = build("ether_plus", "ether")
     model = whole(base_model, "aot_eager")
@@ -185,7 +201,7 @@ def test_gradients_of_a_compiled_base_modelare_those_of_the_eager_one() -> None:
 
 
 @HOW
-def test_attaching_to_a_compiled_base_modelis_seen_and_leaves_other_models_alone(compiled: Compiled) -> None:
+def test_attaching_to_a_compiled_base_model_is_seen_and_leaves_other_models_alone(compiled: Compiled) -> None:
     base_model = small()
     counter = CompileCounterWithBackend("eager")
     stranger = torch.compile(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), backend=counter)

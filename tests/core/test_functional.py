@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ether_diffusion.core.functional import (
     block_rows,
     dense_reflection,
     dense_relaxed_reflection,
+    matmul_dtype,
     reflection_delta,
     relaxed_reflection_delta,
     symmetric_update,
@@ -196,6 +198,14 @@ def test_the_transform_in_one_pass_is_the_input_and_its_delta(
         torch.testing.assert_close(
             got, want, rtol=20 * torch.finfo(got.dtype).eps, atol=20 * torch.finfo(got.dtype).eps
         )
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps", "xpu"])
+def test_autocast_is_seen_on_every_kind_of_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda asked: asked == kind)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda asked: {kind: torch.bfloat16}[asked])
+    x = SimpleNamespace(device=torch.device(kind), dtype=torch.float32)
+    assert matmul_dtype(x) == torch.bfloat16  # type: ignore[arg-type]
 
 
 @METHODS

@@ -179,11 +179,11 @@ def compiled_in_place(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("tokens", [5, 64], ids=["on the activations", "low rank"])
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "autocast"),
-    [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True)],
-    ids=["bf16", "fp16", "autocast"],
+    ("dtype", "autocast", "tokens"),
+    [(torch.bfloat16, False, 5), (torch.bfloat16, False, 64), (torch.float16, False, 64), (torch.float32, True, 5)],
+    ids=["bf16, on the activations", "bf16, low rank", "fp16, low rank", "autocast, on the activations"],
 )
 def test_half_precision_compiles_to_what_it_is_without(dtype: torch.dtype, autocast: bool, tokens: int) -> None:
     torch.compiler.reset()
@@ -205,8 +205,12 @@ def test_half_precision_compiles_to_what_it_is_without(dtype: torch.dtype, autoc
     assert relative_error(compiled_gradient, gradient) < 8 * eps
 
 
-@pytest.mark.parametrize("tokens", [5, 64], ids=["on the activations", "low rank"])
-@pytest.mark.parametrize("compiled", [compiled_copy, compiled_in_place])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("compiled", "tokens"),
+    [(compiled_copy, 5), (compiled_in_place, 64)],
+    ids=["a copy, on the activations", "in place, low rank"],
+)
 def test_compiled_modules_follow_every_change_of_the_adapter(
     compiled: Callable[[nn.Module], nn.Module], tokens: int
 ) -> None:

@@ -461,6 +461,24 @@ def test_vectors_that_change_before_the_backward_are_an_error() -> None:
         loss.backward()
 
 
+class Squashed(nn.Linear):
+    """A projection whose backward needs its own output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sigmoid()
+
+
+def test_an_output_that_the_projection_itself_keeps_is_not_changed_under_a_checkpoint() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"proj": Squashed(8, 8)}).requires_grad_(False)
+    shake(attach(model, EtherConfig("ether", targets=("proj",))))
+    x = torch.randn(3, 8, requires_grad=True)
+    checkpoint(lambda y: model["proj"](y).mul_(2).square(), x, use_reentrant=False).sum().backward()
+    (expected,) = torch.autograd.grad((2 * model["proj"](x)).square().sum(), x)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, expected)
+
+
 @COUNT
 def test_what_follows_a_projection_may_work_in_place_under_a_checkpoint(count: int) -> None:
     model, adapter = one_linear(EtherConfig(two_sided=False))

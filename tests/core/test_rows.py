@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ether_diffusion import Adapter, attach
 from ether_diffusion.core import linear, rows
 from ether_diffusion.core.host import host_of
+from ether_diffusion.core.methods import Sides
 from ether_diffusion.core.targets import find_targets
 from ether_diffusion.playground.tiny import tiny_unet
 
@@ -73,6 +74,21 @@ def test_rows_are_used_within_the_forward_and_gone_after_it_without_gradients() 
         loss(unet)
     assert seen == [[len(find_targets(unet))]]
     assert rows._RUNNING.get() == ()
+
+
+def test_a_projection_makes_rows_only_where_no_forward_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, _ = adapted()
+    made = []
+
+    def counted(slot: rows.Slot) -> Sides:
+        made.append(slot)
+        return rows.own_rows(slot)
+
+    monkeypatch.setattr(linear, "own_rows", counted)
+    loss(unet)
+    assert made == []
+    unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q(torch.ones(1, 5, 64))
+    assert len(made) == 1
 
 
 def test_forwards_may_pile_up_before_their_backwards() -> None:

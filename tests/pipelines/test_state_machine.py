@@ -150,6 +150,7 @@ def quiet_libraries() -> Iterator[None]:
         library.enable_progress_bar()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(0 if SEQUENCES else 600)
 @pytest.mark.filterwarnings("ignore::UserWarning:peft.*", "ignore::FutureWarning:transformers.*")
 @pytest.mark.usefixtures("quiet_libraries")

@@ -94,9 +94,10 @@ def test_the_judges_see_as_well_as_reported(reached: dict[str, float], judges: J
     assert dino_figures(judges, SEED)["dino_subject"] >= reached["dino_subject"] - 0.04
 
 
+@pytest.mark.slow
 def test_the_base_draws_what_it_is_asked_for(reached: dict[str, float], judges: Judges) -> None:
     lone = (scene for index in itertools.count() if len((scene := random_scene(SEED, index)).objects) == 1)
-    asked = list(itertools.islice(lone, 32))
+    asked = list(itertools.islice(lone, 16))
     pipe = playground.load()
     pipe.set_progress_bar_config(disable=True)
     drawn = generate(pipe, asked, SEED).pictures

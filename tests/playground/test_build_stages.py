@@ -220,6 +220,7 @@ class Both(Pulled):
         return torch.stack([(self.network.weight - each).square().sum() for each in rows]).mean()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_batch(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "rank.py"]
     (tmp_path / "rank.py").write_text(RANK.replace('"tests/playground"', repr(str(Path(__file__).parent))))
@@ -348,6 +349,7 @@ def test_drawn_chunks_stay_and_missing_ones_are_drawn(tmp_path: Path, monkeypatc
     assert load_pool(tmp_path, "pairs", 5, ("pictures",), CPU)["pictures"].shape == (5, 2, 64, 64, 3)
 
 
+@pytest.mark.slow
 def test_worker_processes_draw_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ether_diffusion.playground.build.drawings.CHUNK", 2)
     for name, workers in (("alone", 1), ("together", 2)):

@@ -157,7 +157,11 @@ def test_a_fresh_pipeline_draws_the_last_samples_of_training(way: dict[str, Any]
     assert not np.array_equal(draw(load_run(run), "a dog", other), drawn["step-000003/01.png"])
 
 
-@pytest.mark.parametrize("way", WAYS, indirect=True)
+CARDS = ("encoder and ETHER", "encoder alone", "encoder and LoRA", "encoder and the whole UNet", "new ControlNet")
+"""Ways whose cards differ, with those of a given ControlNet."""
+
+
+@pytest.mark.parametrize("way", [*CARDS, "given ControlNet", "given ControlNet and LoRA"], indirect=True)
 def test_the_model_cards_code_loads_the_run(
     way: dict[str, Any], train: Train, base_folder: Path, controlnet_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
