@@ -20,6 +20,7 @@ class Krea2(VideoLatents):
     TITLE = "Krea 2"
     PIPELINES = ("Krea2Pipeline",)
     STEPS = 28
+    PER_SAMPLE = "its text fusion has the tokens of all prompts as its batch"
     GUIDANCE = 4.5
     LENGTH = 512
 

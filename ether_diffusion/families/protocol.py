@@ -80,6 +80,8 @@ class Family(ABC):
     """Pipeline of this library that takes a control image beside the prompt."""
     CONTROL_PLACE: ClassVar[str | None] = None
     """Path of the denoiser's first layer, after which a control is added; None where no single layer makes the grid."""
+    PER_SAMPLE: ClassVar[str | None] = None
+    """Why samples of a batch cannot have adapters of their own, None where they can."""
     CHECKPOINTING: ClassVar[str | None] = None
     """Why gradient checkpointing would change what the denoiser answers, None where it does not."""
     CONTROL_TARGETS: ClassVar[str] = "attention+mlp"

@@ -77,6 +77,10 @@ def run(config: DreamBoothConfig) -> Path:
 
 def _train(start: Start[DreamBoothConfig]) -> Path:
     config, accelerator, family = start.config, start.accelerator, start.family
+    if config.subjects_dir is not None and family.PER_SAMPLE is not None:
+        raise ValueError(
+            f"subjects_dir cannot train {family.TITLE}: {family.PER_SAMPLE}; train the subjects one by one"
+        )
     components = trained_components(family, config.section(AdapterSection))
     check_trainables(components, config.section(AdapterSection))
     objective = family.objective(config.section(ObjectiveSettings))
