@@ -20,7 +20,7 @@ def parsed(arguments: Sequence[str]) -> DreamBoothConfig:
 
 
 def test_every_file_of_the_folder_is_known_by_its_name() -> None:
-    assert recipes() == {path.stem: path for path in CONFIGS.iterdir()}
+    assert recipes() == {path.stem: path for path in CONFIGS.glob("*.yaml")}
 
 
 @pytest.mark.parametrize(

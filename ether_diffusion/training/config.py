@@ -279,9 +279,13 @@ class TrainingConfig:
         """The targets as :func:`ether_diffusion.core.targets.find_targets` takes them."""
         return self.targets if isinstance(self.targets, str) else tuple(self.targets)
 
-    def ether_config(self) -> EtherConfig:
+    def targets_of(self, component: str) -> str | tuple[str, ...]:
+        """The projections of a component that the method acts on."""
+        return self.section(AdapterSection).targets_of(component)
+
+    def ether_config(self, component: str = "") -> EtherConfig:
         """The adapter's part of the settings, for the methods of this library."""
-        return self.section(AdapterSection).ether_config()
+        return self.section(AdapterSection).ether_config(component)
 
     def section(self, kind: type[Section]) -> Section:
         """One of :mod:`ether_diffusion.training.sections`, taken out of the settings."""

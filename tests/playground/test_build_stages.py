@@ -200,6 +200,7 @@ PartialState(cpu=True)
 stage = Pulled(Training(3, 4, 0.1, ema=0.5, warmup=1))
 assert train(stage, Path(sys.argv[1]), 7).steps == 3
 Path(f"weight-{PartialState().process_index}").write_text(repr(stage.network.weight.item()))
+torch.distributed.destroy_process_group()  # gloo's threads must not outlive the interpreter
 """
 
 
