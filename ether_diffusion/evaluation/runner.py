@@ -9,14 +9,17 @@ import logging
 import os
 import re
 import sys
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ether_diffusion.files import write_text
@@ -35,6 +38,10 @@ Config = TypeVar("Config", bound=TrainingConfig)
 DISTRIBUTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 RESULTS = "results"
 """In the folder of a study: what its jobs found, and why some failed."""
+CLAIMS = ".claims"
+"""Beside it: a lock for each job, held while a process does it."""
+PAUSE = 1.0
+"""Seconds between two looks at jobs that all are another process's."""
 
 
 class Named(Protocol):
@@ -150,21 +157,59 @@ def run_jobs(study: Study[Subject], jobs: Sequence[Job[Subject]]) -> dict[str, s
         TrainingInterruptedError: Ctrl-C or SIGTERM; the same jobs go on where they were.
     """
     failed: dict[str, str] = {}
-    for job in (progress := tqdm(jobs, unit="job")):
-        progress.set_postfix_str(job.key)
-        told = _failure(study.output_dir, job.key)
-        try:
-            study.run_job(job)
-        except TrainingInterruptedError:
-            raise
-        except Exception as error:  # one failure must not cost the others
-            logger.error("%s failed: %s", job.key, first_line(error))
-            logger.debug("traceback", exc_info=True)
-            failed[job.key] = f"{type(error).__name__}: {error}"
-            write_text(told, failed[job.key])
-        else:
-            told.unlink(missing_ok=True)
+    waiting, passed = deque(jobs), 0
+    with tqdm(total=len(jobs), unit="job") as progress:
+        while waiting:
+            job = waiting.popleft()
+            progress.set_postfix_str(job.key)
+            with claimed(study.output_dir, job.key) as mine:
+                if mine:
+                    _do(study, job, failed)
+            if mine:
+                progress.update()
+                passed = 0
+                continue
+            waiting.append(job)  # another process does it; what that leaves undone is done here
+            passed += 1
+            if passed >= len(waiting):
+                time.sleep(PAUSE)
+                passed = 0
     return failed
+
+
+def _do(study: Study[Subject], job: Job[Subject], failed: dict[str, str]) -> None:
+    told = _failure(study.output_dir, job.key)
+    try:
+        study.run_job(job)
+    except TrainingInterruptedError:
+        raise
+    except Exception as error:  # one failure must not cost the others
+        logger.error("%s failed: %s", job.key, first_line(error))
+        logger.debug("traceback", exc_info=True)
+        failed[job.key] = f"{type(error).__name__}: {error}"
+        write_text(told, failed[job.key])
+    else:
+        told.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(folder: Path, key: str) -> Iterator[bool]:
+    """Within the context no other process of this or another node does the job; False where one does it already.
+
+    The system frees a claim when its process dies, however it dies.
+    """
+    path = folder / CLAIMS / f"{key}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def why_missing(folder: Path, key: str) -> str:

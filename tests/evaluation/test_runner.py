@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ether_diffusion.evaluation import runner
 from ether_diffusion.evaluation.runner import (
     Job,
     Study,
+    claimed,
     hash_changes,
     run_jobs,
     run_study,
@@ -57,6 +59,24 @@ def test_a_failed_job_leaves_its_reason_until_it_is_done(tmp_path: Path) -> None
     assert run_jobs(study, study.jobs()) == {}
     assert why_missing(tmp_path, "b@0.1/seed-0") == "b@0.1/seed-0 (not done yet)"
     assert not list(tmp_path.rglob("*.error.txt"))
+
+
+def test_a_job_of_another_process_is_left_to_it_and_done_if_it_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "PAUSE", 0.01)
+    study = Fake(tmp_path, {})
+    first = study.jobs()[0].key
+    with ThreadPoolExecutor(1) as pool, claimed(tmp_path, first) as mine:
+        assert mine
+        with claimed(tmp_path, first) as again:
+            assert not again
+        waiting = pool.submit(run_jobs, study, study.jobs())
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        assert study.done == ["b", "c"]
+    assert waiting.result() == {}
+    assert study.done == ["b", "c", "a"]
 
 
 def test_the_program_prints_what_is_done_and_what_failed(
