@@ -100,11 +100,11 @@ def run_control_study(folder: Path) -> None:
 
 
 def studied(folder: Path) -> dict[str, str]:
-    """Results of a study, without the seconds that they took."""
+    """Results of a study, without the seconds that they took and the commit, which may change meanwhile."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: plain(each) for key, each in value.items() if key != "seconds"}
+            return {key: plain(each) for key, each in value.items() if key not in ("seconds", "git_revision")}
         return [plain(each) for each in value] if isinstance(value, list) else value
 
     return {
