@@ -62,6 +62,8 @@ class Family(ABC):
     """What the denoiser is told as time, for people."""
     LATENTS: ClassVar[str]
     """How latents come from the z of the autoencoder, for people."""
+    TAG: ClassVar[str | None] = None
+    """Of its models on the Hub, where people look for them; the name where there is none."""
     PIPELINES: ClassVar[tuple[str, ...]]
     """Pipelines of diffusers that can be trained."""
     DERIVED: ClassVar[tuple[str, ...]] = ()

@@ -19,6 +19,7 @@ class StableDiffusion(DiffusionFamily):
 
     NAME = "sd"
     TITLE = "Stable Diffusion 1.x and 2.x"
+    TAG = "stable-diffusion"
     PIPELINES: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
     DERIVED: ClassVar[tuple[str, ...]] = ("StableDiffusionControlNetPipeline", "StableDiffusionControlPipeline")
     DENOISER = "unet"

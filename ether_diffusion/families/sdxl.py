@@ -23,6 +23,7 @@ class StableDiffusionXL(StableDiffusion):
 
     NAME = "sdxl"
     TITLE = "Stable Diffusion XL"
+    TAG = "stable-diffusion"
     PIPELINES = ("StableDiffusionXLPipeline",)
     DERIVED = ("StableDiffusionXLControlNetPipeline",)
     TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}

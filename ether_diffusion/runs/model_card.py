@@ -15,7 +15,7 @@ from ether_diffusion.page.text import number
 from ether_diffusion.runs.record import Run, SamplePrompt, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-TAGS = ("text-to-image", "diffusers", "diffusers-training", "stable-diffusion")
+TAGS = ("text-to-image", "diffusers", "diffusers-training")
 MORE_SETTINGS = ("class_prompt", "prior_loss_weight", "guidance_scale", "num_inference_steps")  # no paths
 
 
@@ -29,10 +29,11 @@ def write_model_card(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     subject = markdown(run.instance_prompt) if run.instance_prompt else None
+    family = run.family.TAG or run.family.NAME.replace("_", "-")
     data = ModelCardData(
         base_model=run.base if is_hub_id(run.base) else None,
         library_name="diffusers",
-        tags=["ether" if run.entry.is_own else run.method, *TAGS, *(["dreambooth"] if subject else [])],
+        tags=["ether" if run.entry.is_own else run.method, *TAGS, family, *(["dreambooth"] if subject else [])],
         instance_prompt=run.instance_prompt,
     )
     card = ModelCard.from_template(
