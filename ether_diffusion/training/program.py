@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 FAR = 2
 """A resolution more than so many times the base's own, or less than that part of it, is warned of."""
 
+PACKAGE = Path(__file__).resolve().parents[1]
+
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
@@ -65,6 +67,8 @@ def run_program(config: Config, run: Callable[[Config], Path]) -> None:
             return
         report = run(config)
     except (BaseModelError, ImportError, OSError, ValueError, TrainingDivergedError) as error:
+        if isinstance(error, ValueError) and not raised_here(error):
+            raise  # torch's or another library's: no setting of the user's, and its traceback is what helps
         logger.debug("traceback", exc_info=True)
         raise SystemExit(f"error: {error}") from None
     except torch.OutOfMemoryError as error:
@@ -77,6 +81,14 @@ def run_program(config: Config, run: Callable[[Config], Path]) -> None:
         print("stopped", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     print(f"weights and samples: {config.output_dir}\nreport: {report}")
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether this package itself raised an error, and so wrote its message for users."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and Path(place.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
 
 
 @dataclass

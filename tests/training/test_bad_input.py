@@ -237,3 +237,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_changes_anything(
     assert checkpoints(run) == ["step-000002"]
     assert [row["step"] for row in metrics(run)] == [1, 2, 3]
     assert (provenance(run)["status"], provenance(run)["step"]) == ("failed", 3)
+
+
+def test_an_error_out_of_torch_keeps_its_traceback(
+    flags: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no setting of the user's: the line alone would help nobody."""
+
+    def forward(unet: torch.nn.Module, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return torch.nn.functional.interpolate(sample, size=1, scale_factor=1)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", forward)
+    with pytest.raises(ValueError, match="only one of size or scale_factor"):
+        main(flags(tmp_path / "run", max_train_steps=1))
