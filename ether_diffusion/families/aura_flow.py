@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ether_diffusion.families.parts import statistics_misfit
 from ether_diffusion.families.protocol import Prompts
-from ether_diffusion.families.transformer import FlowTransformer
+from ether_diffusion.families.transformer import WITH_MASKS, FlowTransformer
 
 
 class AuraFlow(FlowTransformer):
@@ -19,12 +19,7 @@ class AuraFlow(FlowTransformer):
     TITLE = "AuraFlow"
     LATENTS = "z · scale"
     PIPELINES = ("AuraFlowPipeline",)
-    ENCODED = (
-        "prompt_embeds",
-        "prompt_attention_mask",
-        "negative_prompt_embeds",
-        "negative_prompt_attention_mask",
-    )
+    ENCODED = WITH_MASKS
     STEPS = 50
     GUIDANCE = 3.5
     LENGTH = 256

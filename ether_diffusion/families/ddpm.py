@@ -33,16 +33,6 @@ class DiffusionFamily(Family):
         return Diffusion(DDPMScheduler.from_config(self.pipe.scheduler.config), settings.snr_gamma)
 
     @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.pipe.vae.config.latent_channels)
-
-    @property
-    def vae_factor(self) -> int:
-        """Pixels per latent and side."""
-        return 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
-
-    @property
     def native_resolution(self) -> int:
         """Side in pixels of the pictures that the base was made for."""
         return int(self.denoiser.config.sample_size) * self.vae_factor

@@ -17,6 +17,25 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
+class Timesteps:
+    """Timesteps, each equally likely.
+
+    Attributes:
+        number: of the base's noise schedule.
+    """
+
+    number: int
+
+    def draw(self, random: torch.Generator) -> Tensor:
+        """A timestep."""
+        return torch.randint(self.number, (), generator=random)
+
+    def spread(self, number: int) -> Tensor:
+        """The middles of ``number`` equal parts of all timesteps."""
+        return ((torch.arange(number) + 0.5) / number * self.number).long()
+
+
+@dataclass(frozen=True)
 class Diffusion:
     """What a UNet is asked to predict, and how samples are weighted; times are timesteps, int64.
 
@@ -33,13 +52,14 @@ class Diffusion:
         if kind not in PREDICTIONS:
             raise ValueError(f"the base predicts {kind!r}; this program trains {' and '.join(PREDICTIONS)}")
 
-    def draw_time(self, random: torch.Generator, size: tuple[int, int]) -> Tensor:
-        """A timestep, each equally likely, whatever the size."""
-        return torch.randint(self.noise_scheduler.config.num_train_timesteps, (), generator=random)
+    @property
+    def levels(self) -> Timesteps:
+        """The timesteps of the noise schedule."""
+        return Timesteps(self.noise_scheduler.config.num_train_timesteps)
 
-    def fixed_times(self, number: int, size: tuple[int, int]) -> Tensor:
-        """The middles of ``number`` equal parts of all timesteps."""
-        return ((torch.arange(number) + 0.5) / number * self.noise_scheduler.config.num_train_timesteps).long()
+    def times(self, levels: Tensor, size: tuple[int, int]) -> Tensor:
+        """The timesteps as they are, whatever the size."""
+        return levels
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """√ᾱ latents + √(1 - ᾱ) noise; all (batch, channels, h, w), times (batch,)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,46 +25,56 @@ SMALLEST_SIGMA = 1e-3
 
 
 @dataclass(frozen=True)
-class FlowMatching:
-    """How σ is drawn, and how samples are weighted (arXiv 2403.03206, section 3.1); times are σ, fp32 in (0, 1).
+class Sigmas:
+    """How σ is drawn before it is shifted (arXiv 2403.03206, section 3.1); fp64 in (0, 1).
 
     Attributes:
-        shift: from the size of latents (height, width) to the shift s of every σ, as in drawing.
-        weighting_scheme: how σ is drawn before the shift, or what the loss is weighted with.
+        weighting_scheme: how σ is drawn, or what the loss is weighted with.
         logit_mean: of logit_normal: σ = sigmoid(mean + std n) with n normal; a positive one is more noise, as in the
             paper (diffusers' scripts count the other way).
         logit_std: likewise.
         mode_scale: s of mode: σ = 1 - u - s (cos²(πu/2) - 1 + u) with u uniform.
     """
 
-    shift: Callable[[Size], float]
     weighting_scheme: Weighting = "logit_normal"
     logit_mean: float = 0.0
     logit_std: float = 1.0
     mode_scale: float = 1.29
 
-    def draw_time(self, random: torch.Generator, size: Size) -> Tensor:
+    def draw(self, random: torch.Generator) -> Tensor:
         """σ of a sample."""
         if self.weighting_scheme == "logit_normal":
             normal = torch.randn((), generator=random, dtype=torch.float64)
-            sigma = torch.sigmoid(self.logit_mean + self.logit_std * normal)
-        else:
-            sigma = torch.rand((), generator=random, dtype=torch.float64)
+            return torch.sigmoid(self.logit_mean + self.logit_std * normal)
+        u = torch.rand((), generator=random, dtype=torch.float64)
         if self.weighting_scheme == "mode":
-            sigma = 1 - sigma - self.mode_scale * (torch.cos(math.pi / 2 * sigma) ** 2 - 1 + sigma)
-        return self.shifted(sigma, size)
+            return 1 - u - self.mode_scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
+        return u
 
-    def fixed_times(self, number: int, size: Size) -> Tensor:
-        """The middles of ``number`` equal parts of (0, 1), shifted."""
-        return self.shifted((torch.arange(number, dtype=torch.float64) + 0.5) / number, size)
+    def spread(self, number: int) -> Tensor:
+        """The middles of ``number`` equal parts of (0, 1)."""
+        return (torch.arange(number, dtype=torch.float64) + 0.5) / number
 
-    def shifted(self, sigma: Tensor, size: Size) -> Tensor:
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """How σ is shifted, and how samples are weighted; times are σ, fp32 in (0, 1).
+
+    Attributes:
+        shift: from the size of latents (height, width) to the shift s of every σ, as in drawing.
+        levels: how σ is drawn.
+    """
+
+    shift: Callable[[Size], float]
+    levels: Sigmas = field(default_factory=Sigmas)
+
+    def times(self, levels: Tensor, size: Size) -> Tensor:
         """σ as drawing shifts it for latents of ``size``: s σ / (1 + (s - 1) σ), fp32.
 
         The stretch to a terminal σ (Qwen-Image) is left out: the denoiser is trained at the σ below it, too.
         """
         shift = self.shift(size)
-        return (shift * sigma / (1 + (shift - 1) * sigma)).float()
+        return (shift * levels / (1 + (shift - 1) * levels)).float()
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """(1 - σ) latents + σ noise; all (batch, channels, h, w), times (batch,)."""
@@ -81,9 +91,9 @@ class FlowMatching:
         The weight is σ⁻² for sigma_sqrt, 2 / (π (1 - 2σ + 2σ²)) for cosmap, else 1.
         """
         losses = F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
-        if self.weighting_scheme == "sigma_sqrt":
+        if self.levels.weighting_scheme == "sigma_sqrt":
             return losses * times.clamp(min=SMALLEST_SIGMA) ** -2
-        if self.weighting_scheme == "cosmap":
+        if self.levels.weighting_scheme == "cosmap":
             return losses * 2 / (math.pi * (1 - 2 * times + 2 * times**2))
         return losses
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ether_diffusion.families.parts import words_of_name
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import FlowTransformer, from_tokens
 
@@ -46,8 +47,8 @@ class HiDream(FlowTransformer):
     @property
     def distilled(self) -> str | None:
         """Dev and Fast are told by their names."""
-        name = str(self.pipe.config.get("_name_or_path") or "").lower()
-        return next((f"its name says {word}" for word in ("dev", "fast") if word in name), None)
+        words = words_of_name(self.pipe)
+        return next((f"its name says {word}" for word in ("dev", "fast") if word in words), None)
 
     def log_shift(self) -> Callable[[int], float]:
         """The pipeline shifts for as many tokens as the transformer takes at most, with numbers of its own."""

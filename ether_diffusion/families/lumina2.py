@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ether_diffusion.families.flow import Size
 from ether_diffusion.families.protocol import Prompts
-from ether_diffusion.families.transformer import FlowTransformer
+from ether_diffusion.families.transformer import WITH_MASKS, FlowTransformer
 
 
 class Lumina2(FlowTransformer):
@@ -20,12 +19,7 @@ class Lumina2(FlowTransformer):
     TITLE = "Lumina-Image 2.0"
     TIME = "1 - σ"
     PIPELINES = ("Lumina2Pipeline",)
-    ENCODED = (
-        "prompt_embeds",
-        "prompt_attention_mask",
-        "negative_prompt_embeds",
-        "negative_prompt_attention_mask",
-    )
+    ENCODED = WITH_MASKS
     STEPS = 30
     GUIDANCE = 4.0
     LENGTH = 256
@@ -45,8 +39,7 @@ class Lumina2(FlowTransformer):
 
     def blank_prompts(self, batch: int) -> Prompts:
         """Zeros of the longest prompts' shapes."""
-        embeds = self.zeros(batch, self.length, self.denoiser.config.cap_feat_dim)
-        return {"prompt_embeds": embeds, "prompt_attention_mask": torch.ones_like(embeds[..., 0], dtype=torch.long)}
+        return self.zeros_with_mask(batch, self.length, self.denoiser.config.cap_feat_dim)
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Latents as they are; the time is 1 - σ."""

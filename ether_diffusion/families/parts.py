@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +20,12 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encod
 def parts_without(index: Mapping[str, Any]) -> dict[str, None]:
     """Parts that a pipeline was saved without, by its ``model_index.json``: diffusers wants to be told so again."""
     return {name: None for name, entry in index.items() if entry == [None, None]}
+
+
+def words_of_name(pipe: DiffusionPipeline) -> set[str]:
+    """The words in small letters of the folder's or repository's own name that a pipeline was loaded from."""
+    name = str(pipe.config.get("_name_or_path") or "")
+    return set(re.findall("[a-z0-9]+", PurePath(name).name.lower()))
 
 
 def denoiser_name(pipe: DiffusionPipeline) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ether_diffusion.families.ddpm import DiffusionFamily
@@ -67,8 +66,7 @@ class PixArtSigma(DiffusionFamily):
 
     def blank_prompts(self, batch: int) -> Prompts:
         """Zeros of the longest prompts' shapes."""
-        embeds = self.zeros(batch, int(self.max_sequence_length or 0), self.denoiser.config.caption_channels)
-        return {"prompt_embeds": embeds, "prompt_attention_mask": torch.ones_like(embeds[..., 0], dtype=torch.long)}
+        return self.zeros_with_mask(batch, int(self.max_sequence_length or 0), self.denoiser.config.caption_channels)
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Latents as they are, the timestep, and the prompt with its mask."""

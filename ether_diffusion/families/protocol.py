@@ -23,14 +23,25 @@ CLIP_LENGTH = 77
 """Tokens that CLIP's text encoders see, whatever the length for others."""
 
 
+class Levels(Protocol):
+    """How much noise samples get; small, for the processes that load pictures have a copy."""
+
+    def draw(self, random: torch.Generator) -> Tensor:
+        """A sample's level, a scalar; the first draw from ``random``."""
+
+    def spread(self, number: int) -> Tensor:
+        """Levels (number,) spread evenly over all: what the loss is compared at."""
+
+
 class Objective(Protocol):
     """How noise is mixed in, what is predicted, and how a sample is weighted."""
 
-    def draw_time(self, random: torch.Generator, size: tuple[int, int]) -> Tensor:
-        """A sample's time, a scalar, for latents of ``size`` (height, width); the first draw from ``random``."""
+    @property
+    def levels(self) -> Levels:
+        """How much noise samples get."""
 
-    def fixed_times(self, number: int, size: tuple[int, int]) -> Tensor:
-        """Times (number,) spread evenly over the drawn ones: what the loss is compared at."""
+    def times(self, levels: Tensor, size: tuple[int, int]) -> Tensor:
+        """The times of levels, for latents of ``size`` (height, width)."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """Noisy latents; ``latents`` and ``noise`` (batch, channels, h, w), ``times`` (batch,)."""
@@ -156,14 +167,14 @@ class Family(ABC):
     # pictures
 
     @property
-    @abstractmethod
     def latent_channels(self) -> int:
         """Channels of the latents."""
+        return int(self.pipe.vae.config.latent_channels)
 
     @property
-    @abstractmethod
     def vae_factor(self) -> int:
         """Pixels per latent and side."""
+        return 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
 
     @property
     def divisor(self) -> int:
@@ -232,6 +243,11 @@ class Family(ABC):
     def zeros(self, *shape: int) -> Tensor:
         """Zeros on the denoiser's device and in its dtype."""
         return torch.zeros(shape, device=self.device, dtype=self.denoiser.dtype)
+
+    def zeros_with_mask(self, batch: int, tokens: int, features: int) -> Prompts:
+        """Zeros as prompt_embeds (batch, tokens, features), and a mask of ones, int64."""
+        embeds = self.zeros(batch, tokens, features)
+        return {"prompt_embeds": embeds, "prompt_attention_mask": torch.ones_like(embeds[..., 0], dtype=torch.long)}
 
     def encode_prompt(self, prompt: str) -> dict[str, Tensor]:
         """One prompt, without the batch dimension."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ether_diffusion.families.parts import statistics_misfit
 from ether_diffusion.families.protocol import Prompts
-from ether_diffusion.families.transformer import FlowTransformer
+from ether_diffusion.families.transformer import WITH_MASKS, FlowTransformer
 
 
 class Sana(FlowTransformer):
@@ -22,12 +22,7 @@ class Sana(FlowTransformer):
     TIME = "1000 σ · timestep_scale"
     LATENTS = "z · scale"
     PIPELINES = ("SanaPipeline",)
-    ENCODED = (
-        "prompt_embeds",
-        "prompt_attention_mask",
-        "negative_prompt_embeds",
-        "negative_prompt_attention_mask",
-    )
+    ENCODED = WITH_MASKS
     STEPS = 20
     GUIDANCE = 4.5
     LENGTH = 300
@@ -84,8 +79,7 @@ class Sana(FlowTransformer):
 
     def blank_prompts(self, batch: int) -> Prompts:
         """Zeros of the longest prompts' shapes."""
-        embeds = self.zeros(batch, self.length, self.denoiser.config.caption_channels)
-        return {"prompt_embeds": embeds, "prompt_attention_mask": torch.ones_like(embeds[..., 0], dtype=torch.long)}
+        return self.zeros_with_mask(batch, self.length, self.denoiser.config.caption_channels)
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """Latents as they are; the time is 1000 σ times a number of the base."""

@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ether_diffusion.families.flow import FlowMatching, Size, scheduler_misfit, scheduler_shift, shift_by_tokens
+from ether_diffusion.families.flow import FlowMatching, Sigmas, Size, scheduler_misfit, scheduler_shift, shift_by_tokens
 from ether_diffusion.families.parts import channels_misfit
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.settings import ObjectiveSettings
 
 PATCH = 2
 """Latents per side of a token."""
+
+WITH_MASKS = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
+"""What ``encode_prompt`` of several pipelines gives."""
 
 
 def to_tokens(latents: Tensor) -> Tensor:
@@ -56,13 +59,8 @@ class FlowTransformer(Family):
 
     def objective(self, settings: ObjectiveSettings) -> FlowMatching:
         """Flow matching with the base's own shift."""
-        return FlowMatching(
-            self.shift(),
-            settings.weighting_scheme,
-            settings.logit_mean,
-            settings.logit_std,
-            settings.mode_scale,
-        )
+        levels = Sigmas(settings.weighting_scheme, settings.logit_mean, settings.logit_std, settings.mode_scale)
+        return FlowMatching(self.shift(), levels)
 
     def shift(self) -> Callable[[Size], float]:
         """From the size of latents to the shift of σ in drawing."""
@@ -76,16 +74,6 @@ class FlowTransformer(Family):
     def tokens_of(self, size: Size) -> int:
         """Number of the denoiser's tokens for latents of ``size`` (height, width)."""
         return (size[0] // PATCH) * (size[1] // PATCH)
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.pipe.vae.config.latent_channels)
-
-    @property
-    def vae_factor(self) -> int:
-        """Pixels per latent and side."""
-        return 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
 
     @property
     def divisor(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ether_diffusion.families.parts import words_of_name
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import FlowTransformer
 
@@ -26,8 +27,7 @@ class ZImage(FlowTransformer):
     @property
     def distilled(self) -> str | None:
         """Turbo is told by its name."""
-        name = str(self.pipe.config.get("_name_or_path") or "")
-        return "its name says turbo" if "turbo" in name.lower() else None
+        return "its name says turbo" if "turbo" in words_of_name(self.pipe) else None
 
     @property
     def native_resolution(self) -> int:

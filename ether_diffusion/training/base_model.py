@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
@@ -24,6 +25,8 @@ from ether_diffusion.training.sections import BaseSection
 
 logger = logging.getLogger(__name__)
 
+LIBRARIES: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
+"""Whose classes a base may consist of, beside those of diffusers' own pipelines."""
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -39,19 +42,9 @@ def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
     Raises:
         BaseModelError: nothing is found under that name, the Hub cannot be reached, or no family trains it.
     """
-    name = base_folder(base.pretrained_model_name_or_path)
-    if Path(name).is_file():
-        raise BaseModelError(
-            f"{name} is a file, and the base is a diffusers folder or a Hub id; a checkpoint in a single file becomes "
-            f'a folder with StableDiffusionPipeline.from_single_file("{name}").save_pretrained("base")'
-        )
-    if not Path(name).is_dir() and is_local_name(name):
-        raise BaseModelError(f"there is no folder {name} with a base model: check the path")
-    source = {"revision": base.revision} if base.revision else {}
+    name, source = _located(base), _source(base)
     try:
-        index = DiffusionPipeline.load_config(name, **source)
-        family = _family(name, str(index.get("_class_name")))
-        _check_chosen(family, base.chosen)
+        index, family = _index(name, base)
         dtypes: dict[str, torch.dtype] = {"default": DTYPES[mixed_precision], "vae": torch.float32}
         if base.entry.saved_as == "pipeline":
             dtypes[family.DENOISER] = torch.float32
@@ -72,38 +65,86 @@ def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
 
 
 def describe_base(base: BaseSection, mixed_precision: str) -> Family:
-    """The base's family around its parts on the meta device, from their settings alone: no weight is read.
+    """The base's family around its modules on the meta device, from their settings alone: no weight is read.
 
     Raises:
         BaseModelError: nothing is found under that name, or no family trains it.
     """
-    name = base_folder(base.pretrained_model_name_or_path)
-    source = {"revision": base.revision} if base.revision else {}
+    name, source = _located(base), _source(base)
     try:
-        index = DiffusionPipeline.load_config(name, **source)
-        family = _family(name, str(index.get("_class_name")))
-        _check_chosen(family, base.chosen)
-        without = {*family.UNUSED, *parts_without(index)}
-        parts: dict[str, Any] = dict.fromkeys(family.TEXT_ENCODERS)
-        for part in (family.DENOISER, "vae", *family.TEXT_ENCODERS):
-            if part in index and part not in without:
-                parts[part] = _described(name, part, *index[part], **source)
+        index, family = _index(name, base)
+        without = _without(index, family)
+        modules = {
+            part: _described(name, part, *entry, **source)
+            for part, entry in _parts(index).items()
+            if part not in without
+        }
+        found = {part: module for part, module in modules.items() if module is not None}
+        pipe = DiffusionPipeline.from_pretrained(name, **source, **without, **found)
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
         raise BaseModelError(_not_found(name, error)) from error
-    nn.Module.to(parts[family.DENOISER], DTYPES[mixed_precision])
-    return family(cast(DiffusionPipeline, SimpleNamespace(config=index, **parts)))
+    described = family_of(pipe)
+    if why := described.misfit():
+        raise BaseModelError(f"the base model {name} cannot be trained here: {why}")
+    nn.Module.to(described.denoiser, DTYPES[mixed_precision])
+    return described
 
 
-def _described(name: str, part: str, library: str, kind: str, **source: str) -> nn.Module:
-    """A part of a base with the sizes that its settings say, on the meta device."""
-    package = importlib.import_module(library)
-    found: Any = getattr(package, kind)
+def _located(base: BaseSection) -> str:
+    """The folder or Hub id of a base.
+
+    Raises:
+        BaseModelError: it is a file, or a folder that does not exist.
+    """
+    name = base_folder(base.pretrained_model_name_or_path)
+    if Path(name).is_file():
+        raise BaseModelError(
+            f"{name} is a file, and the base is a diffusers folder or a Hub id; a checkpoint in a single file becomes "
+            f'a folder with StableDiffusionPipeline.from_single_file("{name}").save_pretrained("base")'
+        )
+    if not Path(name).is_dir() and is_local_name(name):
+        raise BaseModelError(f"there is no folder {name} with a base model: check the path")
+    return name
+
+
+def _source(base: BaseSection) -> dict[str, str]:
+    return {"revision": base.revision} if base.revision else {}
+
+
+def _index(name: str, base: BaseSection) -> tuple[dict[str, Any], type[Family]]:
+    """The base's ``model_index.json``, and its family.
+
+    Raises:
+        BaseModelError: no family trains it, or a setting is another family's.
+    """
+    index: dict[str, Any] = DiffusionPipeline.load_config(name, **_source(base))
+    family = _family(name, str(index.get("_class_name")))
+    _check_chosen(family, base.chosen)
+    for part, (library, kind) in _parts(index).items():
+        if not (library in (None, *LIBRARIES) or hasattr(diffusers.pipelines, str(library))):
+            raise BaseModelError(
+                f"the base model {name} cannot be trained here: its {part} is {kind} of the package {library}, which "
+                f"would be imported and run; parts may be of {' and '.join(LIBRARIES)}"
+            )
+    return index, family
+
+
+def _parts(index: Mapping[str, Any]) -> dict[str, Sequence[str | None]]:
+    """The parts of an index, each with its library and class; what else is a list there is a setting."""
+    pairs = {key: value for key, value in index.items() if isinstance(value, list | tuple) and len(value) == 2}
+    return {key: pair for key, pair in pairs.items() if all(isinstance(each, str | None) for each in pair)}
+
+
+def _described(name: str, part: str, library: str | None, kind: str | None, **source: str) -> nn.Module | None:
+    """A module of a base with the sizes that its settings say, on the meta device; None where the part is no module."""
+    found: Any = getattr(LIBRARIES.get(str(library)), str(kind), None)
+    if nn.Module not in getattr(found, "__mro__", ()):
+        return None
     with torch.device("meta"):
-        if library == "transformers":
-            settings = package.AutoConfig.from_pretrained(name, subfolder=part, **source)
-            module: nn.Module = found(settings)
+        if library == "diffusers":
+            module: nn.Module = found.from_config(found.load_config(name, subfolder=part, **source))
         else:
-            module = found.from_config(found.load_config(name, subfolder=part, **source))
+            module = found(transformers.AutoConfig.from_pretrained(name, subfolder=part, **source))
     return module
 
 

@@ -59,7 +59,7 @@ class TrainingSamples(Dataset[dict[str, Any]], Generic[Pictures]):
         stream: "instance", "prior" or "pairs"; keeps the randomness of the two apart.
         seed: of the run.
         family: of the base: the shape of its latents.
-        objective: draws the times.
+        objective: says how much noise samples get.
         noise_offset: scale of a constant added to every channel of the noise.
         cached: :func:`encode_once` of the pictures, where nothing random precedes the latents.
     """
@@ -77,7 +77,7 @@ class TrainingSamples(Dataset[dict[str, Any]], Generic[Pictures]):
         self.subject: Pictures = subject
         self.stream = stream
         self.seed = seed
-        self.family, self.objective = family, objective
+        self.levels = objective.levels  # and not the family, which has the base: worker processes get a copy of this
         self.latent_channels, self.vae_factor = family.latent_channels, family.vae_factor
         self.noise_offset = noise_offset
         self.cached = cached
@@ -95,13 +95,13 @@ class TrainingSamples(Dataset[dict[str, Any]], Generic[Pictures]):
             height, width = (side // self.vae_factor for side in picture["pixel_values"].shape[1:])
         random = generator(self.seed, self.stream, "noise", draw.counter)
         shape = (self.latent_channels, height, width)
-        time = self.objective.draw_time(random, (height, width))
+        level = self.levels.draw(random)
         noise = torch.randn(shape, generator=random)
         posterior_noise = torch.randn(shape, generator=random)
         offset = torch.randn(self.latent_channels, 1, 1, generator=random)
         return {
             **picture,
-            "times": time,
+            "levels": level,
             "noise": noise + self.noise_offset * offset,
             "posterior_noise": posterior_noise,
             "prompts": prompt,
@@ -182,9 +182,10 @@ def _in_turn(shares: Sequence[MicroBatches]) -> Iterator[list[tuple[int, Draw]]]
             yield [(source, draw) for draw in micro]
 
 
-def to_batch(stacked: Mapping[str, Any], family: Family, device: torch.device) -> Batch:
+def to_batch(stacked: Mapping[str, Any], family: Family, objective: Objective, device: torch.device) -> Batch:
     """Move stacked samples to the device and encode what is not encoded yet."""
-    moved = {key: value.to(device) for key, value in stacked.items() if isinstance(value, Tensor)}
+    times = objective.times(stacked["levels"], tuple(stacked["noise"].shape[-2:])).to(device)
+    moved = {key: value.to(device) for key, value in stacked.items() if isinstance(value, Tensor) and key != "levels"}
     if "pixel_values" in moved:
         mean, std = family.encode(moved["pixel_values"])
     else:
@@ -193,7 +194,7 @@ def to_batch(stacked: Mapping[str, Any], family: Family, device: torch.device) -
     return Batch(
         latents,
         moved["noise"],
-        moved["times"],
+        times,
         stacked["prompts"],
         moved["sizes"].float(),
         moved["prior"],

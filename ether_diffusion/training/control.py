@@ -99,7 +99,7 @@ def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
     seen = seen_by(config.output_dir, start.checkpoint, [stream]) if stream else None
     planned = {PLANNED: seen.until(config.max_train_steps)} if seen else {}
     provenance = record_start(start, trainables, {"training_pairs": len(pairs.source), **_facts(listing), **planned})
-    validation = Validation(validation_samples(config, pairs, family, objective), accelerator.device)
+    validation = Validation(validation_samples(config, pairs, family, objective), family, objective, accelerator.device)
     lane = Lane(
         config.section(SavingSection),
         config.section(HubSection),
@@ -253,4 +253,4 @@ def batches(
     process = (accelerator.process_index, accelerator.num_processes)
     steps, workers = (first_step, end_step), section.dataloader_num_workers
     for (stacked,) in micro_batches([(samples, plan)], steps, section.train_batch_size, process, workers):
-        yield [[to_batch(stacked, family, accelerator.device)]]
+        yield [[to_batch(stacked, family, objective, accelerator.device)]]

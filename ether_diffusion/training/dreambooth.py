@@ -129,14 +129,14 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
             _shown(each),
             record_start(start, own, {**_facts(shown), PLANNED: seen.until(config.max_train_steps)}, each),
             name,
-            Validation(validation, accelerator.device),
+            Validation(validation, family, objective, accelerator.device),
             seen,
         )
         for (name, each), own, sampler, shown, seen, validation in zip(
             subjects.items(), trainables, samplers, streams, planned, held_out, strict=True
         )
     ]
-    make = partial(batches, streams, batching, accelerator, family)
+    make = partial(batches, streams, batching, accelerator, family, objective)
     task = Task(family, model, make, lanes, start.begin, together)
     train(task, LoopSettings.of(config), accelerator, start.checkpoint)
     report = finish(family.pipe, lanes, accelerator)
@@ -274,6 +274,7 @@ def batches(
     section: BatchSection,
     accelerator: Accelerator,
     family: Family,
+    objective: Objective,
     first_step: int,
     end_step: int,
 ) -> Iterator[list[list[Batch]]]:
@@ -282,5 +283,5 @@ def batches(
     process = (accelerator.process_index, accelerator.num_processes)
     steps, workers = (first_step, end_step), section.dataloader_num_workers
     for parts in micro_batches(sources, steps, section.train_batch_size, process, workers):
-        left = iter(parts)
-        yield [join([to_batch(next(left), family, accelerator.device) for _ in streams]) for streams in lanes]
+        made = (to_batch(part, family, objective, accelerator.device) for part in parts)
+        yield [join([next(made) for _ in streams]) for streams in lanes]

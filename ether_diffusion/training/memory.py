@@ -37,19 +37,20 @@ class Plan:
         trained: the adapter and its gradients, fp32.
         optimizer: its states.
         activations: what the forward keeps for the backward; with checkpointing the inputs of the blocks, and what the
-            largest block keeps is not counted.
+            largest block keeps is not counted. None where the forward asks for values, which the meta device has not.
     """
 
     parameters: int
     base: int
     trained: int
     optimizer: int
-    activations: int
+    activations: int | None
 
     @property
-    def total(self) -> int:
-        """All of it."""
-        return self.base + self.trained + self.optimizer + self.activations
+    def total(self) -> int | None:
+        """All of it, where all of it is known."""
+        known = self.base + self.trained + self.optimizer
+        return None if self.activations is None else known + self.activations
 
 
 def plan(
@@ -84,7 +85,10 @@ def plan(
     switch()
     denoiser.train()
     own = [*denoiser.parameters(), *denoiser.buffers(), *adapter.parameters()]
-    kept = kept_on_meta(lambda: _forward(family, resolution, latents, batch_size), own)
+    try:
+        kept = kept_on_meta(lambda: _forward(family, resolution, latents, batch_size), own)
+    except RuntimeError:  # what the meta device says of values that it has not
+        kept = None
     adapter.detach()
     states = int(OPTIMIZER_STATES[optimizer] * trained)
     return Plan(parameters, base, 8 * trained, states, kept)
@@ -178,6 +182,7 @@ def report(family: Family, config: TrainingConfig) -> str:
             checkpointing,
         )
         for name, checkpointing in {"as it is": False, "with --gradient_checkpointing": True}.items()
+        if not (checkpointing and family.CHECKPOINTING)
     }
     encoders = sum(p.numel() * p.element_size() for each in family.text_encoders.values() for p in each.parameters())
     kept = f"base in {config.base_quantization}" if config.base_quantization else f"base in {family.denoiser.dtype}"
@@ -200,8 +205,10 @@ def table(plans: dict[str, Plan]) -> str:
         [
             name,
             f"{each.parameters / 1e9:.2f} B",
-            *(f"{size / GIBIBYTE:.2f}" for size in (each.base, each.trained, each.optimizer, each.activations)),
-            f"{each.total / GIBIBYTE:.2f}",
+            *(
+                "not known" if size is None else f"{size / GIBIBYTE:.2f}"
+                for size in (each.base, each.trained, each.optimizer, each.activations, each.total)
+            ),
         ]
         for name, each in plans.items()
     ]

@@ -103,18 +103,18 @@ class Sampler:
         if self.encoded is not None:
             encoded = self.family.batch_for_drawing([self.encoded[prompt] for prompt in prompts])
         parts = [self.pipe.vae, *([] if self.family.DRAWS_ENCODED else self.family.text_encoders.values())]
-        with present(self.accelerator.device, *parts), _evaluating(self.pipe), self._autocast(), seen as more:
-            latents = self.pipe(
-                height=self.resolution,
-                width=self.resolution,
-                num_inference_steps=self.steps,
-                generator=generators,
-                output_type="latent",
-                **self.family.drawing(prompts, self.guidance, encoded),
-                **more,
-            ).images
-        # outside autocast, in the autoencoder's fp32: SDXL's overflows in half precision
-        with present(self.accelerator.device, self.pipe.vae):
+        with present(self.accelerator.device, *parts), _evaluating(self.pipe):
+            with self._autocast(), seen as more:
+                latents = self.pipe(
+                    height=self.resolution,
+                    width=self.resolution,
+                    num_inference_steps=self.steps,
+                    generator=generators,
+                    output_type="latent",
+                    **self.family.drawing(prompts, self.guidance, encoded),
+                    **more,
+                ).images
+            # outside autocast, in the autoencoder's fp32: SDXL's overflows in half precision
             decoded = self.family.decode(self.family.unscaled(latents, self.resolution, self.resolution))
         images: list[Image.Image] = self.pipe.image_processor.postprocess(decoded, output_type="pil")
         return images

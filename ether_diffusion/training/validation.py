@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ether_diffusion.data.plan import Draw
+from ether_diffusion.families.protocol import Family, Objective
 from ether_diffusion.training.batches import Batch, TrainingSamples, stack, to_batch
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.placement import present
@@ -29,10 +30,14 @@ class Validation:
 
     Attributes:
         samples: the pictures, of the stream :data:`STREAM`.
+        family: of the base.
+        objective: the loss.
         device: where they are put.
     """
 
     samples: TrainingSamples[Any]
+    family: Family
+    objective: Objective
     device: torch.device
 
     @cached_property
@@ -42,9 +47,9 @@ class Validation:
 
     def _batch(self, index: int) -> Batch:
         drawn = stack([self.samples[Draw(index, TIMES * index + number)] for number in range(TIMES)])
-        times = self.samples.objective.fixed_times(TIMES, tuple(drawn["noise"].shape[-2:]))
-        with present(self.device, self.samples.family.pipe.vae):
-            return to_batch({**drawn, "times": times}, self.samples.family, self.device)
+        drawn["levels"] = self.objective.levels.spread(TIMES)
+        with present(self.device, self.family.pipe.vae):
+            return to_batch(drawn, self.family, self.objective, self.device)
 
     @torch.no_grad()
     def loss(self, model: DenoisingModel, autocast: Callable[[], AbstractContextManager[Any]]) -> dict[str, Any]:

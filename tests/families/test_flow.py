@@ -12,7 +12,7 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from families.tiny import build
 from scipy import stats
 
-from ether_diffusion.families.flow import FlowMatching, scheduler_misfit, scheduler_shift, shift_by_tokens
+from ether_diffusion.families.flow import FlowMatching, Sigmas, scheduler_misfit, scheduler_shift, shift_by_tokens
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import ObjectiveSettings
 
@@ -20,12 +20,13 @@ SIZE = (8, 8)
 
 
 def unshifted(scheme: str, **settings: float) -> FlowMatching:
-    return FlowMatching(lambda size: 1.0, scheme, **settings)  # type: ignore[arg-type]
+    return FlowMatching(lambda size: 1.0, Sigmas(scheme, **settings))  # type: ignore[arg-type]
 
 
 def draws(objective: FlowMatching, number: int = 10_000) -> np.ndarray:
     random = torch.Generator().manual_seed(0)
-    return torch.stack([objective.draw_time(random, SIZE) for _ in range(number)]).double().numpy()
+    levels = torch.stack([objective.levels.draw(random) for _ in range(number)])
+    return objective.times(levels, SIZE).double().numpy()
 
 
 def mode_quantile(u: np.ndarray, scale: float) -> np.ndarray:
@@ -59,7 +60,7 @@ def test_the_static_shift_is_the_schedulers(shift: float) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     objective = FlowMatching(scheduler_shift(scheduler, lambda size: 0.0))
     levels = torch.arange(1000, 0, -1, dtype=torch.float64) / 1000
-    torch.testing.assert_close(objective.shifted(levels, SIZE), scheduler.sigmas, atol=1e-6, rtol=0)
+    torch.testing.assert_close(objective.times(levels, SIZE), scheduler.sigmas, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
@@ -71,7 +72,7 @@ def test_the_shift_by_size_is_the_pipelines(name: str, kind: str) -> None:
     pipe(prompt=["a"], height=64, width=32, num_inference_steps=4, output_type="latent")
     family = family_of(pipe)
     levels, size = torch.linspace(1, 0.25, 4, dtype=torch.float64), (64 // family.vae_factor, 32 // family.vae_factor)
-    found = family.objective(ObjectiveSettings()).shifted(levels, size)
+    found = family.objective(ObjectiveSettings()).times(levels, size)
     torch.testing.assert_close(found, pipe.scheduler.sigmas[:4], atol=1e-6, rtol=0)
 
 
@@ -80,7 +81,7 @@ def test_the_shift_of_flux2_is_that_of_fifty_steps() -> None:
     pipe(prompt=["a"], height=64, width=32, num_inference_steps=50, output_type="latent")
     objective = family_of(pipe).objective(ObjectiveSettings())
     levels = torch.linspace(1, 0.02, 50, dtype=torch.float64)
-    torch.testing.assert_close(objective.shifted(levels, (16, 8)), pipe.scheduler.sigmas[:50], atol=1e-6, rtol=0)
+    torch.testing.assert_close(objective.times(levels, (16, 8)), pipe.scheduler.sigmas[:50], atol=1e-6, rtol=0)
 
 
 def test_the_shift_of_hidream_is_that_of_its_largest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +101,7 @@ def test_ideogram_draws_at_quantiles_of_the_trained_distribution(size: tuple[int
     family = family_of(build("ideogram4"))
     expected = _logit_normal_sigmas(4, _resolution_aware_mu(*size, base_mu=0.0), std=1.5)[1:]
     levels = torch.sigmoid(1.5 * torch.special.ndtri(torch.tensor([0.75, 0.5, 0.25], dtype=torch.float64)))
-    found = family.objective(ObjectiveSettings()).shifted(levels, tuple(side // family.vae_factor for side in size))
+    found = family.objective(ObjectiveSettings()).times(levels, tuple(side // family.vae_factor for side in size))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -111,7 +112,7 @@ def test_the_shift_of_a_solver_is_its_own(kind: type[Any]) -> None:
     scheduler.set_timesteps(4)
     ends = (0.999, 0.0) if kind is DPMSolverMultistepScheduler else (1.0, 0.001)
     levels = torch.linspace(*ends, 5, dtype=torch.float64)[:-1]
-    found = FlowMatching(scheduler_shift(scheduler, lambda size: 0.0)).shifted(levels, SIZE)
+    found = FlowMatching(scheduler_shift(scheduler, lambda size: 0.0)).times(levels, SIZE)
     torch.testing.assert_close(found, scheduler.sigmas[:-1], atol=2e-6, rtol=0)
 
 
@@ -135,7 +136,9 @@ def test_weights_of_the_loss_are_those_of_diffusers() -> None:
 
 
 def test_fixed_times_are_spread_over_all_levels() -> None:
-    torch.testing.assert_close(unshifted("none").fixed_times(4, SIZE), torch.tensor([0.125, 0.375, 0.625, 0.875]))
+    torch.testing.assert_close(
+        unshifted("none").levels.spread(4), torch.tensor([0.125, 0.375, 0.625, 0.875], dtype=torch.float64)
+    )
 
 
 def test_other_schedulers_are_refused() -> None:

@@ -161,10 +161,11 @@ def batches(family: Family, folder: Path, resolution: int, buckets: bool) -> lis
         draw_photo(folder / f"{index}.png", index, size)
         (folder / f"{index}.txt").write_text(prompt)
     subject = SubjectFolder(folder, "", resolution, Augmentation(), buckets, family.divisor)
-    samples = TrainingSamples(subject, "instance", 0, family, family.objective(ObjectiveSettings()))
+    objective = family.objective(ObjectiveSettings())
+    samples = TrainingSamples(subject, "instance", 0, family, objective)
     plan = BatchPlan(subject.sizes, 2, 0)
     parts = micro_batches([(samples, plan)], (0, 3), 2, (0, 1), 0)
-    made = [to_batch(part, family, torch.device("cpu")) for (part,) in parts]
+    made = [to_batch(part, family, objective, torch.device("cpu")) for (part,) in parts]
     return [Batch(**{**vars(b), "latents": b.latents.double(), "noise": b.noise.double()}) for b in made]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from families.tiny import build
 from training.helpers import draw_photo, same_tensors
 
 from ether_diffusion.data.augment import Augmentation
@@ -35,7 +37,10 @@ def samples(folder: Path, stream: str = "instance", seed: int = 0, **settings: A
 
 def batches(source: TrainingSamples, pipe: DiffusionPipeline, size: int, steps: tuple[int, int]) -> list[Batch]:
     plan = BatchPlan(source.subject.sizes, size, 0)
-    return [to_batch(part, family_of(pipe), CPU) for (part,) in micro_batches([(source, plan)], steps, size, (0, 1), 0)]
+    return [
+        to_batch(part, family_of(pipe), OBJECTIVE, CPU)
+        for (part,) in micro_batches([(source, plan)], steps, size, (0, 1), 0)
+    ]
 
 
 def test_cached_latents_give_the_same_batches_bit_for_bit(
@@ -60,7 +65,8 @@ def test_latents_are_the_scaled_sample_of_the_encoders_distribution(photos: Path
     plan = BatchPlan([0], 1, 0)
     plan.batch = lambda step: [Draw(1, 7)]  # type: ignore[method-assign]
     [batch] = [
-        to_batch(part, family_of(pipe), CPU) for (part,) in micro_batches([(source, plan)], (0, 1), 1, (0, 1), 0)
+        to_batch(part, family_of(pipe), OBJECTIVE, CPU)
+        for (part,) in micro_batches([(source, plan)], (0, 1), 1, (0, 1), 0)
     ]
     torch.testing.assert_close(batch.latents, expected.detach(), rtol=1e-6, atol=1e-7)
     assert batch.prompts == ["a dog"]
@@ -68,7 +74,7 @@ def test_latents_are_the_scaled_sample_of_the_encoders_distribution(photos: Path
 
 def test_noise_depends_on_seed_stream_and_counter_alone(photos: Path, wide_photos: Path) -> None:
     item = samples(photos)[Draw(0, 5)]
-    keys = ("noise", "posterior_noise", "times")
+    keys = ("noise", "posterior_noise", "levels")
     same = [samples(photos)[Draw(2, 5)], samples(wide_photos)[Draw(1, 5)]]
     other = [
         samples(photos)[Draw(0, 6)],
@@ -82,7 +88,7 @@ def test_noise_depends_on_seed_stream_and_counter_alone(photos: Path, wide_photo
 
 def test_timesteps_are_uniform_over_the_schedule(photos: Path) -> None:
     source = samples(photos)
-    drawn = torch.stack([source[Draw(0, counter)]["times"] for counter in range(400)]).double()
+    drawn = torch.stack([source[Draw(0, counter)]["levels"] for counter in range(400)]).double()
     assert drawn.min() >= 0
     assert drawn.max() <= 999
     # four standard errors of the mean of 400 draws
@@ -185,3 +191,14 @@ def count_starts(started: list[BaseProcess]) -> Callable[[BaseProcess], None]:
         original(process)
 
     return start
+
+
+def test_worker_processes_get_no_base(photos: Path) -> None:
+    """Where they do not fork they get a pickled copy of the samples."""
+    flow = family_of(build("flux"))
+    for family in (FAMILY, flow):
+        subject = samples(photos).subject
+        source = TrainingSamples(subject, "instance", 0, family, family.objective(ObjectiveSettings()))
+        copied = pickle.dumps(source)
+        assert len(copied) < 100_000
+        assert same_tensors(pickle.loads(copied)[Draw(0, 3)], source[Draw(0, 3)])

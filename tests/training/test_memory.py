@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from families.tiny import build
+from families.tiny import DIFFUSION, FLOW, build
 
 import ether_diffusion as ether
 from ether_diffusion.evaluation.paper.blocks import kept_bytes
@@ -56,6 +58,35 @@ def test_quantised_weights_are_counted_in_their_bits() -> None:
     )
     assert base_bytes(denoiser, "int8") == whole - 3 * linears
     assert base_bytes(denoiser, "nf4") == pytest.approx(whole - (4 - 4.5 / 8) * linears, abs=1)
+
+
+@pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])
+def test_every_family_has_a_dry_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(name).save_pretrained(tmp_path / "base")
+    flags = ["--pretrained_model_name_or_path", str(tmp_path / "base"), "--instance_data_dir", "x", "--resolution=64"]
+    main([*flags, "--output_dir", str(tmp_path / "run"), "--instance_prompt", "a qwe dog", "--dry_run"])
+    said = capsys.readouterr().out
+    assert "| as it is |" in said
+    assert ("with --gradient_checkpointing" in said) == (name != "chroma")
+    # experts and lists of tokens depend on values, which the meta device has not
+    assert ("not known" in said) == (name.split()[0] in ("lumina2", "hidream", "ideogram4"))
+
+
+def test_an_index_that_names_other_packages_imports_nothing(
+    base_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``model_index.json`` of a stranger names a module beside the program as the library of a part."""
+    shutil.copytree(base_folder, tmp_path / "base")
+    index = json.loads((tmp_path / "base" / "model_index.json").read_text())
+    index["unet"] = ["evil_parts", "UNet2DConditionModel"]
+    (tmp_path / "base" / "model_index.json").write_text(json.dumps(index))
+    (tmp_path / "evil_parts.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ["--pretrained_model_name_or_path", str(tmp_path / "base"), "--instance_data_dir", str(photos)]
+    for dry in (["--dry_run"], []):
+        with pytest.raises(SystemExit, match="its unet is UNet2DConditionModel of the package evil_parts"):
+            main([*flags, "--output_dir", str(tmp_path / "run"), "--instance_prompt", "a qwe dog", *dry])
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(

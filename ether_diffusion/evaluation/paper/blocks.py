@@ -73,7 +73,8 @@ def random_input(family: Family, batch_size: int) -> StepInput:
     resolution, dice = family.native_resolution, torch.Generator().manual_seed(0)
     side, weight = resolution // family.vae_factor, next(family.denoiser.parameters())
     noisy = torch.randn(batch_size, family.latent_channels, side, side, generator=dice).to(weight)
-    times = family.objective(ObjectiveSettings()).fixed_times(1, (side, side)).to(weight.device).expand(batch_size)
+    objective = family.objective(ObjectiveSettings())
+    times = objective.times(objective.levels.spread(1), (side, side)).to(weight.device).expand(batch_size)
     with torch.no_grad():
         prompts = family.placed(family.encode_prompts(["a photo"] * batch_size), weight.device, weight.dtype)
     sizes = torch.tensor([resolution, resolution, 0, 0, resolution, resolution], dtype=torch.float32)
