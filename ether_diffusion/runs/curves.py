@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
-from ether_diffusion.runs.record import MetricsRow
+from ether_diffusion.runs.record import MetricsRow, ValidationRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +19,8 @@ _DASHES = ("-", "--", ":")
 Points = list[tuple[int, float]]
 
 
-def draw_curves(metrics: list[MetricsRow]) -> list[Curve]:
-    """Loss, learning rate and gradient norm over the steps; none of them before the first step."""
+def draw_curves(metrics: list[MetricsRow], validation: list[ValidationRow]) -> list[Curve]:
+    """Loss, that on fixed pictures, learning rate and gradient norm over the steps; none before the first step."""
     if not metrics:
         return []
     losses = {"loss": _series(metrics, "loss")}
@@ -32,8 +32,11 @@ def draw_curves(metrics: list[MetricsRow]) -> list[Curve]:
     smoothing = "Every step, not smoothed."
     if window > 1:
         smoothing = f"Dots: single steps. Line: their exponential moving average over {window} steps."
+    fixed: dict[str, Points] = {"loss on fixed pictures": [(row["step"], row["loss"]) for row in validation]}
+    still = "The same pictures, noise and times at every step with samples; step 0 is the base."
     return [
         _draw("Loss", losses, smoothing, window),
+        *([_draw("Loss on fixed pictures", fixed, still, 1)] if validation else []),
         _draw("Learning rate", rates, "As the scheduler set it.", 1),
         _draw("Gradient norm", norms, smoothing, window),
     ]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar, get_type_hints
+from typing import Any, NotRequired, TypedDict, TypeVar, cast, get_type_hints
 
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import FAMILIES
@@ -17,6 +17,7 @@ from ether_diffusion.registry import METHODS, MethodEntry
 from ether_diffusion.runs.base import Base
 
 T = TypeVar("T")
+Row = TypeVar("Row")
 
 CONDITIONS = {
     "image": "control images",
@@ -77,6 +78,15 @@ class MetricsRow(TypedDict):
     lr: dict[str, float]
     grad_norm: NotRequired[float]
     steps_per_second: float
+
+
+class ValidationRow(TypedDict):
+    """One line of ``validation.jsonl``: the loss on fixed pictures with fixed noise, at a step with samples."""
+
+    step: int
+    loss: float
+    times: list[float]
+    by_time: list[float]
 
 
 class SamplePrompt(TypedDict):
@@ -146,6 +156,7 @@ class Run:
         provenance: ``provenance.json``.
         metrics: the rows of ``metrics.jsonl``.
         torn_lines: how many lines of it cannot be read; a killed run leaves one.
+        validation: the rows of ``validation.jsonl``, those that can be read; runs of 0.1 have none.
         prompts: what the sample grids show.
         sample_steps: steps with a sample grid, ascending; 0 is the base model without the adapter.
         scores: the scores of ``scores.json``, from metric to what was scored to the score.
@@ -157,6 +168,7 @@ class Run:
     provenance: RunFacts
     metrics: list[MetricsRow]
     torn_lines: int
+    validation: list[ValidationRow]
     prompts: list[SamplePrompt]
     sample_steps: list[int]
     scores: dict[str, dict[str, float | None]]
@@ -276,7 +288,8 @@ def read_run(run_dir: str | Path) -> Run:
                 f"{run_dir} is not a run folder: it has no {required}. "
                 "Give the folder that a training program wrote (its output_dir), such as runs/dog."
             )
-    metrics, torn_lines = _read_metrics(folder / "metrics.jsonl")
+    metrics, torn_lines = _read_rows(folder / "metrics.jsonl", MetricsRow)
+    validation, _ = _read_rows(folder / "validation.jsonl", ValidationRow)
     scores, judging = _read_scores(folder / "scores.json")
     return Run(
         folder=folder,
@@ -284,6 +297,7 @@ def read_run(run_dir: str | Path) -> Run:
         provenance=RunFacts(**_read_known(folder / "provenance.json", RunFacts)),
         metrics=metrics,
         torn_lines=torn_lines,
+        validation=validation,
         prompts=_read_prompts(folder / "samples" / "prompts.json"),
         sample_steps=_sample_steps(folder / "samples"),
         scores=scores,
@@ -352,17 +366,17 @@ def _read_scores(path: Path) -> tuple[dict[str, dict[str, float | None]], Judgin
     return recorded, judging
 
 
-def _read_metrics(path: Path) -> tuple[list[MetricsRow], int]:
-    """The rows, and the number of lines that cannot be read."""
-    rows: list[MetricsRow] = []
+def _read_rows(path: Path, kind: type[Row]) -> tuple[list[Row], int]:
+    """The rows of that kind, and the number of lines that are none."""
+    rows: list[Row] = []
     torn = 0
     for line in read_bytes(path).decode("utf-8", "replace").splitlines() if path.exists() else ():
         try:
             row = parse_json(line)
         except ValueError:
             row = None
-        if matches(row, MetricsRow):
-            rows.append(row)
+        if matches(row, kind):
+            rows.append(cast(Row, row))
         else:
             torn += 1
     return rows, torn

@@ -79,7 +79,7 @@ def write_report(run_dir: str | Path) -> Path:
         columns=[*(["control"] if run.control and shown else []), *(f"{step:,}" if step else "base" for step in shown)],
         left_out=[step for step in run.sample_steps if step not in shown],
         grid=_grid(run, shown),
-        curves=draw_curves(run.metrics),
+        curves=draw_curves(run.metrics, run.validation),
         score_columns=list(dict.fromkeys(column for row in run.scores.values() for column in row)),
         config={
             key: short_path(str(value)) if key in FOLDERS and value else format_value(value)

@@ -265,6 +265,16 @@ def test_a_step_whose_gradient_overflowed_is_a_gap_in_the_norm_alone(tmp_path: P
     assert curves == [3, 3, 2]
 
 
+def test_the_loss_on_fixed_pictures_has_a_curve_of_its_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "Loss on fixed pictures" not in write_report(run).read_text()
+    rows = [{"step": step, "loss": 1 / (step + 1), "times": [500], "by_time": [1.0]} for step in (0, 2)]
+    (run / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
+    page = write_report(run).read_text()
+    assert page.count("Loss on fixed pictures over the training steps") == 1
+    assert "step 0 is the base" in page
+
+
 def test_curves_wear_the_colours_of_the_page_and_ids_are_unique(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     page = report(run)
