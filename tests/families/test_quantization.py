@@ -17,6 +17,7 @@ import ether_diffusion as ether
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.quantization import quantize
 from ether_diffusion.families.registry import family_of
+from ether_diffusion.training import program
 from ether_diffusion.training.config import DreamBoothConfig
 
 CPU = torch.device("cpu")
@@ -38,7 +39,8 @@ def dequantized(module: nn.Module, kind: str) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
         return dequantize_4bit(weight.data, weight.quant_state).reshape(module.out_features, module.in_features)
-    return weight.data.float() * (weight.SCB.float() / 127)[:, None]
+    scales = module.state.SCB if weight.SCB is None else weight.SCB  # which moves there in the first forward
+    return weight.data.float() * (scales.float() / 127)[:, None]
 
 
 def twin(dense: nn.Module, quantized: nn.Module, kind: str) -> int:
@@ -102,10 +104,20 @@ def test_fusing_into_a_quantised_base_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_on_a_quantised_base_lowers_the_loss(kind: str, train: Callable[..., Path]) -> None:
+def test_training_on_a_quantised_base_lowers_the_loss(
+    kind: str, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases: list[nn.Module] = []
+
+    def quantized(denoiser: nn.Module, *arguments: object) -> None:
+        quantize(denoiser, *arguments)  # type: ignore[arg-type]
+        bases.append(denoiser)
+
+    monkeypatch.setattr(program, "quantize", quantized)
     run = train("sd3", base_quantization=kind, max_train_steps=20, validation_steps=20, train_batch_size=2)
     rows = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
+    assert twin(build("sd3").transformer, bases[0], kind) > 8, "what was trained on is quantised"
 
 
 def test_a_base_that_is_trained_itself_is_not_quantised(settings: Callable[..., DreamBoothConfig]) -> None:
