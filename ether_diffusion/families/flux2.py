@@ -1,8 +1,7 @@
-"""FLUX.2 klein and dev: a language model as text encoder, patches normalised by the autoencoder's batch norm."""
+"""FLUX.2 klein: a language model as text encoder, patches normalised by the autoencoder's batch norm."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,12 +16,11 @@ STEPS = 50
 
 
 class Flux2(PatchLatents):
-    """FLUX.2 (Black Forest Labs 2025): klein, and dev."""
+    """FLUX.2 klein (Black Forest Labs 2025). The pipeline of FLUX.2 dev has not been tried, and is refused."""
 
     NAME = "flux2"
-    TITLE = "FLUX.2"
-    PIPELINES = ("Flux2KleinPipeline", "Flux2Pipeline")
-    OPTIONS = PatchLatents.OPTIONS | {"guidance_scale_training"}
+    TITLE = "FLUX.2 klein"
+    PIPELINES = ("Flux2KleinPipeline",)
     STEPS = STEPS
     GUIDANCE = 4.0
     LENGTH = 512
@@ -49,11 +47,9 @@ class Flux2(PatchLatents):
         return {"prompt_embeds": embeds}
 
     def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """prompt_embeds, and for klein negative_prompt_embeds, of the empty prompt."""
-        found = dict(self.encode_prompts(prompts))
-        if "negative_prompt_embeds" in inspect.signature(type(self.pipe).__call__).parameters:
-            found["negative_prompt_embeds"] = self.encode_prompts([""] * len(prompts))["prompt_embeds"]
-        return found
+        """prompt_embeds, and negative_prompt_embeds of the empty prompt."""
+        empty = self.encode_prompts([""] * len(prompts))
+        return {**self.encode_prompts(prompts), "negative_prompt_embeds": empty["prompt_embeds"]}
 
     def blank_prompts(self, batch: int) -> Prompts:
         """Zeros of the longest prompts' shapes."""
@@ -68,7 +64,6 @@ class Flux2(PatchLatents):
         return {
             "hidden_states": noisy.flatten(2).transpose(1, 2),
             "timestep": (1000 * times).to(noisy.dtype) / 1000,
-            "guidance": self.guidance(noisy),
             "encoder_hidden_states": embeds,
             "txt_ids": texts.to(noisy.device).expand(batch, -1, -1),
             "img_ids": places.to(noisy.device).expand(batch, -1, -1),

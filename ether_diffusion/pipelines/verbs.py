@@ -46,7 +46,8 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
     Everything is checked before anything is attached: unknown or missing keys, shapes, values, components.
 
     Args:
-        pipe: any diffusers pipeline over Stable Diffusion 1.x, 2.x, XL (text to image, img2img, inpaint, ControlNet).
+        pipe: any diffusers pipeline with the components that the adapter was trained on: text to image, img2img,
+            inpaint, ControlNet, of every family in docs/families.md.
         source: run folder, ``.safetensors`` file, or Hub id.
         name: name to give it in this pipeline.
         strength: s of W + s ΔW; 1 is what was trained.

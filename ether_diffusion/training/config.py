@@ -85,7 +85,7 @@ class TrainingConfig:
         logit_mean: of logit_normal; a positive one is more noise.
         logit_std: of logit_normal.
         mode_scale: of mode.
-        guidance_scale_training: guidance that a base distilled with it (FLUX.1 dev, FLUX.2 dev) is told in training;
+        guidance_scale_training: guidance that a base distilled with it (FLUX.1 dev) is told in training;
             3.5 as in diffusers' scripts where it is not given.
         max_sequence_length: tokens that prompts are cut and padded to, of the encoders that are not CLIP; as the
             pipeline does where it is not given.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.control.pipeline import control_tensor, controlled
 from ether_diffusion.families.protocol import Family
-from ether_diffusion.families.registry import family_of
+from ether_diffusion.families.registry import FAMILIES, family_of
 from ether_diffusion.pipelines.control_encoder import ControlEncoder
 from ether_diffusion.pipelines.control_hook import attach_control
 from ether_diffusion.pipelines.file import first_line
@@ -37,7 +37,10 @@ class EncoderControl:
         self.family = family
         kind, place = "map" if section.has_maps else "image", family.CONTROL_PLACE
         if place is None:
-            raise BaseModelError(f"{family.TITLE} has no first layer that a control could be added after")
+            able = ", ".join(each.TITLE for each in FAMILIES.values() if each.CONTROL_PLACE is not None)
+            raise BaseModelError(
+                f"{family.TITLE} has no first layer that a control could be added after; controls are trained on {able}"
+            )
         encoder = ControlEncoder.of(family.denoiser, family.divisor, kind, section.seed, place)
         thresholds = (section.canny_low, section.canny_high) if section.condition == "canny" else None
         encoder.config = replace(encoder.config, kind=section.condition, thresholds=thresholds)
