@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -106,9 +107,7 @@ def _fit_component(module: nn.Module | None, component: str, file: AdapterFile, 
         raise ValueError(f"the pipeline has no {component}, which the file has vectors for")
     config, state = file.configs[component], file.states[component]
     try:
-        targets = find_targets_of_0_1(module, config.targets)
-        if not targets or _vectors(config, targets).keys() != state.keys():
-            targets = find_targets(module, config.targets)
+        targets = _nearest_targets(module, config, state)
         check_blocks(targets, config)
     except ValueError as error:
         raise ValueError(f"{component}: {error}") from None
@@ -118,6 +117,19 @@ def _fit_component(module: nn.Module | None, component: str, file: AdapterFile, 
     adapter = Adapter(config, targets, name)
     adapter.load_state_dict(state)
     return Fitted(adapter.requires_grad_(False), targets)
+
+
+def _nearest_targets(module: nn.Module, config: EtherConfig, state: Mapping[str, Tensor]) -> list[Target]:
+    """What the file's preset means: what version 0.1 found or what is found today, by the file's keys.
+
+    Where neither fits, the one that fewer keys speak against: so a key that is missing is named as missing.
+    """
+    old = find_targets_of_0_1(module, config.targets)
+    if old and _vectors(config, old).keys() == state.keys():
+        return old
+    today = find_targets(module, config.targets)
+    meanings = [today, old] if old else [today]
+    return min(meanings, key=lambda targets: len(_vectors(config, targets).keys() ^ state.keys()))
 
 
 def _vectors(config: EtherConfig, targets: list[Target]) -> dict[str, Tensor]:
