@@ -1,9 +1,10 @@
-"""The embedded default: a small drawn world, and a small but real Stable Diffusion with its judges, trained on it.
+"""The embedded default: a small drawn world, two small but real base models, and judges, all trained on it.
 
     pipe = ether_diffusion.playground.load()
     pipe("a red robot on a beach", guidance_scale=4).images[0]
 
-The name ``playground`` stands for it wherever a program takes a base model or a judge.
+The name ``playground`` stands for a Stable Diffusion wherever a program takes a base model, and for the judges wherever
+it takes a judge; ``playground-flow`` stands for a flow transformer of Z-Image's class.
 """
 
 from __future__ import annotations
@@ -13,18 +14,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 NAME = "playground"
+FLOW = "playground-flow"
+BASES = (NAME, FLOW)
+"""Names of the embedded bases."""
 BASE = Path(__file__).parent / "base"
 """The diffusers folder of the base; the judges lie in its ``judges/clip``, ``judges/dino``, ``judges/segmenter``."""
 
 
 def base_folder(name: str) -> str:
-    """The folder that stands behind a base model's name: the embedded base for ``playground``, else the name itself.
+    """The folder that stands behind a base model's name: an embedded base for one of ``BASES``, else the name itself.
 
     A folder of the user's own that is called ``playground`` is reached as ``./playground``.
+
+    Raises:
+        OSError: see :func:`.flow_base.flow_folder`.
     """
+    if name == FLOW:
+        from ether_diffusion.playground.flow_base import flow_folder
+
+        return str(flow_folder(BASE))
     return str(BASE) if name == NAME else name
 
 
@@ -33,13 +44,14 @@ def judge_folder(name: str, judge: str) -> str:
     return str(BASE / "judges" / judge) if name == NAME else name
 
 
-def load(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
-    """The base as a diffusers pipeline for 64 x 64 pixels, all of it in ``dtype`` (fp32 by default), on the CPU.
+def load(dtype: torch.dtype | None = None, name: str = NAME) -> DiffusionPipeline:
+    """An embedded base as a diffusers pipeline, all of it in ``dtype`` (fp32 by default), on the CPU.
 
-    It was trained for guidance scales near 4, not the 7.5 that pipelines take where none is given.
+    Both draw 64 x 64 pixels; Z-Image's pipeline has to be told so. They were trained for guidance scales near 4 and 3,
+    not those that pipelines take where none is given.
     """
     import torch
     from diffusers import DiffusionPipeline
 
-    pipe: StableDiffusionPipeline = DiffusionPipeline.from_pretrained(BASE, dtype=dtype or torch.float32)
+    pipe: DiffusionPipeline = DiffusionPipeline.from_pretrained(base_folder(name), dtype=dtype or torch.float32)
     return pipe

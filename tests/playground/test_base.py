@@ -16,6 +16,7 @@ from ether_diffusion.playground.build.assemble import LIMIT, check_size
 from ether_diffusion.playground.build.autoencoder import reconstructions
 from ether_diffusion.playground.build.drawings import picture_array, to_unit
 from ether_diffusion.playground.build.evaluate import (
+    SAMPLING,
     clip_figures,
     dino_figures,
     generate,
@@ -100,7 +101,7 @@ def test_the_base_draws_what_it_is_asked_for(reached: dict[str, float], judges: 
     asked = list(itertools.islice(lone, 16))
     pipe = playground.load()
     pipe.set_progress_bar_config(disable=True)
-    drawn = generate(pipe, asked, SEED).pictures
+    drawn = generate(pipe, asked, SEED, SAMPLING["unet"]).pictures
     seen = seen_figures(judges, asked, drawn)
     for figure in ("class", "colour", "background"):
         assert seen[figure] >= reached[f"base_{figure}"] - 0.2, figure

@@ -19,7 +19,7 @@ from ether_diffusion.playground.build.assemble import LIMIT, check_size
 from ether_diffusion.playground.build.drawings import picture_array, to_unit
 from ether_diffusion.playground.build.evaluate import TARGETS, evaluate
 from ether_diffusion.playground.build.judges import Judges
-from ether_diffusion.playground.build.presets import PLAYGROUND, PRESETS, STAGES
+from ether_diffusion.playground.build.presets import BASES, PLAYGROUND, PRESETS
 from ether_diffusion.playground.build.project import Project
 from ether_diffusion.playground.build.report import markdown
 from ether_diffusion.playground.build.runner import check_target, run
@@ -98,7 +98,7 @@ def test_the_judges_load_and_take_pictures_of_any_processor(built: Path) -> None
 def test_the_record_says_what_was_built_and_how_good_it_is(built: Path) -> None:
     record = json.loads((built / "build.json").read_text())
     assert record["seed"] == 3
-    assert {name: entry["steps"] for name, entry in record["stages"].items()} == dict.fromkeys(STAGES, 4)
+    assert {name: entry["steps"] for name, entry in record["stages"].items()} == dict.fromkeys(BASES["unet"], 4)
     assert record["bytes"] == sum(path.stat().st_size for path in built.rglob("*.safetensors")) <= LIMIT
     for name, target in TARGETS.items():
         entry = record["figures"][name]

@@ -29,7 +29,7 @@ from ether_diffusion.playground.build.drawings import (
     to_unit,
 )
 from ether_diffusion.playground.build.loop import Fp32Attention, Stage, step_generator, train
-from ether_diffusion.playground.build.presets import PRESETS, STAGES, Training
+from ether_diffusion.playground.build.presets import BASES, PRESETS, STAGES, Training
 from ether_diffusion.playground.build.project import Project
 from ether_diffusion.playground.build.runner import CLASSES
 from ether_diffusion.playground.build.unet import UnetStage
@@ -55,13 +55,27 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="module")
+def flow_project(project: Project, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same drawings, for a flow transformer beside the built base."""
+    flow = replace(project, work=tmp_path_factory.mktemp("flow"), beside=built)
+    draw_pool(flow.drawings, "scenes", SEED, N, workers=1)
+    return flow
+
+
+@pytest.fixture(scope="module")
 def built(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a build leaves behind, with untrained models."""
-    for stage in (each(project) for each in CLASSES.values()):
+    for stage in (CLASSES[name](project) for name in project.stages):
         if not project.model(stage.name).exists():
             stage.save(project.model(stage.name))
     assemble(project, folder := tmp_path_factory.mktemp("built"))
     return folder
+
+
+@pytest.fixture
+def project_of(request: pytest.FixtureRequest) -> Callable[[str], Project]:
+    """The project that a stage belongs to."""
+    return lambda stage: request.getfixturevalue("flow_project" if stage in BASES["flow"] else "project")
 
 
 def with_training(project: Project, name: str, training: Training) -> Project:
@@ -93,34 +107,36 @@ def states_equal(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_killed_stage_goes_on_bit_for_bit(
-    project: Project, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project_of: Callable[[str], Project], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # log_every does not divide save_every: the running mean of the loss must survive, too
-    training = Training(5, 4, 2e-3, ema=0.5, warmup=2, save_every=2, log_every=5)
-    project = with_training(project, name, training)
+    training = Training(5, 4, 2e-3, ema=0.5, warmup=2, save_every=2, log_every=5, validate_every=2)
+    project = with_training(project_of(name), name, training)
     straight, fresh, killed, resumed = (CLASSES[name](project) for _ in range(4))
     assert states_equal(straight.network, killed.network)
-    curve, steps, _ = train(straight, tmp_path / "straight", SEED)
+    curve, fixed, steps, _ = train(straight, tmp_path / "straight", SEED)
     assert not states_equal(straight.network, fresh.network)
 
     monkeypatch.setattr(killed, "loss", kill_at(killed, 4))
     with pytest.raises(Killed):
         train(killed, tmp_path / "killed", SEED)
     monkeypatch.setattr(resumed, "loss", kill_at(resumed, 4))  # three steps are left after the checkpoint at two
-    again, more, _ = train(resumed, tmp_path / "killed", SEED)
+    again, fixed_again, more, _ = train(resumed, tmp_path / "killed", SEED)
     assert states_equal(straight.network, resumed.network)
     assert (again, more) == (curve, steps) == (curve, 5)
+    assert fixed_again == fixed
+    assert [step for step, _ in fixed] == ([2, 4] if name == "flow" else [])
     assert [step for step, _ in curve] == [5]
 
 
-FALLS = {"autoencoder": (25, 0.7), "clip": (25, 0.5), "segmenter": (30, 0.8), "unet": (30, 0.75)}
+FALLS = {"autoencoder": (25, 0.7), "clip": (25, 0.5), "segmenter": (30, 0.8), "unet": (30, 0.75), "flow": (40, 0.75)}
 """Steps, and the share of its first value below which the loss of one fixed batch must fall."""
 
 
 @pytest.mark.parametrize("name", FALLS)
-def test_a_stage_overfits_a_handful_of_scenes(project: Project, name: str, tmp_path: Path) -> None:
+def test_a_stage_overfits_a_handful_of_scenes(project_of: Callable[[str], Project], name: str, tmp_path: Path) -> None:
     steps, share = FALLS[name]
-    stage = CLASSES[name](with_training(project, name, Training(steps, 8, 5e-3, ema=0, warmup=1)))
+    stage = CLASSES[name](with_training(project_of(name), name, Training(steps, 8, 5e-3, ema=0, warmup=1)))
 
     def fixed_loss() -> float:
         stage.network.train()  # batch norm by the batch: its running means lag behind so few steps
@@ -246,7 +262,7 @@ STARTED = {"autoencoder": "encoder.", "clip": "clip.text_model."}
 """What a stage that goes on from a finished build leaves alone: the unet was trained with it."""
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", BASES["unet"])
 def test_a_stage_goes_on_from_a_finished_build(built: Path, project: Project, name: str, tmp_path: Path) -> None:
     stage = CLASSES[name](with_training(project, name, Training(2, 4, 1e-3, ema=0, warmup=1)))
     stage.start_from(built)
@@ -262,7 +278,7 @@ def test_time_ends_a_stage_before_its_steps(tmp_path: Path, monkeypatch: pytest.
     clock = itertools.count()
     monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock) / 2)  # half a second for each step
     stage = Parabola(Training(10**9, 1, 0.1, minutes=0.1))
-    _, steps, seconds = train(stage, tmp_path, 0)
+    _, _, steps, seconds = train(stage, tmp_path, 0)
     assert 6 <= seconds < 7
     assert 1 < len(stage.weights) == steps <= 12
     again = Parabola(stage.training)

@@ -14,6 +14,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from ether_diffusion.arguments import Parser
+from ether_diffusion.playground import base_folder
 from ether_diffusion.playground.build.presets import PRESETS, STAGES, Preset, Training
 from ether_diffusion.playground.build.project import Project
 from ether_diffusion.playground.build.runner import ALL, run
@@ -28,6 +29,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--work", type=Path, help="drawings, checkpoints, finished stages; default: FOLDER.work")
     options.add_argument(
         "--from_build", type=Path, metavar="BASE", help="a finished build whose models go on from their weights"
+    )
+    options.add_argument(
+        "--beside",
+        type=_base,
+        metavar="BASE",
+        help="build the flow transformer that takes autoencoder, text tower and judges from this finished build, or "
+        "from the one that is shipped (playground)",
     )
     options.add_argument("--seed", type=SEED.of(int), default=0)
     options.add_argument("--stages", nargs="+", choices=ALL, default=list(ALL), help="run only these, in build order")
@@ -56,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     preset = replace(preset, scenes=given.scenes or preset.scenes, pairs=given.pairs or preset.pairs)
     work = given.work or given.folder.with_name(f"{given.folder.name}.work")
     stages = tuple(stage for stage in ALL if stage in given.stages)
-    run(Project(work, preset, given.seed, device, given.from_build), given.folder, stages, given.workers)
+    run(Project(work, preset, given.seed, device, given.from_build, given.beside), given.folder, stages, given.workers)
 
 
 def adjust(
@@ -80,6 +88,10 @@ def adjust(
         for stage, default in preset.training.items()
     }
     return replace(preset, training=training)
+
+
+def _base(name: str) -> Path:
+    return Path(base_folder(name))
 
 
 def _whole(text: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""The folder that is shipped: a diffusers pipeline, the judges beside it, all in fp16 and within the size limit."""
+"""The folders that are shipped: a diffusers pipeline with the judges beside it, and what the second base adds; fp16."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPModel
 
 from ether_diffusion.playground.build.clip import text_tower
+from ether_diffusion.playground.build.flow import flow_scheduler
 from ether_diffusion.playground.build.project import Project
 from ether_diffusion.playground.build.unet import noise_scheduler
 from ether_diffusion.playground.build.vocabulary import world_tokenizer
 
 LIMIT = 20_000_000
-"""Bytes of all weights together."""
+"""Bytes of all weights of a base together."""
 JUDGES = ("clip", "dino", "segmenter")
 
 
@@ -44,6 +45,21 @@ def assemble(project: Project, folder: Path) -> int:
         forget_origin(config)
     for judge in JUDGES:
         shutil.copytree(project.model(judge), folder / "judges" / judge)
+    return check_size(folder)
+
+
+def assemble_own(project: Project, folder: Path) -> int:
+    """Write what a flow transformer's base has of its own, transformer and scheduler, to ``folder``.
+
+    Returns:
+        The bytes of its weights.
+
+    Raises:
+        ValueError: they are more than ``LIMIT``.
+    """
+    shutil.copytree(project.model("flow"), folder / "transformer")
+    forget_origin(folder / "transformer" / "config.json")
+    flow_scheduler().save_pretrained(folder / "scheduler")
     return check_size(folder)
 
 

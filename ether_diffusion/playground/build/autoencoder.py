@@ -6,10 +6,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ether_diffusion.files import atomic_path
 from ether_diffusion.playground.build.drawings import load_pool, to_unit
 from ether_diffusion.playground.build.loop import Stage, copy_weights
 from ether_diffusion.playground.build.project import Project
@@ -70,6 +73,15 @@ def latents_of(vae: AutoencoderKL, pictures: Tensor, batch: int = 256) -> Tensor
     """The posterior's means, unscaled, for pictures (N, H, W, 3) uint8: (N, 4, H/4, W/4) fp32."""
     chunks = tqdm(pictures.split(batch), desc="encode", unit="batch", leave=False)
     return torch.cat([vae.encode(to_unit(chunk)).latent_dist.mean for chunk in chunks])
+
+
+def cached_latents(vae: AutoencoderKL, pictures: Tensor, path: Path, device: torch.device) -> Tensor:
+    """:func:`latents_of` the pictures times the scaling factor, on ``device``; kept at ``path``, unscaled."""
+    with PartialState().main_process_first():
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                save_file({"latents": latents_of(vae, pictures).cpu().contiguous()}, temporary)
+    return load_file(path, str(device))["latents"] * vae.config.scaling_factor
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ from ether_diffusion.playground.world.sampling import SIZES, random_look, random
 CHUNK = 1000
 CAPTIONS = 6
 """Captions drawn for each scene."""
+HELD_OUT = 1_000_003
+"""What is added to the build's seed for drawings that no model is trained on."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.playground.build.autoencoder import reconstructions
-from ether_diffusion.playground.build.drawings import picture_array, to_unit
+from ether_diffusion.playground.build.drawings import HELD_OUT, picture_array, to_unit
 from ether_diffusion.playground.build.judges import Judges
 from ether_diffusion.playground.build.metrics import confusion, mean_iou, nearest_accuracy, psnr, share
 from ether_diffusion.playground.world import (
@@ -42,13 +42,26 @@ TARGETS = {
     "base_background": 0.95,
 }
 """What the figures should reach; the others explain."""
-HELD_OUT, ASKED = 1_000_003, 2_000_003
-"""What is added to the build's seed for held-out drawings and for the scenes asked of the base."""
+ASKED = 2_000_003
+"""What is added to the build's seed for the scenes asked of the base."""
 QUERIES = 24
 """New drawings of each subject whose nearest reference is looked up."""
-STEPS, GUIDANCE, BATCH = 30, 4.0, 64
+BATCH = 64
 
 Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a base draws: the solver's name, its steps, and the guidance scale as its pipeline counts it."""
+
+    scheduler: str
+    steps: int
+    guidance: float
+
+
+SAMPLING = {"unet": Sampling("DDIM", 30, 4.0), "flow": Sampling("Euler", 30, 3.0)}
+"""Of both bases; ``docs/results/guidance.json`` has what other scales draw."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +79,40 @@ class Samples:
 
 def evaluate(folder: Path, seed: int, held_out: int, images: int, device: torch.device) -> tuple[Figures, Samples]:
     """Measure the pipeline and the judges of a build's folder: its weights as they are shipped, computed in fp32."""
-    judges = Judges(folder / "judges", device)
-    pipe = DiffusionPipeline.from_pretrained(folder).to(device, torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+    judges, pipe = Judges(folder / "judges", device), loaded(folder, device)
     scenes = [random_scene(seed + HELD_OUT, index) for index in range(held_out)]
     figures = autoencoder_figures(pipe, scenes, device) | segmenter_figures(judges, scenes)
     figures |= {f"clip_{name}": value for name, value in clip_figures(judges, scenes).items()}
     figures |= dino_figures(judges, seed)
+    own, samples = base_figures(pipe, judges, SAMPLING["unet"], seed, images)
+    return figures | own, samples
+
+
+def evaluate_flow(folder: Path, judges: Path, seed: int, images: int, device: torch.device) -> tuple[Figures, Samples]:
+    """Measure what the assembled pipeline in ``folder`` draws, by the judges of the base that it was built beside."""
+    return base_figures(loaded(folder, device), Judges(judges, device), SAMPLING["flow"], seed, images)
+
+
+def loaded(folder: Path, device: torch.device) -> DiffusionPipeline:
+    """The pipeline in fp32, without a progress bar."""
+    pipe = DiffusionPipeline.from_pretrained(folder).to(device, torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def base_figures(
+    pipe: DiffusionPipeline, judges: Judges, sampling: Sampling, seed: int, images: int
+) -> tuple[Figures, Samples]:
+    """What CLIP sees in pictures of fresh scenes with one object, drawn by the pipeline and by the world."""
     asked = list(itertools.islice(_lone_scenes(seed + ASKED), images))
-    samples = generate(pipe, asked, seed)
-    figures |= {f"base_{name}": value for name, value in seen_figures(judges, asked, samples.pictures).items()}
+    samples = generate(pipe, asked, seed, sampling)
+    figures = {f"base_{name}": value for name, value in seen_figures(judges, asked, samples.pictures).items()}
     drawn = to_unit(torch.from_numpy(picture_array(asked)))
-    figures |= {f"drawn_{name}": value for name, value in seen_figures(judges, asked, drawn).items()}
-    return figures, samples
+    return figures | {f"drawn_{name}": value for name, value in seen_figures(judges, asked, drawn).items()}, samples
 
 
 @torch.no_grad()
-def autoencoder_figures(pipe: StableDiffusionPipeline, scenes: list[Scene], device: torch.device) -> Figures:
+def autoencoder_figures(pipe: DiffusionPipeline, scenes: list[Scene], device: torch.device) -> Figures:
     """PSNR of the autoencoder."""
     pictures = torch.from_numpy(picture_array(scenes)).to(device)
     return {"autoencoder_psnr": psnr(reconstructions(pipe.vae, pictures), to_unit(pictures))}
@@ -159,7 +189,7 @@ def dino_figures(judges: Judges, seed: int) -> Figures:
 
 
 @torch.no_grad()
-def generate(pipe: StableDiffusionPipeline, scenes: list[Scene], seed: int) -> Samples:
+def generate(pipe: DiffusionPipeline, scenes: list[Scene], seed: int, sampling: Sampling) -> Samples:
     """One picture for a random full caption of each scene, with the pipeline's scheduler."""
     captions = [random.Random(f"asked {seed} {k}").choice(full_captions(scene)) for k, scene in enumerate(scenes)]
     pictures = []
@@ -167,8 +197,8 @@ def generate(pipe: StableDiffusionPipeline, scenes: list[Scene], seed: int) -> S
         prompts = captions[start : start + BATCH]
         drawn = pipe(
             prompts,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
             height=64,
             width=64,
             output_type="np",

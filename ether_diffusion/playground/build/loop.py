@@ -49,6 +49,10 @@ class Stage(ABC):
     def loss(self, dice: torch.Generator) -> Tensor:
         """The loss of one batch, scalar; every draw comes from ``dice``, a generator on the stage's device."""
 
+    def validation(self, network: nn.Module) -> Tensor | None:
+        """The loss of ``network``, of this stage's class, on fixed held-out data, scalar; None for a stage without."""
+        return None
+
     @abstractmethod
     def start_from(self, folder: Path) -> None:
         """Take the weights of the finished build in ``folder``, and freeze what its other models were trained with."""
@@ -77,11 +81,13 @@ class Trained(NamedTuple):
 
     Attributes:
         curve: (step, mean loss since the last point).
+        validation: (step, loss of the averaged weights on fixed data), of a stage that has one.
         steps: optimizer steps in all.
         seconds: what they took in all.
     """
 
     curve: Curve
+    validation: Curve
     steps: int
     seconds: float
 
@@ -99,11 +105,13 @@ def train(stage: Stage, folder: Path, seed: int) -> Trained:
     average = copy.deepcopy(network).requires_grad_(False) if training.ema else None
     groups, fused = _groups(network, training.weight_decay), device.type == "cuda"
     optimizer = torch.optim.AdamW(groups, lr=training.lr, betas=(0.9, 0.99), fused=fused)
-    step, seconds, curve, recent = 0, 0.0, Curve(), torch.zeros((), device=device)
+    step, seconds, curve, validation = 0, 0.0, Curve(), Curve()
+    recent = torch.zeros((), device=device)
     path = folder / "checkpoint.pt"
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
         step, seconds, curve, recent = state["step"], state["seconds"], state["curve"], state["recent"]
+        validation = state["validation"]
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
@@ -111,6 +119,7 @@ def train(stage: Stage, folder: Path, seed: int) -> Trained:
 
     def save() -> None:
         state: dict[str, object] = {"step": step, "seconds": seconds, "curve": curve, "recent": recent}
+        state |= {"validation": validation}
         state |= {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
         state |= {} if average is None else {"average": average.state_dict()}
         if processes.is_main_process:
@@ -138,6 +147,9 @@ def train(stage: Stage, folder: Path, seed: int) -> Trained:
             curve.append((step, _mean(recent, training.log_every, stage.name, step)))
             recent.zero_()
             bar.set_postfix(loss=f"{curve[-1][1]:.4f}")
+        if step % training.validate_every == 0 and (value := stage.validation(average or network)) is not None:
+            validation.append((step, value.item()))
+            bar.write(f"{stage.name}: step {step}, loss on fixed noise {validation[-1][1]:.4f}")
         seconds = _first(seconds + time.perf_counter() - start)
         if step % training.save_every == 0:
             save()
@@ -147,7 +159,7 @@ def train(stage: Stage, folder: Path, seed: int) -> Trained:
     if average is not None:
         network.load_state_dict(average.state_dict())
     network.eval()
-    return Trained(curve, step, seconds)
+    return Trained(curve, validation, step, seconds)
 
 
 def step_generator(seed: int, stage: str, step: int, device: torch.device, process: int = 0) -> torch.Generator:
@@ -169,6 +181,10 @@ def _step(stage: Stage, optimizer: torch.optim.Optimizer, dice: torch.Generator)
     return loss.detach().float()
 
 
+ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+"""The arguments of ``scaled_dot_product_attention`` that may be given by place."""
+
+
 class Fp32Attention(TorchFunctionMode):
     """Attention in fp32 amid autocast: the backward of torch's CPU kernel is six times slower in bf16 than in fp32."""
 
@@ -178,10 +194,12 @@ class Fp32Attention(TorchFunctionMode):
         """Run ``func``, and if it is attention, run it in fp32 and return the dtype of the query."""
         if func is not F.scaled_dot_product_attention or not torch.is_autocast_enabled("cpu"):
             return func(*args, **(kwargs or {}))
-        query, key, value, *rest = args
+        given = dict(zip(ATTENTION, args, strict=False)) | (kwargs or {})
+        dtype = given["query"].dtype
+        given |= {name: given[name].float() for name in ATTENTION[:3]}
         with torch.autocast("cpu", enabled=False):
-            seen: Tensor = func(query.float(), key.float(), value.float(), *rest, **(kwargs or {}))
-        return seen.to(query.dtype)
+            seen: Tensor = func(**given)
+        return seen.to(dtype)
 
 
 def _average(gradients: list[Tensor]) -> None:

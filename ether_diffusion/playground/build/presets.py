@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-STAGES = ("autoencoder", "clip", "dino", "segmenter", "unet")
-"""The trained stages in their order; the unet needs the autoencoder and clip, the others only the drawings."""
+BASES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("autoencoder", "clip", "dino", "segmenter", "unet"),
+    "flow": ("flow",),
+}
+"""The trained stages of each base in their order.
+
+The unet needs the autoencoder and clip; the flow transformer takes both from a finished build of the other base; the
+others need only the drawings.
+"""
+STAGES = tuple(stage for stages in BASES.values() for stage in stages)
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class Training:
         weight_decay: of the matrices; biases, norms and embeddings have none.
         save_every: steps between two checkpoints.
         log_every: steps between two points of the loss curve.
+        validate_every: steps between two losses on fixed pictures, noise and times, of a stage that has one.
         bf16: whether forward passes run in bf16 under autocast, on a CPU too; on CUDA they always do.
     """
 
@@ -35,12 +44,13 @@ class Training:
     weight_decay: float = 0.01
     save_every: int = 500
     log_every: int = 20
+    validate_every: int = 500
     bf16: bool = False
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The configurations of the five models, as keywords of their classes' configs."""
+    """The configurations of the models, as keywords of their classes' configs."""
 
     autoencoder: Mapping[str, Any]
     text: Mapping[str, Any]
@@ -48,6 +58,7 @@ class Architecture:
     dino: Mapping[str, Any]
     segmenter: Mapping[str, Any]
     unet: Mapping[str, Any]
+    flow: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,20 @@ def _unet(channels: tuple[int, ...], layers: int, cross: int) -> dict[str, Any]:
     }
 
 
+def _flow(width: int, layers: int, head: int) -> dict[str, Any]:
+    return {
+        "all_patch_size": (2,),
+        "all_f_patch_size": (1,),
+        "dim": width,
+        "n_layers": layers,
+        "n_refiner_layers": 1,
+        "n_heads": width // head,
+        "n_kv_heads": width // head,
+        "axes_dims": [head - 4 * (head // 5), 2 * (head // 5), 2 * (head // 5)],
+        "axes_lens": [1024, 64, 64],
+    }
+
+
 PLAYGROUND = Architecture(
     autoencoder=_autoencoder((16, 32, 64), 8),
     text=_transformer(128, 3),
@@ -135,8 +160,10 @@ PLAYGROUND = Architecture(
     dino=_vision(128, 4),
     segmenter=_segmenter((32, 64, 64), (4, 2, 1), 2),
     unet=_unet((64, 96, 112), 1, 128),
+    flow=_flow(240, 7, 40),
 )
-"""What is shipped: every width divisible by 16, 9.5M parameters with the text tower counted twice."""
+"""What is shipped: every width divisible by 16; the unet and judges have 9.5M parameters with the text tower counted
+twice, the flow transformer 8.7M."""
 
 SMALLEST = Architecture(
     autoencoder=_autoencoder((16, 16, 16), 8),
@@ -145,6 +172,7 @@ SMALLEST = Architecture(
     dino=_vision(32, 1),
     segmenter=_segmenter((16, 16), (4, 2), 1),
     unet=_unet((16, 32), 1, 32),
+    flow=_flow(48, 1, 24),
 )
 """Each model's class at its smallest: to try the program, not the models."""
 
@@ -161,6 +189,7 @@ PRESETS: Mapping[str, Preset] = {
             "dino": Training(12_000, 256, 1e-3, minutes=3, save_every=1000),
             "segmenter": Training(6_000, 256, 2e-3, minutes=1.5, save_every=1000),
             "unet": Training(40_000, 512, 8e-4, minutes=8.5, ema=0.9995, save_every=1000),
+            "flow": Training(60_000, 512, 1e-3, minutes=12, ema=0.9995, save_every=1000),
         },
     ),
     "cpu": Preset(
@@ -175,6 +204,7 @@ PRESETS: Mapping[str, Preset] = {
             "dino": Training(20_000, 64, 1e-3, minutes=15),
             "segmenter": Training(20_000, 32, 2e-3, minutes=60),
             "unet": Training(20_000, 64, 8e-4, minutes=300, save_every=200),
+            "flow": Training(60_000, 64, 1e-3, minutes=480, ema=0.9995, save_every=200, validate_every=200),
         },
     ),
     "trial": Preset(
@@ -183,7 +213,10 @@ PRESETS: Mapping[str, Preset] = {
         held_out=32,
         images=8,
         architecture=SMALLEST,
-        training={stage: Training(4, 8, 2e-3, ema=0.5, warmup=1, save_every=2, log_every=1) for stage in STAGES},
+        training={
+            stage: Training(4, 8, 2e-3, ema=0.5, warmup=1, save_every=2, log_every=1, validate_every=2)
+            for stage in STAGES
+        },
     ),
 }
 """``trial`` runs every stage of the program in seconds and teaches the models nothing."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ether_diffusion.data.randomness import generator
-from ether_diffusion.playground.build.presets import Preset
+from ether_diffusion.playground.build.presets import BASES, Preset
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Project:
         seed: of every weight, drawing and batch.
         device: where to train.
         start: a finished build whose weights the stages start from, instead of random ones.
+        beside: a finished build of the unet, whose autoencoder, text tower and judges a flow transformer takes; None
+            where the unet is built.
     """
 
     work: Path
@@ -30,6 +32,12 @@ class Project:
     seed: int
     device: torch.device
     start: Path | None = None
+    beside: Path | None = None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What is trained, in order."""
+        return BASES["flow" if self.beside else "unet"]
 
     @property
     def drawings(self) -> Path:
@@ -39,6 +47,10 @@ class Project:
     def model(self, stage: str) -> Path:
         """Folder of a finished stage's model."""
         return self.work / stage / "model"
+
+    def latents(self, stage: str) -> Path:
+        """What a stage that learns from latents keeps until it is finished."""
+        return self.work / stage / "latents.safetensors"
 
     @contextmanager
     def seeded(self, stage: str) -> Iterator[None]:

@@ -15,8 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ether_diffusion.page.text import markdown_table, number
-from ether_diffusion.playground.build.evaluate import GUIDANCE, STEPS, TARGETS, Figures, Samples
-from ether_diffusion.playground.build.presets import STAGES
+from ether_diffusion.playground.build.evaluate import SAMPLING, TARGETS, Figures, Samples
 from ether_diffusion.playground.build.project import Project
 
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow")
@@ -40,8 +39,12 @@ def build_record(project: Project, stages: Mapping[str, Record], figures: Figure
         "minutes": round(sum(record["seconds"] for record in stages.values()) / 60, 1),
         "bytes": size,
         "figures": {name: _figure(value, TARGETS.get(name)) for name, value in figures.items()},
-        "sampling": {"scheduler": "DDIM", "steps": STEPS, "guidance": GUIDANCE},
-        "stages": {name: {k: v for k, v in record.items() if k != "curve"} for name, record in stages.items()},
+        "sampling": asdict(SAMPLING["flow" if project.beside else "unet"]),
+        "stages": {
+            name: {key: value for key, value in record.items() if key not in ("curve", "validation")}
+            | ({"validation": record["validation"][-1][1]} if record.get("validation") else {})
+            for name, record in stages.items()
+        },
         "recipe": asdict(project.preset),
         "libraries": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
@@ -69,7 +72,8 @@ def markdown(record: Record) -> str:
         range(5),
     )
     versions = ", ".join(f"{name} {number}" for name, number in record["libraries"].items())
-    return f"""# The playground's base model: how it was built
+    which = "flow transformer" if "flow" in record["stages"] else "base model"
+    return f"""# The playground's {which}: how it was built
 
 Seed {record["seed"]}, {record["minutes"]} minutes of training, weights {record["bytes"] / 1e6:.2f} MB in fp16.
 {versions}.
@@ -109,9 +113,14 @@ def _draw_samples(path: Path, samples: Samples) -> None:
 
 
 def _draw_curves(path: Path, stages: Mapping[str, Record]) -> None:
-    figure = Figure(figsize=(4 * len(STAGES), 3), layout="constrained")
-    for axis, (name, record) in zip(figure.subplots(1, len(STAGES)), stages.items(), strict=True):
-        axis.plot(*zip(*record["curve"], strict=True), linewidth=0.8)
+    figure = Figure(figsize=(max(4 * len(stages), 7), 3), layout="constrained")
+    axes = figure.subplots(1, len(stages), squeeze=False)[0]
+    for axis, (name, record) in zip(axes, stages.items(), strict=True):
+        axis.plot(*zip(*record["curve"], strict=True), linewidth=0.8, label="training")
+        if record.get("validation"):
+            axis.plot(*zip(*record["validation"], strict=True), linewidth=1.2, label="fixed noise, averaged weights")
+            axis.legend()
+            axis.set_yscale("log")
         axis.set_title(name)
         axis.set_xlabel("step")
     figure.savefig(path, dpi=80)

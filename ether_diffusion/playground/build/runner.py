@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,29 +12,32 @@ from typing import Any
 from accelerate import PartialState
 
 from ether_diffusion.files import atomic_path, write_text
-from ether_diffusion.playground.build.assemble import assemble
+from ether_diffusion.playground.build.assemble import assemble, assemble_own
 from ether_diffusion.playground.build.autoencoder import AutoencoderStage
 from ether_diffusion.playground.build.clip import ClipStage
 from ether_diffusion.playground.build.dino import DinoStage
 from ether_diffusion.playground.build.drawings import draw_pool
-from ether_diffusion.playground.build.evaluate import evaluate
+from ether_diffusion.playground.build.evaluate import evaluate, evaluate_flow
+from ether_diffusion.playground.build.flow import FlowStage
 from ether_diffusion.playground.build.loop import Stage, train
 from ether_diffusion.playground.build.presets import STAGES
 from ether_diffusion.playground.build.project import Project
 from ether_diffusion.playground.build.report import build_record, write_report
 from ether_diffusion.playground.build.segmenter import SegmenterStage
 from ether_diffusion.playground.build.unet import UnetStage
+from ether_diffusion.playground.flow_base import assemble as assemble_flow
 
 ALL = ("draw", *STAGES, "evaluate")
-"""Everything that a build does, in order."""
+"""Everything that builds do, in order; each does what belongs to its base."""
 CLASSES: Mapping[str, Callable[[Project], Stage]] = {
     "autoencoder": AutoencoderStage,
     "clip": ClipStage,
     "dino": DinoStage,
     "segmenter": SegmenterStage,
     "unet": UnetStage,
+    "flow": FlowStage,
 }
-NEEDS: Mapping[str, tuple[str, ...]] = {"unet": ("autoencoder", "clip"), "evaluate": STAGES}
+NEEDS: Mapping[str, tuple[str, ...]] = {"unet": ("autoencoder", "clip")}
 
 
 def run(project: Project, folder: Path, stages: tuple[str, ...] = ALL, workers: int = 1) -> None:
@@ -48,13 +52,15 @@ def run(project: Project, folder: Path, stages: tuple[str, ...] = ALL, workers: 
         check_recipe(project)
     if "evaluate" in stages:
         check_target(folder)
-    for name in stages:
+    needs = {**NEEDS, "evaluate": project.stages}
+    for name in (name for name in stages if name in ("draw", *project.stages, "evaluate")):
         processes.wait_for_everyone()
-        if missing := [stage for stage in NEEDS.get(name, ()) if not _record_path(project, stage).exists()]:
+        if missing := [stage for stage in needs.get(name, ()) if not _record_path(project, stage).exists()]:
             raise FileNotFoundError(f"{name} needs {', '.join(missing)}: run these stages first")
         if name == "draw":
             with processes.main_process_first():
-                for what, count in (("scenes", project.preset.scenes), ("pairs", project.preset.pairs)):
+                pools = {"scenes": project.preset.scenes, "pairs": 0 if project.beside else project.preset.pairs}
+                for what, count in pools.items():
                     draw_pool(project.drawings, what, project.seed, count, workers)
         elif name != "evaluate":
             run_stage(project, name)
@@ -80,17 +86,25 @@ def run_stage(project: Project, name: str) -> None:
     record = {"parameters": parameters, "device": project.device.type} | trained._asdict()
     write_text(path, json.dumps(record))
     (path.parent / "checkpoint.pt").unlink(missing_ok=True)
-    if name == "unet":
-        (path.parent / "latents.safetensors").unlink(missing_ok=True)
+    project.latents(name).unlink(missing_ok=True)
 
 
 def finish(project: Project, folder: Path) -> None:
     """Assemble, measure and report; ``folder`` appears, or is replaced, when all of it is written."""
-    records: dict[str, dict[str, Any]] = {name: json.loads(_record_path(project, name).read_text()) for name in STAGES}
+    records: dict[str, dict[str, Any]] = {
+        name: json.loads(_record_path(project, name).read_text()) for name in project.stages
+    }
     preset = project.preset
     with atomic_path(folder) as temporary:
-        size = assemble(project, temporary)
-        figures, samples = evaluate(temporary, project.seed, preset.held_out, preset.images, project.device)
+        if project.beside:
+            size = assemble_own(project, temporary)
+            with tempfile.TemporaryDirectory() as place:
+                assemble_flow(project.beside, temporary, whole := Path(place) / "base")
+                judges = project.beside / "judges"
+                figures, samples = evaluate_flow(whole, judges, project.seed, preset.images, project.device)
+        else:
+            size = assemble(project, temporary)
+            figures, samples = evaluate(temporary, project.seed, preset.held_out, preset.images, project.device)
         record = build_record(project, records, figures, size)
         write_report(temporary, record, records, samples)
     for name, entry in record["figures"].items():
@@ -108,8 +122,7 @@ def check_recipe(project: Project) -> None:
     preset, path = project.preset, project.work / "recipe.json"
     architecture = json.loads(json.dumps(asdict(preset.architecture)))
     recipe = {"seed": project.seed, "scenes": preset.scenes, "pairs": preset.pairs, "architecture": architecture}
-    if project.start:
-        recipe["start"] = str(project.start)
+    recipe |= {name: str(folder) for name in ("start", "beside") if (folder := getattr(project, name))}
     if not path.exists():
         write_text(path, json.dumps(recipe, indent=2))
     elif (there := json.loads(path.read_text())) != recipe:

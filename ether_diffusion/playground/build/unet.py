@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from ether_diffusion.files import atomic_path
-from ether_diffusion.playground.build.autoencoder import latents_of
+from ether_diffusion.playground.build.autoencoder import cached_latents
 from ether_diffusion.playground.build.clip import text_tower
 from ether_diffusion.playground.build.drawings import CAPTIONS, load_pool
 from ether_diffusion.playground.build.loop import Stage, copy_weights
@@ -53,19 +50,11 @@ class UnetStage(Stage):
         vae = vae.to(self.device, memory_format=torch.channels_last)
         pool = load_pool(project.drawings, "scenes", project.preset.scenes, ("pictures", "tokens"), self.device)
         self.tokens = pool["tokens"]
-        self.latents = self.encoded(vae, pool["pictures"], project.work / self.name / "latents.safetensors")
+        self.latents = cached_latents(vae, pool["pictures"], project.latents(self.name), self.device)
         self.text_encoder = text_tower(clip).requires_grad_(False)
         empty = world_tokenizer()("", padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
         self.empty = empty.to(self.device)
         self.alphas = noise_scheduler().alphas_cumprod.to(self.device)
-
-    def encoded(self, vae: AutoencoderKL, pictures: Tensor, path: Path) -> Tensor:
-        """The scaled latents of the pictures, kept at ``path`` until the stage is finished."""
-        with PartialState().main_process_first():
-            if not path.exists():
-                with atomic_path(path) as temporary:
-                    save_file({"latents": latents_of(vae, pictures).cpu().contiguous()}, temporary)
-        return load_file(path, str(self.device))["latents"] * vae.config.scaling_factor
 
     def loss(self, dice: torch.Generator) -> Tensor:
         """``min(SNR, γ) / SNR · |ε_θ(√ᾱ x + √(1-ᾱ) ε, t, c) - ε|²``."""
