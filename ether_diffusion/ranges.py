@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+LARGEST = 2**63
+"""Above every number that a setting may be: torch counts in 64 bits."""
+
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``; NaN is in none, and infinity only where ``high`` is.
+    """Numbers from ``low`` to ``high``; NaN, infinity and what is not below ``LARGEST`` are in none.
 
     Attributes:
         low: the lowest; ``above`` leaves it out.
@@ -25,7 +28,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         more = value > self.low if self.above else value >= self.low
-        return more and (value < self.high if self.below else value <= self.high) and not math.isinf(value)
+        return more and (value < self.high if self.below else value <= self.high) and value < LARGEST
 
     def __str__(self) -> str:
         low, high = (str(int(end)) if end == round(end) else f"{end:g}" for end in (self.low, min(self.high, 1e300)))
@@ -43,10 +46,15 @@ class Range:
             except ValueError:
                 raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
             if value not in self:
-                raise argparse.ArgumentTypeError(f"it must be {self}, not {text}")
+                raise argparse.ArgumentTypeError(f"it must be {self}, not {shown(value)}")
             return value
 
         return convert
+
+
+def shown(value: float) -> str:
+    """A number for a message; Python refuses to write integers of thousands of digits."""
+    return "a number of more than 64 bits" if isinstance(value, int) and abs(value) >= LARGEST else str(value)
 
 
 COUNT = Range(1)
@@ -71,4 +79,4 @@ def check_ranges(settings: object, ranges: Mapping[str, Range]) -> None:
             if each is not None and not isinstance(each, int | float):
                 raise ValueError(f"{name} must be a number, {allowed}, not {each!r}")
             if each is not None and each not in allowed:
-                raise ValueError(f"{name} must be {allowed}, not {each}")
+                raise ValueError(f"{name} must be {allowed}, not {shown(each)}")

@@ -41,7 +41,7 @@ def test_every_number_has_a_range(settings: Any) -> None:
 def test_a_number_out_of_its_range_is_refused_by_name(settings: Any) -> None:
     settings(**VALID[settings])
     for name, allowed in settings.RANGES.items():
-        wrong = [allowed.low if allowed.above else allowed.low - 1, float("nan"), float("inf")]
+        wrong = [allowed.low if allowed.above else allowed.low - 1, float("nan"), float("inf"), 10**400, 10**5000]
         for value in wrong:
             given = [value] if isinstance(getattr(settings(**VALID[settings]), name), list) else value
             with pytest.raises(ValueError, match=rf"^{name} must be {re.escape(str(allowed))}, not"):
@@ -79,14 +79,19 @@ def test_a_run_needs_a_folder_of_its_own() -> None:
 )
 def test_ranges(allowed: Range, inside: tuple[float, ...], outside: tuple[float, ...]) -> None:
     assert all(value in allowed for value in inside)
-    assert not any(value in allowed for value in (*outside, float("nan"), float("inf")))
+    assert not any(value in allowed for value in (*outside, float("nan"), float("inf"), 2**63, 10**5000, -(10**5000)))
 
 
 def test_flags_of_argparse_have_ranges_too(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=COUNT.of(int))
     assert parser.parse_args(["--count", "3"]).count == 3
-    for given, message in (("0", "it must be at least 1, not 0"), ("x", "'x' is not a number")):
+    told = (
+        ("0", "it must be at least 1, not 0"),
+        ("x", "'x' is not a number"),
+        (f"1{'0' * 400}", "not a number of more than 64 bits"),
+    )
+    for given, message in told:
         with pytest.raises(SystemExit):
             parser.parse_args(["--count", given])
         assert message in capsys.readouterr().err

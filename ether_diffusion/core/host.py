@@ -263,7 +263,8 @@ class Host:
             projection.set_buffered()
 
     def _mixture(self, projection: Projection) -> Plan:
-        here = [(projection.methods[n], s) for n, s in self.strengths.items() if s != 0.0 and n in projection.methods]
+        # in the order of attaching, whatever the order in which they were made active: sums round the same
+        here = [(method, s) for name, method in projection.methods.items() if (s := self.strengths.get(name, 0.0)) != 0]
         return Mixture(tuple(here), self._generation) if here else Off(self._generation)
 
     def _samples(self, projection: Projection, samples: SampleNames) -> Plan:

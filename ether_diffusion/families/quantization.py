@@ -48,8 +48,13 @@ def quantize(denoiser: ModelMixin, kind: Quantization, device: torch.device) -> 
 
 
 def is_quantizable(denoiser: nn.Module, path: str) -> bool:
-    """Whether a module is a Linear in one of the model's lists of blocks: embeddings and the last layer are not."""
+    """Whether a module is a Linear in one of the model's lists of blocks: embeddings and the last layer are not.
+
+    The small matrices of a LoRA in such a Linear are left as they are.
+    """
     parts = path.split(".")
+    if any(part.startswith("lora_") for part in parts):
+        return False
     return type(denoiser.get_submodule(path)) is nn.Linear and any(
         isinstance(denoiser.get_submodule(".".join(parts[:n])), nn.ModuleList) for n in range(1, len(parts))
     )

@@ -117,11 +117,14 @@ def changed_settings(run: RunSection, base_hash: Mapping[str, str | None]) -> li
 
 
 def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a result depends on beside the settings and differs from the record: processes and pictures, both named."""
+    """What a result depends on beside the settings and differs from the record: processes, files and pictures, named."""
     changes = []
     old, new = before.get("num_processes"), now.get("num_processes")
     if old is not None and old != new:
         changes.append(f"number of processes, {old} → {new}")
+    old, new = before.get("training_adapter"), now.get("training_adapter")
+    if old != new:
+        changes.append("training_adapter: the file is not what it was")
     old, new = before.get("pictures"), now.get("pictures")
     if isinstance(old, dict) and isinstance(new, dict) and old != new:
         kinds = {

@@ -76,6 +76,8 @@ class TrainingConfig:
         mixed_precision: no, fp16 or bf16; Accelerate's own configuration where it is not given.
         base_quantization: keep the frozen denoiser in fewer bits: nf4 or int8 (bitsandbytes), or fp8-storage; the
             adapter stays fp32.
+        training_adapter: a LoRA or ETHER file that acts on the denoiser in training and not in drawing: for bases that
+            were distilled to few steps.
         gradient_checkpointing: recompute activations in the backward: less memory, more time.
         allow_tf32: TF32 matrix products on NVIDIA cards.
         torch_compile: compile the denoiser; on GPUs only.
@@ -185,6 +187,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     base_quantization: Quantization | None = None
+    training_adapter: Path | None = None
     gradient_checkpointing: bool = False
     allow_tf32: bool = False
     torch_compile: bool = False
@@ -216,6 +219,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
         self.cache_dir = None if self.cache_dir is None else Path(self.cache_dir)
+        self.training_adapter = None if self.training_adapter is None else Path(self.training_adapter)
         if isinstance(self.validation_prompt, str):
             self.validation_prompt = [self.validation_prompt]
         if isinstance(self.report_to, str):
@@ -228,6 +232,11 @@ class TrainingConfig:
             raise ValueError(f"resolution must be a multiple of 8 pixels, such as {below}, not {self.resolution}")
         if self.base_quantization is not None and self.entry.saved_as == "pipeline":
             raise ValueError(f"base_quantization is for a frozen base, and method={self.method} trains the base itself")
+        if self.training_adapter is not None and (self.entry.needs_peft or self.entry.saved_as == "pipeline"):
+            raise ValueError(
+                "training_adapter acts beside an adapter of this library (method=ether, ether_plus, naive), not beside "
+                f"method={self.method}"
+            )
         if self.optimizer == "prodigy" and self.text_encoder_lr not in (None, self.resolved_learning_rate):
             raise ValueError("optimizer=prodigy has one learning rate for all: leave out text_encoder_lr")
         if self.lr_scheduler == "piecewise_constant" and not self.lr_step_rules:
@@ -372,7 +381,7 @@ OF_FAMILIES = frozenset(
 )
 """Settings that not every family of bases has."""
 
-LATER = OF_FAMILIES - {"snr_gamma"} | {"base_quantization"}
+LATER = OF_FAMILIES - {"snr_gamma"} | {"base_quantization", "training_adapter"}
 """Settings that version 0.1 did not have."""
 
 INPUTS = frozenset(
@@ -381,6 +390,7 @@ INPUTS = frozenset(
         "controlnet_model_name_or_path",
         "segmenter",
         "cache_dir",
+        "training_adapter",
         "instance_data_dir",
         "subjects_dir",
         "class_data_dir",

@@ -84,7 +84,7 @@ def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
     family = start.family = control.family
     check_trainables(control.components, config.section(AdapterSection))
     objective = family.objective(config.section(ObjectiveSettings))
-    sampler = Sampler(family, config.section(SampleSection), accelerator, control)
+    sampler = Sampler(family, config.section(SampleSection), accelerator, control, start.training_adapter)
     with accelerator.main_process_first():  # the others read the maps that it made
         source = make_source(config, listing, accelerator)
     if isinstance(control, EncoderControl) and config.has_maps:

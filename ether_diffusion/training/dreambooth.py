@@ -81,12 +81,20 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
         raise ValueError(
             f"subjects_dir cannot train {family.TITLE}: {family.PER_SAMPLE}; train the subjects one by one"
         )
+    if config.subjects_dir is not None and start.training_adapter and not start.training_adapter.shared:
+        raise ValueError(
+            "training_adapter: with subjects_dir every sample has one adapter of this library; give a LoRA, which acts "
+            "on all samples"
+        )
     components = trained_components(family, config.section(AdapterSection))
     check_trainables(components, config.section(AdapterSection))
     objective = family.objective(config.section(ObjectiveSettings))
     batching = config.section(BatchSection)
     subjects = subjects_of(config)
-    samplers = [Sampler(family, each.section(SampleSection), accelerator) for each in subjects.values()]
+    samplers = [
+        Sampler(family, each.section(SampleSection), accelerator, training_adapter=start.training_adapter)
+        for each in subjects.values()
+    ]
     embeds = None
     if config.train_text_encoder:
         for encoder in family.text_encoders.values():

@@ -41,6 +41,12 @@ from ether_diffusion.training.samples import scheduler_class
 from ether_diffusion.training.sections import BaseSection, ComputeSection
 from ether_diffusion.training.setup import make_accelerator
 from ether_diffusion.training.trainables import Trainable
+from ether_diffusion.training.training_adapter import (
+    TrainingAdapter,
+    is_ether,
+    load_training_adapter,
+    training_adapter_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +108,7 @@ class Start(Generic[Config]):
         checkpoint: to continue from, None for a new run.
         base_hash: identity of the base, by component.
         records: of its run folders, which :meth:`begin` opens.
+        training_adapter: what acts in training and not in drawing, if anything does.
     """
 
     config: Config
@@ -110,6 +117,7 @@ class Start(Generic[Config]):
     checkpoint: Path | None
     base_hash: dict[str, str | None]
     records: list[tuple[Provenance, TrainingConfig]] = field(default_factory=list)
+    training_adapter: TrainingAdapter | None = None
 
     def begin(self) -> None:
         """Make the run folders this run's own: replace the run before, write settings and provenance, open trackers."""
@@ -160,12 +168,14 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
     check()
     if config.sampler not in (None, "base"):
         scheduler_class(str(config.sampler))
+    if config.training_adapter is not None:
+        is_ether(training_adapter_file(config.training_adapter))
     pipe = load_base(config.section(BaseSection), accelerator.mixed_precision)
     family = family_of(pipe, config.section(FamilySettings))
-    if why := family.distilled:
+    if (why := family.distilled) and config.training_adapter is None:
         logger.warning(
             "the base was distilled to few steps (%s): training undoes that; train its undistilled version where "
-            "there is one",
+            "there is one, or beside an adapter that undoes it, --training_adapter FILE",
             why,
         )
     config = replace(
@@ -185,9 +195,10 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
     if checkpoint and accelerator.is_main_process:
         for change in changed_settings(config.run, hashes):
             logger.warning("resuming with another setting, %s", change)
+    beside = None if config.training_adapter is None else load_training_adapter(family, config.training_adapter)
     if config.base_quantization is not None:
         quantize(family.denoiser, config.base_quantization, accelerator.device)
-    return Start(config, accelerator, family, checkpoint, hashes)
+    return Start(config, accelerator, family, checkpoint, hashes, training_adapter=beside)
 
 
 def _compare_resolutions(config: TrainingConfig, family: Family) -> None:
@@ -221,6 +232,7 @@ def record_start(
             "threads": torch.get_num_threads(),
             "num_processes": accelerator.num_processes,
             "trained_parameters": {trainable.component: trainable.num_parameters() for trainable in trainables},
+            **({"training_adapter": start.training_adapter.hash} if start.training_adapter else {}),
             **facts,
         },
         resumed=start.checkpoint is not None,

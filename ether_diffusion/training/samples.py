@@ -27,6 +27,7 @@ from ether_diffusion.training.conditioning import Conditioning
 from ether_diffusion.training.placement import present
 from ether_diffusion.training.sections import SampleSection
 from ether_diffusion.training.trainables import Trainable
+from ether_diffusion.training.training_adapter import TrainingAdapter
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Sampler:
         section: resolution, steps, guidance and scheduler of the samples; its resolution must be set.
         accelerator: for its mixed precision.
         control: what makes the pipeline take conditions, where it is trained with a control.
+        training_adapter: what does not act in drawing, if anything of the kind was loaded.
 
     Raises:
         ValueError: diffusers has no scheduler of that name.
@@ -63,6 +65,7 @@ class Sampler:
         section: SampleSection,
         accelerator: Accelerator,
         control: Conditioning | None = None,
+        training_adapter: TrainingAdapter | None = None,
     ) -> None:
         if section.resolution is None:
             raise ValueError("the resolution of samples is not set: give it in pixels")
@@ -73,6 +76,7 @@ class Sampler:
         sampler = section.sampler or family.SAMPLER
         self.accelerator = accelerator
         self.control = control
+        self.asleep = nullcontext if training_adapter is None else training_adapter.asleep
         self.family = family
         self.pipe = pipe = copy.copy(family.pipe)  # the same modules; from_pipe would cast them
         if sampler != "base":
@@ -104,7 +108,7 @@ class Sampler:
             encoded = self.family.batch_for_drawing([self.encoded[prompt] for prompt in prompts])
         parts = [self.pipe.vae, *([] if self.family.DRAWS_ENCODED else self.family.text_encoders.values())]
         with present(self.accelerator.device, *parts), _evaluating(self.pipe):
-            with self._autocast(), seen as more:
+            with self._autocast(), self.asleep(), seen as more:
                 latents = self.pipe(
                     height=self.resolution,
                     width=self.resolution,

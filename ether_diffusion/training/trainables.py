@@ -15,7 +15,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from ether_diffusion.core.adapter import check_blocks
-from ether_diffusion.core.host import attach
+from ether_diffusion.core.host import attach, host_of
 from ether_diffusion.core.targets import find_targets
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.files import atomic_path, commit
@@ -138,8 +138,18 @@ def save_adapter(pipe: DiffusionPipeline, name: str, base_model: str, folder: Pa
 
 def _ether(component: str, module: nn.Module, section: AdapterSection, name: str) -> Trainable:
     adapter = attach(module, section.ether_config(component), name)
-    host = adapter.host
-    return Trainable(component, adapter, None if host is None else host.enable, name)
+    return Trainable(component, adapter, partial(_set_active, module, name), name)
+
+
+def _set_active(module: nn.Module, name: str, active: bool) -> None:
+    """Turn an adapter that is trained on or off: it alone, or all that are trained side by side."""
+    host = host_of(module)
+    assert host is not None, f"{name} is attached"
+    if host.per_sample is not None:
+        host.enable(active)
+        return
+    others = {other: strength for other, strength in host.strengths.items() if other != name}
+    host.set_active({**others, name: 1.0} if active else others)
 
 
 def _full(component: str, module: nn.Module) -> Trainable:

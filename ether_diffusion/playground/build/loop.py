@@ -149,7 +149,8 @@ def train(stage: Stage, folder: Path, seed: int) -> Trained:
             bar.set_postfix(loss=f"{curve[-1][1]:.4f}")
         if step % training.validate_every == 0 and (value := stage.validation(average or network)) is not None:
             validation.append((step, value.item()))
-            bar.write(f"{stage.name}: step {step}, loss on fixed noise {validation[-1][1]:.4f}")
+            if processes.is_main_process:
+                bar.write(f"{stage.name}: step {step}, loss on fixed noise {validation[-1][1]:.4f}")
         seconds = _first(seconds + time.perf_counter() - start)
         if step % training.save_every == 0:
             save()
