@@ -117,7 +117,7 @@ def changed_settings(run: RunSection, base_hash: Mapping[str, str | None]) -> li
 
 
 def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a result depends on beside the settings and differs from the record: processes, files and pictures, named."""
+    """What a result depends on beside the settings and differs from the record: processes, a file, pictures; named."""
     changes = []
     old, new = before.get("num_processes"), now.get("num_processes")
     if old is not None and old != new:

@@ -55,6 +55,7 @@ OTHER: dict[str, Any] = {
     "max_grad_norm": 0.5,
     "mixed_precision": "no",
     "base_quantization": "nf4",
+    "training_adapter": "other/ether_weights.safetensors",
     "gradient_checkpointing": True,
     "allow_tf32": True,
     "torch_compile": True,
