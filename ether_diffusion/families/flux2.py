@@ -41,6 +41,10 @@ class Flux2(PatchLatents):
         """The pipeline undoes patches and normalisation itself."""
         return drawn.float()
 
+    def said(self, prompt: str) -> str:
+        """The beginning of the chat template before it."""
+        return self.beginning(prompt, enable_thinking=False)
+
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features): three layers of the language model side by side."""
         embeds, _ = self.encode_text(prompts)

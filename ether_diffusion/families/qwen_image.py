@@ -29,6 +29,14 @@ class QwenImage(VideoLatents):
     LENGTH = 512
     CONTROL_PLACE = "img_in"
 
+    def said(self, prompt: str) -> str:
+        """The beginning of the pipeline's template before it."""
+        return str(self.pipe.prompt_template_encode).partition("{}")[0] + prompt
+
+    def limit(self, tokenizer: Any) -> int:
+        """The tokens of prompts after those of the template that the pipeline drops."""
+        return super().limit(tokenizer) + int(self.pipe.prompt_template_encode_start_idx)
+
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, longest, features) and prompt_embeds_mask (batch, longest), 1 where a prompt is."""
         embeds, mask = self.encode_text(prompts)

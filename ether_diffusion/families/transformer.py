@@ -109,6 +109,19 @@ class FlowTransformer(Family):
         templates = [str(getattr(tokenizer, "chat_template", "")) for tokenizer in self.tokenizers.values()]
         return {**super().prompt_key(prompt), "templates": templates}
 
+    def beginning(self, prompt: str, **settings: Any) -> str:
+        """A prompt in the tokenizer's chat template, as far as the prompt itself goes.
+
+        Args:
+            prompt: what the user says.
+            settings: of the template.
+        """
+        (tokenizer,) = self.tokenizers.values()
+        message = [{"role": "user", "content": prompt}]
+        text = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, **settings))
+        before, found, _ = text.rpartition(prompt)
+        return before + found if prompt and found else text
+
     def encode_text(self, prompts: Sequence[str], **settings: Any) -> Any:
         """The pipeline's own ``encode_prompt`` at the length of this run."""
         return self.pipe.encode_prompt(

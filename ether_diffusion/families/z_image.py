@@ -31,8 +31,12 @@ class ZImage(FlowTransformer):
 
     @property
     def native_resolution(self) -> int:
-        """1024 pixels, the pipeline's default."""
-        return 1024
+        """The pixels that the autoencoder was made for; the pipeline's own default is 1024 for every base."""
+        return int(self.pipe.vae.config.sample_size)
+
+    def said(self, prompt: str) -> str:
+        """The beginning of the chat template before it."""
+        return self.beginning(prompt, enable_thinking=True)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds: of each prompt (its tokens, features)."""

@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 FAR = 2
 """A resolution more than so many times the base's own, or less than that part of it, is warned of."""
 
+ALWAYS_RIGHT = 64
+"""Pixels that every family's patches divide."""
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -170,7 +173,10 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
         scheduler_class(str(config.sampler))
     if config.training_adapter is not None:
         is_ether(training_adapter_file(config.training_adapter))
-    pipe = load_base(config.section(BaseSection), accelerator.mixed_precision)
+    section = config.section(BaseSection)
+    if config.resolution is not None and config.resolution % ALWAYS_RIGHT:  # told before the weights are read
+        check_resolution(config.resolution, describe_base(section, accelerator.mixed_precision).divisor)
+    pipe = load_base(section, accelerator.mixed_precision)
     family = family_of(pipe, config.section(FamilySettings))
     if (why := family.distilled) and config.training_adapter is None:
         logger.warning(

@@ -23,6 +23,7 @@ from ether_diffusion.families.registry import family_of
 from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import load_pipeline
 from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.program import ALWAYS_RIGHT
 
 Train = Callable[..., Path]
 
@@ -158,3 +159,16 @@ def test_settings_of_another_family_are_refused(settings: Callable[..., DreamBoo
         train("flux", snr_gamma=5.0)
     with pytest.raises(RuntimeError, match="guidance_scale_training is no setting for Stable Diffusion 1"):
         train("sd", guidance_scale_training=2.0)
+
+
+def test_a_resolution_that_patches_do_not_divide_is_told_before_weights_are_read(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ether_diffusion.training.program.load_base", lambda *_: pytest.fail("the base was loaded"))
+    with pytest.raises(ValueError, match="resolution 40 is not a positive multiple of 16; use 32 or 48"):
+        train("lumina2", resolution=40)
+
+
+@pytest.mark.parametrize("family", FLOW)
+def test_some_resolutions_are_right_for_every_family(family: str) -> None:
+    assert ALWAYS_RIGHT % family_of(build(family)).divisor == 0
