@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 LARGEST = 2**63
-"""Above every number that a setting may be: torch counts in 64 bits."""
+"""Above every whole number that a setting may be: torch counts in 64 bits."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``; NaN, infinity and what is not below ``LARGEST`` are in none.
+    """Numbers from ``low`` to ``high``; NaN, infinity and integers from ``LARGEST`` on are in none.
 
     Attributes:
         low: the lowest; ``above`` leaves it out.
@@ -28,7 +28,8 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         more = value > self.low if self.above else value >= self.low
-        return more and (value < self.high if self.below else value <= self.high) and value < LARGEST
+        less = value < self.high if self.below else value <= self.high
+        return more and less and (value < LARGEST if isinstance(value, int) else not math.isinf(value))
 
     def __str__(self) -> str:
         low, high = (str(int(end)) if end == round(end) else f"{end:g}" for end in (self.low, min(self.high, 1e300)))

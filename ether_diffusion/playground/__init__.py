@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 NAME = "playground"
 FLOW = "playground-flow"
-BASES = (NAME, FLOW)
-"""Names of the embedded bases."""
+GUIDANCE = {NAME: 4.0, FLOW: 3.0}
+"""The embedded bases, each with the guidance scale at which it draws best, as its pipeline counts it."""
 BASE = Path(__file__).parent / "base"
 """The diffusers folder of the base; the judges lie in its ``judges/clip``, ``judges/dino``, ``judges/segmenter``."""
 
 
 def base_folder(name: str) -> str:
-    """The folder that stands behind a base model's name: an embedded base for one of ``BASES``, else the name itself.
+    """The folder that stands behind a base model's name: an embedded base for its name, else the name itself.
 
     A folder of the user's own that is called ``playground`` is reached as ``./playground``.
 
@@ -47,8 +47,8 @@ def judge_folder(name: str, judge: str) -> str:
 def load(dtype: torch.dtype | None = None, name: str = NAME) -> DiffusionPipeline:
     """An embedded base as a diffusers pipeline, all of it in ``dtype`` (fp32 by default), on the CPU.
 
-    Both draw 64 x 64 pixels; Z-Image's pipeline has to be told so. They were trained for guidance scales near 4 and 3,
-    not those that pipelines take where none is given.
+    Both draw 64 x 64 pixels; Z-Image's pipeline has to be told so. They draw best at the guidance scales ``GUIDANCE``,
+    not at those that pipelines take where none is given.
     """
     import torch
     from diffusers import DiffusionPipeline

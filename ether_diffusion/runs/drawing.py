@@ -20,12 +20,12 @@ from ether_diffusion.control.conditions import canny, colour_map, load_condition
 from ether_diffusion.control.pipeline import control_tensor, controlled
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.families.parts import parts_without
-from ether_diffusion.families.registry import family_of
+from ether_diffusion.families.registry import family_named, family_of
 from ether_diffusion.metrics.backbones import as_rgb
 from ether_diffusion.metrics.control_tasks import Pair
 from ether_diffusion.metrics.generated import Sample, write_generated_metadata
 from ether_diffusion.metrics.segmentation import Segmenter
-from ether_diffusion.playground import base_folder
+from ether_diffusion.playground import GUIDANCE, base_folder
 from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range
 from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.record import Run, read_run
@@ -72,6 +72,19 @@ def load_pipeline(base: Base, device: torch.device | str = "cpu") -> DiffusionPi
     return pipe
 
 
+def own_guidance(base: Base) -> float:
+    """The guidance scale that a base is drawn with where none is named: an embedded base's own, else its family's.
+
+    Raises:
+        OSError: there is no such base.
+        UnknownFamilyError: no family claims it.
+    """
+    if base.name in GUIDANCE:
+        return GUIDANCE[base.name]
+    index = DiffusionPipeline.load_config(base_folder(base.name), revision=base.revision)
+    return family_named(str(index["_class_name"])).GUIDANCE
+
+
 @dataclass(frozen=True)
 class Asked:
     """Images to draw.
@@ -94,14 +107,18 @@ class Asked:
 def draw(
     pipe: DiffusionPipeline, asked: Asked, batch_size: int, num_inference_steps: int, guidance_scale: float
 ) -> Iterator[Image.Image]:
-    """One picture per prompt and seed, at the pipeline's own resolution."""
+    """One picture per prompt and seed, at the base's own resolution."""
+    family = family_of(pipe)
+    side = family.native_resolution
     for start in range(0, len(asked.prompts), batch_size):
         part = slice(start, start + batch_size)
         prompts = list(asked.prompts[part])
         yield from pipe(
+            height=side,
+            width=side,
             num_inference_steps=num_inference_steps,
             generator=[torch.Generator().manual_seed(seed) for seed in asked.seeds[part]],
-            **family_of(pipe).drawing(prompts, guidance_scale),
+            **family.drawing(prompts, guidance_scale),
         ).images
 
 

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,6 +21,7 @@ from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.playground import GUIDANCE
 from ether_diffusion.runs.folder import (
     Provenance,
     changed_facts,
@@ -175,7 +176,8 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
         is_ether(training_adapter_file(config.training_adapter))
     section = config.section(BaseSection)
     if config.resolution is not None and config.resolution % ALWAYS_RIGHT:  # told before the weights are read
-        check_resolution(config.resolution, describe_base(section, accelerator.mixed_precision).divisor)
+        with suppress(BaseModelError):  # which loading tells better
+            check_resolution(config.resolution, describe_base(section, accelerator.mixed_precision).divisor)
     pipe = load_base(section, accelerator.mixed_precision)
     family = family_of(pipe, config.section(FamilySettings))
     if (why := family.distilled) and config.training_adapter is None:
@@ -184,6 +186,7 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
             "there is one, or beside an adapter that undoes it, --training_adapter FILE",
             why,
         )
+    own_guidance = GUIDANCE.get(config.pretrained_model_name_or_path, family.GUIDANCE)
     config = replace(
         config,
         mixed_precision=accelerator.mixed_precision,
@@ -192,7 +195,7 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
         targets=family.CONTROL_TARGETS if config.targets is None else config.targets,
         sampler=config.sampler or family.SAMPLER,
         num_inference_steps=config.num_inference_steps or family.STEPS,
-        guidance_scale=family.GUIDANCE if config.guidance_scale is None else config.guidance_scale,
+        guidance_scale=own_guidance if config.guidance_scale is None else config.guidance_scale,
     )
     check_resolution(int(config.resolution or 0), family.divisor)
     if accelerator.is_main_process:

@@ -40,7 +40,7 @@ from ether_diffusion.page.text import markdown_table
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.ranges import AMOUNT, COUNT
 from ether_diffusion.runs.base import Base
-from ether_diffusion.runs.drawing import Asked, draw, load_pipeline
+from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, own_guidance
 
 DISTANCES = (0.1, 0.2, 0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
 """‖T - I‖_F of a block; each method takes those that it can have."""
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--batch_size", type=COUNT.of(int), default=8)
     parser.add_argument("--num_inference_steps", type=COUNT.of(int), default=25)
-    parser.add_argument("--guidance_scale", type=AMOUNT.of(float), default=7.5)
+    parser.add_argument("--guidance_scale", type=AMOUNT.of(float), help="default: the base's own")
     add_judges(parser)
     given = parser.parse_args(arguments)
     settings = {name: getattr(given, name) for name in ("batch_size", "num_inference_steps", "guidance_scale")}
@@ -257,6 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         judges = judges_of(given)
         base = Base(given.base, given.revision, given.variant)
+        if settings["guidance_scale"] is None:
+            settings["guidance_scale"] = own_guidance(base)
         pipe = load_pipeline(base, judges.dino.device)
         rows, images = study(pipe, asked, judges, given.methods, given.distances, given.n_blocks, settings)
     except (ImportError, OSError, ValueError) as error:

@@ -105,7 +105,7 @@ class BenchmarkConfig:
         drift: draw the subject's unrelated prompts, too, and compare with the base's images.
         batch_size: images drawn at a time.
         num_inference_steps: denoising steps of an image.
-        guidance_scale: classifier-free guidance of an image.
+        guidance_scale: classifier-free guidance of an image; the base's own where it is not given.
         dino: judge of DINO: a Hub id, a folder or playground.
         clip: judge of CLIP-I and CLIP-T, likewise, or anytorch: and a model of clip-anytorch.
         lpips: file with the weights of LPIPS' trunk, or lpips for that package's; without it there is no LPIPS or DIV.
@@ -141,7 +141,7 @@ class BenchmarkConfig:
     drift: bool = True
     batch_size: int = 8
     num_inference_steps: int = 25
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None
     dino: str = DINO
     clip: str = CLIP
     lpips: str | None = None

@@ -59,7 +59,7 @@ from ether_diffusion.metrics.scoring import Judges, References, score_class_imag
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.reading import read_json
-from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run
+from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run, own_guidance
 from ether_diffusion.runs.folder import git_revision
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.cli import parse_config
@@ -87,6 +87,10 @@ class Bench(Study[Subject]):
     judges: Judges
     device: torch.device
     _seen: dict[str, References] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.config.guidance_scale is None:
+            self.config = replace(self.config, guidance_scale=own_guidance(self.config.base))
 
     @property
     def output_dir(self) -> Path:
@@ -214,6 +218,7 @@ class Bench(Study[Subject]):
         if job.arm in ANSWERS:
             drawn = ANSWERS[job.arm](asked, job.subject)
         else:
+            assert config.guidance_scale is not None, "it is the base's own where none was given"
             drawn = draw(pipe, asked, config.batch_size, config.num_inference_steps, config.guidance_scale)
         for name, picture in zip(
             asked.names, tqdm(drawn, total=len(asked.names), desc="draw", leave=False), strict=True
