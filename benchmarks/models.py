@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
 from torch import Tensor, nn
 
 from ether_diffusion import playground
@@ -49,6 +54,14 @@ SD3_SMALL = SD3 | {
     "dual_attention_layers": (),
 }
 FLUX: dict[str, Any] = {"guidance_embeds": True}
+FLUX_SMALL: dict[str, Any] = {
+    "num_layers": 2,
+    "num_single_layers": 4,
+    "attention_head_dim": 64,
+    "num_attention_heads": 14,
+    "axes_dims_rope": (16, 24, 24),
+    "guidance_embeds": True,
+}
 FLUX2_KLEIN_4B: dict[str, Any] = {
     "num_layers": 5,
     "num_single_layers": 20,
@@ -98,8 +111,11 @@ MODELS = {
     "sd3": Model(_sd3(SD3), 1024),
     "sd3-small": Model(_sd3(SD3_SMALL), 256),
     "flux": Model(_flux, 1024),
+    "flux-small": Model(lambda _: FluxTransformer2DModel(**FLUX_SMALL), 256),
+    "playground-flow": Model(lambda _: playground.load(name=playground.FLOW).transformer, 128),
 }
-"""sd3 is SD3.5-medium; sd3-small is an SD3 of 110 M parameters; flux is FLUX.1-dev; playground is the embedded one."""
+"""sd3 is SD3.5-medium; sd3-small and flux-small have 110 and 115 M parameters; flux is FLUX.1-dev; the playground's are
+the embedded ones."""
 
 
 def build(name: str, layers: int | None = None, device: str = "cpu") -> nn.Module:
@@ -139,10 +155,15 @@ def make_batch(model: nn.Module, resolution: int, batch_size: int) -> Batch:
         tokens = (side // 2) ** 2
         shapes = {"hidden_states": (tokens, 64), "encoder_hidden_states": (512, 4096), "pooled_projections": (768,)}
         target = shapes["hidden_states"]
+    elif isinstance(model, ZImageTransformer2DModel):
+        shapes = {"x": (config.in_channels, 1, side, side), "cap_feats": (13, config.cap_feat_dim)}  # a usual caption's
+        target = shapes["x"]
     else:
         raise ValueError(f"no batch for a {type(model).__name__}")
     batch = {name: torch.randn(batch_size, *shape).to(like) for name, shape in shapes.items()}
     batch["target"] = torch.randn(batch_size, *target).to(like)
+    if isinstance(model, ZImageTransformer2DModel):
+        return batch | {"t": torch.full((batch_size,), 0.5).to(like)}
     batch["timestep"] = torch.full((batch_size,), 0.5 if isinstance(model, FluxTransformer2DModel) else 500.0).to(like)
     if isinstance(model, FluxTransformer2DModel):
         batch |= {"guidance": torch.full((batch_size,), 3.5).to(like), "txt_ids": torch.zeros(512, 3).to(like)}
@@ -156,12 +177,15 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
     given = {name: value for name, value in batch.items() if name not in ("target", "text_embeds", "time_ids")}
     if "time_ids" in batch:
         given["added_cond_kwargs"] = {name: batch[name] for name in ("text_embeds", "time_ids")}  # type: ignore[assignment]
+    if "x" in given:
+        told = {name: list(value) if name in ("x", "cap_feats") else value for name, value in given.items()}
+        return torch.stack(model(**told, return_dict=False)[0])
     return model(**given, return_dict=False)[0]
 
 
 def latents(batch: Batch) -> str:
     """The name of the argument that holds the noisy latents."""
-    return "sample" if "sample" in batch else "hidden_states"
+    return next(name for name in ("sample", "hidden_states", "x") if name in batch)
 
 
 def synchronise(batch: Batch) -> None:

@@ -88,11 +88,27 @@ def step_costs() -> str:
     for name, title in (
         ("steps-512", "SD1.5, 512 px"),
         ("steps-256", "SD1.5, 256 px"),
+        ("steps-sd3-small", "SD3 class, 110 M, 256 px"),
+        ("steps-flux-small", "FLUX.1 class, 115 M, 256 px"),
         ("steps-playground", "playground"),
     ):
         found = load(name)["rows"]
         rows.append([title, *(f"{found[arm]['ratio']:.2f}" for arm in arms)])
     return markdown_table(["step / frozen step", *arms.values()], rows)
+
+
+def small_transformers() -> str:
+    """docs: a training step of two transformers of middle size."""
+    heads = ["", "method", "parameters", "step / frozen", "quartiles", "peak MB", "kept MB"]
+    lines = []
+    for name, title in (("steps-sd3-small", "SD3 class"), ("steps-flux-small", "FLUX.1 class")):
+        for arm, row in load(name)["rows"].items():
+            low, high = row["quartiles"]
+            spread = "" if arm == "frozen" else f"{low:.3f} … {high:.3f}"
+            memory = [f"{row['memory'][key]:,.0f}" for key in ("peak", "saved")]
+            lines.append([title, arm, f"{row['parameters']:,}", f"{row['ratio']:.3f}", spread, *memory])
+            title = ""
+    return markdown_table(heads, lines, text_columns=(0, 1, 4))
 
 
 def subjects() -> str:
@@ -277,6 +293,7 @@ def memory() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "method-parameters": method_parameters,
     "step-costs": step_costs,
+    "small-transformers": small_transformers,
     "subjects": subjects,
     "subjects-whole": subjects_whole,
     "subjects-compared": subjects_compared,
