@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from families.tiny import build
 from helpers import shake
 from torch import Tensor, nn
@@ -70,10 +72,34 @@ def loss(family: Family) -> Tensor:
     return family.prediction(family.denoiser(**arguments), noisy).square().mean()
 
 
+def middle(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """A pipeline of SD3's with a transformer of 110 M parameters."""
+    settings = {"num_layers": 7, "attention_head_dim": 64, "num_attention_heads": 14, "caption_projection_dim": 896}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe.transformer = type(pipe.transformer)(**{**pipe.transformer.config, **settings})
+    return pipe
+
+
+SIZES = [
+    *FAMILIES,
+    pytest.param(
+        "sd3, 110 M",
+        marks=pytest.mark.skipif(not os.environ.get("ETHER_MID_SIZE"), reason="a minute each: set ETHER_MID_SIZE=1"),
+    ),
+]
+
+
+def sized(name: str) -> DiffusionPipeline:
+    """A tiny pipeline, or one with a transformer of middle size."""
+    family, larger, _ = name.partition(",")
+    return middle(build(family)) if larger else build(family)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SIZES)
 def test_a_quantised_base_is_the_dense_one_with_its_weights(name: str, kind: str) -> None:
-    families = [family_of(build(name)) for _ in range(2)]
+    families = [family_of(sized(name)) for _ in range(2)]
     for family in families:
         family.denoiser.requires_grad_(False)
     quantized, dense = (family.denoiser for family in families)
@@ -104,9 +130,11 @@ def test_fusing_into_a_quantised_base_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SIZES[:1] + SIZES[-1:])
 def test_training_on_a_quantised_base_lowers_the_loss(
-    kind: str, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sized(name).save_pretrained(tmp_path / "base")
     bases: list[nn.Module] = []
 
     def quantized(denoiser: nn.Module, *arguments: object) -> None:
@@ -114,10 +142,11 @@ def test_training_on_a_quantised_base_lowers_the_loss(
         bases.append(denoiser)
 
     monkeypatch.setattr(program, "quantize", quantized)
-    run = train("sd3", base_quantization=kind, max_train_steps=20, validation_steps=20, train_batch_size=2)
+    settings = {"pretrained_model_name_or_path": str(tmp_path / "base"), "base_quantization": kind}
+    run = train("sd3", **settings, max_train_steps=20, validation_steps=20, train_batch_size=2)
     rows = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert twin(build("sd3").transformer, bases[0], kind) > 8, "what was trained on is quantised"
+    assert twin(sized(name).transformer, bases[0], kind) > 8, "what was trained on is quantised"
 
 
 def test_a_base_that_is_trained_itself_is_not_quantised(settings: Callable[..., DreamBoothConfig]) -> None:
