@@ -23,6 +23,7 @@ class ZImage(FlowTransformer):
     STEPS = 50
     GUIDANCE = 5.0
     LENGTH = 512
+    CONTROL_PLACE = "all_x_embedder.2-1"
 
     @property
     def distilled(self) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -43,7 +44,11 @@ class Control:
         self.enabled = True
         self._denoiser, self._place = denoiser, place
         self._given: dict[str, Tensor] = {}
-        self._hook = first_layer(denoiser, place).register_forward_hook(self._add)
+        self._pictures: list[Tensor] | None = None
+        self._hooks = (
+            denoiser.register_forward_pre_hook(self._look, with_kwargs=True),
+            first_layer(denoiser, place).register_forward_hook(self._add),
+        )
 
     def add(self, name: str, encoder: ControlEncoder) -> None:
         """Put an encoder on the denoiser; it is active.
@@ -64,9 +69,14 @@ class Control:
         del self.encoders[name]
         self.active.discard(name)
         if not self.encoders:
-            self._hook.remove()
+            self.leave()
             del self._denoiser.__dict__[_ATTRIBUTE]
             hooks_changed(self._denoiser)
+
+    def leave(self) -> None:
+        """Take the hooks off the denoiser."""
+        for hook in self._hooks:
+            hook.remove()
 
     def enable(self, enabled: bool = True) -> None:
         """Turn all encoders on or off, remembering which are active."""
@@ -105,6 +115,11 @@ class Control:
         features: Tensor = encoder(condition.float())
         return features
 
+    def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the pictures of a denoiser that takes them as a list and embeds the patches of all in one row."""
+        first = args[0] if args else kwargs.get("x")
+        self._pictures = first if isinstance(first, list) else None
+
     def _add(self, module: nn.Module, args: object, output: Tensor) -> Tensor | None:
         if not self.enabled or not self.active:
             return None
@@ -120,11 +135,11 @@ class Control:
                 "StableDiffusionControlPipeline; ether.disable(pipe) draws without"
             )
         features = self._given[name]
-        count, batch, factor = len(features), len(like), self.encoders[name].vae_factor
-        grid = like.dim() == 4
-        if features.shape[2:] != like.shape[2:] if grid else features[0, 0].numel() != like.shape[1]:
+        factor, sides = self.encoders[name].vae_factor, self._sides(like)
+        count, batch = len(features), len(like) if like.dim() > 2 else len(self._pictures or ())
+        if features[0, 0].numel() != like.shape[1] if sides is None else any(features.shape[2:] != s for s in sides):
             mine = " x ".join(str(factor * side) for side in features.shape[2:])
-            theirs = " x ".join(str(factor * side) for side in like.shape[2:]) if grid else "another number"
+            theirs = "another number" if sides is None else " x ".join(str(factor * side) for side in sides[0])
             raise ValueError(
                 f"the control image of {name!r} has {mine} pixels (height x width), the picture {theirs}: "
                 "resize one of them"
@@ -134,9 +149,24 @@ class Control:
                 f"{count} control images cannot be shared among a batch of {batch}: give one for each "
                 "prompt, and num_images_per_prompt where there are several"
             )
-        if not grid:
+        features = features.to(like.device, like.dtype)
+        if like.dim() < 4:
             features = features.flatten(2).transpose(1, 2)
-        return features.to(like.device, like.dtype).repeat(batch // count, *[1] * (like.dim() - 1))
+        if like.dim() == 2:  # a picture's tokens are followed by those that fill up its row
+            filling = len(like) // batch - features.shape[1]
+            return nn.functional.pad(features, (0, 0, 0, filling)).repeat(batch // count, 1, 1).flatten(0, 1)
+        return features.repeat(batch // count, *[1] * (like.dim() - 1))
+
+    def _sides(self, like: Tensor) -> list[tuple[int, ...]] | None:
+        """Height and width of the features that fit each picture; None where only their number is known."""
+        if like.dim() == 4:
+            return [tuple(like.shape[2:])]
+        if like.dim() == 3 or self._pictures is None:
+            return None
+        layer = first_layer(self._denoiser, self._place)
+        assert isinstance(layer, nn.Linear), "patches are embedded by a Linear"
+        patch = math.isqrt(layer.in_features // len(self._pictures[0]))
+        return [tuple(side // patch for side in picture.shape[-2:]) for picture in self._pictures]
 
 
 _ATTRIBUTE = "_ether_control"
@@ -168,7 +198,7 @@ def attach_control(
         control.add(name, encoder)
     except ValueError:
         if not control.encoders:
-            control._hook.remove()
+            control.leave()
         raise
     root.__dict__[_ATTRIBUTE] = control
     hooks_changed(root)

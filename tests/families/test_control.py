@@ -25,7 +25,7 @@ from ether_diffusion.training import control
 from ether_diffusion.training.base_model import BaseModelError
 from ether_diffusion.training.control_config import ControlConfig
 
-FAMILIES = ("sd3", "flux", "flux2", "qwen_image")
+FAMILIES = ("sd3", "flux", "flux2", "qwen_image", "z_image")
 SETTINGS: dict[str, Any] = {
     "max_train_steps": 3,
     "num_inference_steps": 2,
@@ -118,10 +118,42 @@ def test_features_land_on_the_patch_that_they_were_made_of(family: str, base: Ca
         with control_.given({"it": features}):
             denoiser(**arguments)
     difference = seen[1] - seen[0]
+    if difference.dim() == 2:  # all pictures in one row; this one's is filled up to 32 tokens
+        assert not difference[rows * columns :].any()
+        difference = difference[None, : rows * columns]
     grid = difference if difference.dim() == 4 else difference.transpose(1, 2).unflatten(2, (rows, columns))
     torch.testing.assert_close(grid, marks, atol=1e-6, rtol=0)
 
 
 def test_a_family_without_such_a_layer_is_refused(run_control: Callable[[str], Path]) -> None:
-    with pytest.raises(BaseModelError, match="Z-Image has no first layer that a control could be added after"):
-        run_control("z_image")
+    with pytest.raises(BaseModelError, match=r"Lumina.* has no first layer that a control could be added after"):
+        run_control("lumina2")
+
+
+@torch.no_grad()
+def test_pictures_in_one_row_have_each_their_own_condition(base: Callable[[str], Path]) -> None:
+    """Z-Image embeds the patches of all pictures at once: conditions go to their picture, under guidance to both."""
+    pipe = load_pipeline(Base(str(base("z_image"))))
+    kind, denoiser = family_of(pipe), denoiser_of(pipe)
+    encoder = ControlEncoder.of(denoiser, kind.divisor, place=str(kind.CONTROL_PLACE))
+    control_ = attach_control(denoiser, encoder, "it", str(kind.CONTROL_PLACE))
+    features = torch.randn(2, encoder.config.out_channels, 2, 3, generator=torch.Generator().manual_seed(0))
+
+    def answers(given: torch.Tensor, *pictures: int) -> torch.Tensor:
+        noisy = torch.zeros(len(pictures), kind.latent_channels, 2 * kind.divisor // kind.vae_factor, 6)
+        prompts = kind.encode_prompts(["a dog"] * len(pictures))
+        arguments = kind.arguments(noisy, torch.full((len(pictures),), 0.5), prompts, torch.zeros(len(pictures), 6))
+        with control_.given({"it": given}):
+            return kind.prediction(denoiser(**arguments), noisy)
+
+    alone = [answers(features[i : i + 1], i)[0] for i in range(2)]
+    assert (alone[0] - alone[1]).abs().max() > 1e-3
+    twice = answers(features, 0, 1, 0, 1)
+    for number, answer in enumerate(twice):
+        torch.testing.assert_close(answer, alone[number % 2], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="cannot be shared among a batch of 3"):
+        answers(features, 0, 1, 0)
+    # as many tokens after they are filled up to 32, and yet another picture
+    for other in ((3, 2), (2, 2), (4, 8)):
+        with pytest.raises(ValueError, match="resize one of them"):
+            answers(torch.zeros(1, encoder.config.out_channels, *other), 0)

@@ -279,13 +279,13 @@ def z_image() -> DiffusionPipeline:
     """Z-Image."""
     transformer = diffusers.ZImageTransformer2DModel(
         in_channels=16,
-        dim=32,
+        dim=48,
         n_layers=2,
         n_refiner_layers=1,
         n_heads=2,
         n_kv_heads=2,
         cap_feat_dim=16,
-        axes_dims=[4, 4, 8],
+        axes_dims=[8, 8, 8],
         axes_lens=[256, 32, 32],
     )
     return diffusers.ZImagePipeline(
