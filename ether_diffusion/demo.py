@@ -19,9 +19,12 @@ from ether_diffusion.playground.same_image import same_image
 from ether_diffusion.playground.world import write_subject
 from ether_diffusion.recipes import find_config
 from ether_diffusion.runs.folder import list_checkpoints, read_provenance
+from ether_diffusion.runs.record import read_run
 from ether_diffusion.runs.scores import score_run
 
 SUBJECT = "striped-robot"
+RECIPES = {playground.NAME: "demo", playground.FLOW: "dreambooth_playground_flow"}
+"""How the subject is learnt on each embedded base."""
 
 
 def train(folder: Path, config: Path) -> Path:
@@ -70,10 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where the photos and the run are written")
-    parser.add_argument("--config", default="demo", help="a YAML file or a recipe's name (default: %(default)s)")
+    parser.add_argument(
+        "--base", choices=list(RECIPES), default=playground.NAME, help="the embedded base (default: %(default)s)"
+    )
+    parser.add_argument("--config", help="a YAML file or a recipe's name (default: the base's own)")
     given = parser.parse_args(arguments)
     try:
-        config = find_config(given.config)
+        config = find_config(given.config or RECIPES[given.base])
         draw_photos(given.folder / "subject")
     except OSError as error:
         parser.error(str(error))
@@ -84,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores = score_run(run, load_judges(playground.NAME, playground.NAME))
     for metric, row in scores.items():
         print(f"{metric:26} base {row['base']:.3f}, finetuned {row['finetuned']:.3f}")
-    same = same_image(playground.BASE, run)
+    same = same_image(Path(playground.base_folder(read_run(run).base)), run)
     print(f"loaded into a fresh pipeline, the same sample bit for bit: {'yes' if same else 'NO'}")
     print(f"report: {(run / 'report.html').resolve()}")
     raise SystemExit(0 if same else 1)

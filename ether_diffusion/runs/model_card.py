@@ -84,18 +84,18 @@ def _control_loading_code(run: Run) -> str:
             f"controlnet = ControlNetModel.from_pretrained({source})",
             f"pipe = {kind}.from_pretrained({base}, controlnet=controlnet)",
         ]
-        if run.base == playground.NAME:
+        if run.base in playground.GUIDANCE:
             imports.insert(2, "from ether_diffusion import playground")
-            lines[1] = f"pipe = {kind}.from_pipe(playground.load(), controlnet=controlnet)"
+            lines[1] = f"pipe = {kind}.from_pipe({_embedded(run)}, controlnet=controlnet)"
     else:
         takes_image = run.family.CONTROL
         kind = f"ether.{takes_image}" if takes_image else "DiffusionPipeline"
         if takes_image is None:
             imports.insert(1, "from diffusers import DiffusionPipeline")
         lines = [f"pipe = {kind}.from_pretrained({folder if run.method == 'full' else base})"]
-        if run.base == playground.NAME and run.entry.saved_as != "pipeline":
+        if run.base in playground.GUIDANCE and run.entry.saved_as != "pipeline":
             imports.insert(1, "from ether_diffusion import playground")
-            lines = ["pipe = ether.StableDiffusionControlPipeline.from_pipe(playground.load())"]
+            lines = [f"pipe = {kind}.from_pipe({_embedded(run)})" if takes_image else f"pipe = {_embedded(run)}"]
     if run.peft_components:
         imports.append("from peft import PeftModel")
         lines += _peft_lines(run)
@@ -109,15 +109,28 @@ def _control_loading_code(run: Run) -> str:
     image = next((f"samples/{sample['condition']}" for sample in run.prompts if "condition" in sample), "control.png")
     lines.append(f"control_image = load_image({_literal(f'{_public_name(run)}/{image}')})")
     if run.controlnet is not None:
-        drawing = [f"image = pipe(prompt={_literal(prompt)}, image=control_image).images[0]"]
+        drawing = [f"image = pipe(prompt={_literal(prompt)}, image=control_image{_asked(run)}).images[0]"]
     elif run.family.CONTROL is not None:
-        drawing = [f"image = pipe({_literal(prompt)}, control_image).images[0]"]
+        drawing = [f"image = pipe({_literal(prompt)}, control_image{_asked(run)}).images[0]"]
     else:
         drawing = [
             "with ether.controlled(pipe, control_image):",
-            f"    image = pipe(prompt={_literal(prompt)}).images[0]",
+            f"    image = pipe(prompt={_literal(prompt)}{_asked(run)}).images[0]",
         ]
     return "\n".join([*imports, "", *lines, *drawing])
+
+
+def _embedded(run: Run) -> str:
+    """The call that gives an embedded base."""
+    return "playground.load()" if run.base == playground.NAME else f"playground.load(name={_literal(run.base)})"
+
+
+def _asked(run: Run) -> str:
+    """Arguments of a call that draws with an embedded base, which its pipeline's defaults do not suit."""
+    if run.base not in playground.GUIDANCE:
+        return ""
+    size = ", height=64, width=64" if run.base == playground.FLOW else ""
+    return f", guidance_scale={playground.GUIDANCE[run.base]:g}{size}"
 
 
 def _public_name(run: Run) -> str:
@@ -142,8 +155,8 @@ def _subject_loading_code(run: Run) -> str:
     folder, base = _literal(_public_name(run)), _base_literal(run)
     imports = ["from diffusers import DiffusionPipeline"]
     pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
-    if run.base == playground.NAME and run.entry.saved_as != "pipeline":
-        imports, pipeline = ["from ether_diffusion import playground"], "pipe = playground.load()"
+    if run.base in playground.GUIDANCE and run.entry.saved_as != "pipeline":
+        imports, pipeline = ["from ether_diffusion import playground"], f"pipe = {_embedded(run)}"
     if run.entry.saved_as == "pipeline":
         lines = [f"pipe = DiffusionPipeline.from_pretrained({folder})"]
     elif run.entry.saved_as == "lora":
@@ -155,7 +168,7 @@ def _subject_loading_code(run: Run) -> str:
         imports.append("from peft import PeftModel")
         lines = [pipeline, *_peft_lines(run)]
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
-    return "\n".join([*imports, "", *lines, f"image = pipe(prompt={_literal(prompt)}).images[0]"])
+    return "\n".join([*imports, "", *lines, f"image = pipe(prompt={_literal(prompt)}{_asked(run)}).images[0]"])
 
 
 def markdown(text: str) -> str:
@@ -169,8 +182,8 @@ def _literal(text: str) -> str:
 
 
 def _base_link(base: str) -> str:
-    if base == playground.NAME:
-        return "the playground that comes with ether-diffusion"
+    if base in playground.GUIDANCE:
+        return f"{base}, which comes with ether-diffusion"
     if is_hub_id(base):
         return f"[{markdown(base)}](https://huggingface.co/{base})"
     return f"{markdown(Path(base).name)} (a local copy)"
