@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         unfuse,
         unload,
     )
+    from ether_diffusion.runs.export import export_lora
 
     __version__: str
 
@@ -39,6 +40,7 @@ __all__ = [
     "disable",
     "disabled",
     "enable",
+    "export_lora",
     "fuse",
     "load",
     "save",
@@ -56,6 +58,7 @@ _HOMES = {
     "adapters": "pipelines.loaded",
     "attach": "core.host",
     "controlled": "control.pipeline",
+    "export_lora": "runs.export",
 }
 """The module of every public name; the other names are verbs."""
 _VERBS = "pipelines.verbs"

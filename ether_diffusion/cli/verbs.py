@@ -119,6 +119,9 @@ ETHER = Group(
             STUDY,
             Program("report", "one offline page of many runs", "ether_diffusion.evaluation.overview:main"),
         ),
+        "Elsewhere": (
+            Program("export", "an adapter as an exact LoRA file for other tools", "ether_diffusion.runs.export:main"),
+        ),
         "First steps": (
             Program("demo", "learn a drawn subject on a small base and score it", "ether_diffusion.demo:main"),
         ),

@@ -231,6 +231,20 @@ class Host:
                 "or in a pipeline that is loaded anew"
             )
 
+    def updates(self, strengths: Mapping[str, float]) -> Iterator[tuple[str, nn.Module, Mixture]]:
+        """What adapters at these strengths do to each projection: its canonical path, the projection, Σ s ΔW.
+
+        Raises:
+            RuntimeError: the weights are not the base's, since adapters are fused or PEFT has merged something.
+        """
+        self.refuse_if_fused("read the base's weights")
+        for path, projection in self._projections.items():
+            here = [(projection.methods[n], s) for n, s in strengths.items() if s != 0.0 and n in projection.methods]
+            if here:
+                self._follow()
+                self.check_part(projection)
+                yield path, projection.module, Mixture(tuple(here), self._generation)
+
     def base_weights(self) -> dict[str, Tensor]:
         """Weights of the base, by path, where an adapter is fused into the model's own."""
         return {path: each.fused.base for path, each in self._projections.items() if each.fused is not None}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,6 +16,14 @@ class AuraFlow(FlowTransformer):
     """AuraFlow (fal 2024)."""
 
     NAME = "aura_flow"
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "diffusers": {
+            "transformer": "transformer.",
+        },
+        "comfyui": {
+            "transformer": "transformer.",
+        },
+    }
     TITLE = "AuraFlow"
     LATENTS = "z · scale"
     PIPELINES = ("AuraFlowPipeline",)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,18 @@ class Chroma(FlowTransformer):
     """Chroma (Lodestone Rock 2025)."""
 
     NAME = "chroma"
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "diffusers": {
+            "transformer": "transformer.",
+        },
+        "comfyui": {
+            "transformer": "transformer.",
+        },
+    }
+    LORA_METADATA: ClassVar[Mapping[str, str]] = {
+        "modelspec.architecture": "chroma/lora",
+        "modelspec.implementation": "https://huggingface.co/lodestones/Chroma",
+    }
     TITLE = "Chroma"
     PIPELINES = ("ChromaPipeline",)
     ENCODED = (

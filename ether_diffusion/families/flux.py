@@ -24,6 +24,22 @@ class Flux(FlowTransformer):
     GUIDANCE = 3.5
     LENGTH = 512
     CONTROL_PLACE = "x_embedder"
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "diffusers": {
+            "transformer": "transformer.",
+            "text_encoder": "text_encoder.text_model.",
+        },
+        "comfyui": {
+            "transformer": "transformer.",
+            "text_encoder": "text_encoder.text_model.",
+            "text_encoder_2": "text_encoders.t5xxl.transformer.",
+        },
+    }
+    LORA_METADATA: ClassVar[Mapping[str, str]] = {
+        "ss_base_model_version": "flux1",
+        "modelspec.architecture": "flux-1-dev/lora",
+        "modelspec.implementation": "https://github.com/black-forest-labs/flux",
+    }
 
     @property
     def distilled(self) -> str | None:

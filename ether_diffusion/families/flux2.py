@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,18 @@ from ether_diffusion.families.protocol import Prompts
 
 STEPS = 50
 """Steps of drawing for which the shift is taken: it depends on their number, and this is the pipelines' default."""
+
+
+WIDTH_OF_4B = 2560
+"""Features of the text encoder of klein 4B, Qwen3 with 4 billion parameters."""
+_EMBEDDERS = {"timestep": "time_in", "guidance": "guidance_in"}
+_MODULATIONS = ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
+ORIGINAL = {
+    f"time_guidance_embed.{name}_embedder.linear_{number}": f"{original}.{side}_layer"
+    for name, original in _EMBEDDERS.items()
+    for number, side in ((1, "in"), (2, "out"))
+} | {f"{name}.linear": f"{name}.lin" for name in _MODULATIONS}
+"""Layers that ComfyUI does not know by their paths of diffusers."""
 
 
 class Flux2(PatchLatents):
@@ -25,11 +37,44 @@ class Flux2(PatchLatents):
     GUIDANCE = 4.0
     LENGTH = 512
     CONTROL_PLACE = "x_embedder"
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "diffusers": {
+            "transformer": "transformer.",
+        },
+        "comfyui": {
+            "transformer": "transformer.",
+            "text_encoder": "text_encoders.qwen3_4b.transformer.",
+        },
+    }
+    LORA_METADATA: ClassVar[Mapping[str, str]] = {
+        "modelspec.architecture": "Flux.2-klein-4b/lora",
+        "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
+    }
 
     @property
     def distilled(self) -> str | None:
         """The 4-step versions of klein say it in their pipeline's settings."""
         return "its pipeline says is_distilled" if self.pipe.config.get("is_distilled") else None
+
+    def lora_stem(self, component: str, path: str, kind: str) -> str | None:
+        """ComfyUI knows some layers by their original names only, and calls the text encoder by its size."""
+        if kind == "comfyui" and component == "transformer" and path in ORIGINAL:
+            return f"diffusion_model.{ORIGINAL[path]}"
+        stem = super().lora_stem(component, path, kind)
+        if stem is not None and component == "text_encoder" and self._is_9b:
+            return stem.replace("qwen3_4b", "qwen3_8b", 1)
+        return stem
+
+    @property
+    def lora_metadata(self) -> dict[str, str]:
+        """By the size of the text encoder."""
+        found = super().lora_metadata
+        return found | ({"modelspec.architecture": "Flux.2-klein-9b/lora"} if self._is_9b else {})
+
+    @property
+    def _is_9b(self) -> bool:
+        encoder = self.pipe.text_encoder
+        return encoder is not None and int(encoder.config.hidden_size) > WIDTH_OF_4B
 
     def log_shift(self) -> Callable[[int], float]:
         """The pipelines' fit of the shift to the number of tokens, for 50 steps."""

@@ -17,6 +17,14 @@ class HiDream(FlowTransformer):
     """HiDream-I1 (arXiv 2505.22705). The pipeline draws pictures of 1024² pixels in all, whatever size is asked for."""
 
     NAME = "hidream"
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "diffusers": {
+            "transformer": "transformer.",
+        },
+        "comfyui": {
+            "transformer": "transformer.",
+        },
+    }
     TITLE = "HiDream-I1"
     TIME = "1000 σ"
     PIPELINES = ("HiDreamImagePipeline",)

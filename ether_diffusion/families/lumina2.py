@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,6 +16,16 @@ class Lumina2(FlowTransformer):
     """Lumina-Image 2.0 (arXiv 2503.21758)."""
 
     NAME = "lumina2"
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "diffusers": {
+            "transformer": "transformer.",
+        },
+    }
+    LORA_METADATA: ClassVar[Mapping[str, str]] = {
+        "ss_base_model_version": "lumina2",
+        "modelspec.architecture": "lumina-2/lora",
+        "modelspec.implementation": "https://github.com/Alpha-VLLM/Lumina-Image-2.0",
+    }
     TITLE = "Lumina-Image 2.0"
     TIME = "1 - σ"
     PIPELINES = ("Lumina2Pipeline",)

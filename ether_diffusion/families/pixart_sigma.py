@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -15,6 +15,11 @@ class PixArtSigma(DiffusionFamily):
     """PixArt-Σ (arXiv 2403.04692)."""
 
     NAME = "pixart_sigma"
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "comfyui": {
+            "transformer": "transformer.",
+        },
+    }
     TITLE = "PixArt-Σ"
     PIPELINES = ("PixArtSigmaPipeline",)
     DENOISER = "transformer"

@@ -99,6 +99,12 @@ class Family(ABC):
     """Why gradient checkpointing would change what the denoiser answers, None where it does not."""
     CONTROL_TARGETS: ClassVar[str] = "attention+mlp"
     """What the method acts on in a training with a control, unless it is told otherwise."""
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {"diffusers": {"transformer": "transformer."}}
+    """Formats of LoRA files that readers know for it: of each component what its keys begin with.
+
+    What ends in a dot is followed by the layer's path with dots, else by the path with underscores, as kohya has it."""
+    LORA_METADATA: ClassVar[Mapping[str, str]] = {}
+    """What headers of its LoRA files name it: the base version of kohya, architecture and code of the ModelSpec."""
     SAMPLER: ClassVar[str] = "base"
     """Scheduler of diffusers for sample grids, base for the base's own."""
     STEPS: ClassVar[int]
@@ -298,6 +304,27 @@ class Family(ABC):
                 )
                 found[encoder] = str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()
         return found
+
+    def lora_stem(self, component: str, path: str, kind: str) -> str | None:
+        """What the keys of a layer begin with in a LoRA file, before ``.lora_A.weight`` or ``.lora_down.weight``.
+
+        Args:
+            component: of the pipeline.
+            path: of the layer in it, canonical.
+            kind: one of ``LORA_FORMATS``.
+
+        Returns:
+            None where the readers of that format know no such layer.
+        """
+        prefix = self.LORA_FORMATS[kind].get(component)
+        if prefix is None:
+            return None
+        return prefix + (path if prefix.endswith(".") else path.replace(".", "_"))
+
+    @property
+    def lora_metadata(self) -> dict[str, str]:
+        """What the header of a LoRA file says of the base."""
+        return dict(self.LORA_METADATA)
 
     # the denoiser
 

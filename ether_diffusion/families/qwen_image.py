@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,27 @@ class QwenImage(VideoLatents):
     GUIDANCE_TRAINING = 1.0
     LENGTH = 512
     CONTROL_PLACE = "img_in"
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "diffusers": {
+            "transformer": "transformer.",
+        },
+        "comfyui": {
+            "transformer": "transformer.",
+            "text_encoder": "text_encoders.qwen25_7b.transformer.model.",
+        },
+    }
+    LORA_METADATA: ClassVar[Mapping[str, str]] = {
+        "modelspec.architecture": "Qwen-Image/lora",
+        "modelspec.implementation": "https://github.com/QwenLM/Qwen-Image",
+    }
+
+    def lora_stem(self, component: str, path: str, kind: str) -> str | None:
+        """ComfyUI's text encoder is the language model alone."""
+        if component == "text_encoder":
+            _, found, path = path.rpartition("language_model.")
+            if not found:
+                return None
+        return super().lora_stem(component, path, kind)
 
     def said(self, prompt: str) -> str:
         """The beginning of the pipeline's template before it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from ether_diffusion.families.protocol import CLIP_LENGTH, Prompts
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+
+WIDTH_OF_V2 = 1024
+"""Features of a token of Stable Diffusion 2."""
 
 
 class StableDiffusion(DiffusionFamily):
@@ -31,6 +35,32 @@ class StableDiffusion(DiffusionFamily):
     UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
     CONTROLNET = "StableDiffusionControlNetPipeline"
     CONTROL: ClassVar[str | None] = "StableDiffusionControlPipeline"
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "diffusers": {"unet": "unet.", "text_encoder": "text_encoder.text_model."},
+        "kohya": {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
+        "comfyui": {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
+    }
+    LORA_METADATA: ClassVar[Mapping[str, str]] = {
+        "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+    }
+
+    def lora_stem(self, component: str, path: str, kind: str) -> str | None:
+        """The paths of diffusers; kohya's scripts have no layers that tell times and sizes."""
+        if kind == "kohya" and path.startswith(("time_embedding.", "add_embedding.")):
+            return None
+        return super().lora_stem(component, path, kind)
+
+    @property
+    def lora_metadata(self) -> dict[str, str]:
+        """Of version 2 where prompts are as wide as its."""
+        found = super().lora_metadata
+        if self.denoiser.config.cross_attention_dim == WIDTH_OF_V2:
+            found |= {"ss_v2": "True", "ss_base_model_version": "sd_v2"}
+            found |= {"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}
+        return found
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features)."""

@@ -26,6 +26,24 @@ class StableDiffusion3(FlowTransformer):
     }
     UNUSED = ("image_encoder", "feature_extractor")
     CONTROL_PLACE = "pos_embed.proj"
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "diffusers": {
+            "transformer": "transformer.",
+            "text_encoder": "text_encoder.text_model.",
+            "text_encoder_2": "text_encoder_2.text_model.",
+        },
+        "comfyui": {
+            "transformer": "transformer.",
+            "text_encoder": "text_encoder.text_model.",
+            "text_encoder_2": "text_encoder_2.text_model.",
+            "text_encoder_3": "text_encoders.t5xxl.transformer.",
+        },
+    }
+    LORA_METADATA: ClassVar[Mapping[str, str]] = {
+        "ss_base_model_version": "sd3",
+        "modelspec.architecture": "stable-diffusion-3-medium/lora",
+        "modelspec.implementation": "diffusers",
+    }
     GUIDANCE = 7.0
     LENGTH = 256
     MAX_SHIFT = 1.16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,9 @@ SIZES = 6
 """Numbers of the sizes that the UNet is told: original size, crop corner, target size."""
 
 
+KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_text_model_"}
+
+
 class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL (arXiv 2307.01952)."""
 
@@ -29,12 +33,33 @@ class StableDiffusionXL(StableDiffusion):
     TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     CONTROLNET = "StableDiffusionXLControlNetPipeline"
     CONTROL = None
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "diffusers": {
+            "unet": "unet.",
+            "text_encoder": "text_encoder.text_model.",
+            "text_encoder_2": "text_encoder_2.text_model.",
+        },
+        "kohya": KOHYA,
+        "comfyui": KOHYA,
+    }
+    LORA_METADATA: ClassVar[Mapping[str, str]] = {
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_v2": "False",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+    }
 
     def misfit(self) -> str | None:
         """Beside those of Stable Diffusion the refiner, which has one text encoder and starts from a picture."""
         if self.pipe.text_encoder is None:
             return "it has no text_encoder: it is the refiner, which only finishes pictures of another base"
         return super().misfit()
+
+    def lora_stem(self, component: str, path: str, kind: str) -> str | None:
+        """kohya's scripts name the UNet's blocks as the original code does."""
+        if kind == "kohya" and component == self.DENOISER:
+            path = original_path(path, self.denoiser.config.layers_per_block)
+        return super().lora_stem(component, path, kind)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features) and pooled_prompt_embeds (batch, features)."""
@@ -71,3 +96,21 @@ class StableDiffusionXL(StableDiffusion):
         return StableDiffusionXLControlNetPipeline(
             **self.pipe.components, controlnet=controlnet, force_zeros_for_empty_prompt=zeros
         )
+
+
+def original_path(path: str, layers_per_block: int) -> str:
+    """A path of diffusers' UNet as the original code numbers blocks: input_blocks, middle_block, output_blocks.
+
+    A level of ``layers_per_block`` layers is one longer there, by its sampling; the first input block is a convolution.
+    """
+    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(attentions|resnets)\.(\d+)\.(.+)", path)
+    if match:
+        side, level, kind, layer, rest = match.groups()
+        number = (layers_per_block + 1) * int(level) + int(layer) + (side == "down")
+        start = f"{'input' if side == 'down' else 'output'}_blocks.{number}.{int(kind == 'attentions')}"
+    elif match := re.fullmatch(r"mid_block\.(attentions|resnets)\.(\d+)\.(.+)", path):
+        kind, layer, rest = match.groups()
+        start = f"middle_block.{1 if kind == 'attentions' else 2 * int(layer)}"
+    else:
+        return path
+    return f"{start}.{'emb_layers.1' if rest == 'time_emb_proj' else rest}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,19 @@ class ZImage(FlowTransformer):
     GUIDANCE = 5.0
     LENGTH = 512
     CONTROL_PLACE = "all_x_embedder.2-1"
+    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "diffusers": {
+            "transformer": "transformer.",
+        },
+        "comfyui": {
+            "transformer": "transformer.",
+            "text_encoder": "text_encoders.qwen3_4b.transformer.model.",
+        },
+    }
+    LORA_METADATA: ClassVar[Mapping[str, str]] = {
+        "modelspec.architecture": "Z-Image/lora",
+        "modelspec.implementation": "https://github.com/Tongyi-MAI/Z-Image",
+    }
 
     @property
     def distilled(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import struct
@@ -87,6 +88,8 @@ def describe(path: Path) -> Description:
     for key, value in metadata.items():
         _require(isinstance(value, str), f"has broken metadata: {shown(key)} is {shown(value)}, no text")
     found = metadata.get("format_version")
+    if found is None and (lora := _lora(tensors, metadata)):
+        raise SchemaError(lora)
     if found not in FORMAT_VERSIONS:
         why = f"but of format {found[:40]}: update ether-diffusion" if found else "(it has no format_version)"
         raise SchemaError(f"is no ETHER adapter of format {' or '.join(FORMAT_VERSIONS)} {why}")
@@ -102,6 +105,25 @@ def describe(path: Path) -> Description:
     _require(len(base_model) <= 4096, "has broken metadata: base_model has more than 4096 characters")
     based_on = {*configs, *(DENOISERS if control else [])}
     return Description(tensors, configs, base_model, _base_hash(metadata, based_on), control)
+
+
+LORA_ENDS = (".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight", ".lora.down.weight")
+ORIGIN = "ether_export"
+"""Key of the JSON in the header of a LoRA file that was made from adapters of this library."""
+
+
+def _lora(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> str | None:
+    """That a file is a LoRA, from which adapter it was made, and which call loads it; None where it is none."""
+    if not any(key.endswith(LORA_ENDS) for key in tensors):
+        return None
+    made = ""
+    try:
+        origin = json.loads(metadata.get(ORIGIN, "null"))
+        names = ", ".join(f"{name} ({each['sha256'][:12]})" for name, each in origin["adapters"].items())
+        made = f", made by ether.export_lora from {shown(names)} on {shown(origin['base_model']) or 'its base'}"
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    return f"is a LoRA{made}, not an ETHER adapter: pipe.load_lora_weights loads it"
 
 
 def vector_shapes(config: EtherConfig, inputs: Layout | int, outputs: Layout | int) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-import ether_diffusion as ether
+from ether_diffusion.pipelines.verbs import load
 
 
 def same_image(base: Path, run: Path) -> bool:
@@ -28,7 +28,7 @@ def same_image(base: Path, run: Path) -> bool:
     pipe = DiffusionPipeline.from_pretrained(base, dtype=torch.float32)
     if settings["sampler"] != "base":
         pipe.scheduler = getattr(diffusers, settings["sampler"]).from_config(pipe.scheduler.config)
-    ether.load(pipe, run)
+    load(pipe, run)
     image = pipe(
         first["prompt"],
         height=settings["resolution"],

@@ -288,6 +288,8 @@ def z_image() -> DiffusionPipeline:
         axes_dims=[8, 8, 8],
         axes_lens=[256, 32, 32],
     )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):  # which the class leaves as memory was
+        nn.init.normal_(token, std=0.1)
     return diffusers.ZImagePipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -1,0 +1,140 @@
+"""Write adapters of a pipeline as one exact LoRA file, and check it before it has its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ether_diffusion.export.factors import ExportError, lora_layers
+from ether_diffusion.export.metadata import describe
+from ether_diffusion.export.names import keys_of, tensors_of
+from ether_diffusion.export.verify import Verified, verify
+from ether_diffusion.families.registry import family_of
+from ether_diffusion.files import atomic_path
+from ether_diffusion.pipelines.loaded import adapters
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+Dtype = Literal["float16", "bfloat16", "float32"]
+TOLERANCE: Mapping[str, float] = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1e-5}
+"""What a file's dtype may cost, as a share of the effect of a layer."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A LoRA file that was written.
+
+    Attributes:
+        path: where.
+        format: whose names its keys are.
+        layers: how many.
+        rank: the largest.
+        size: bytes.
+        verified: how far it is from the adapter.
+    """
+
+    path: Path
+    format: str
+    layers: int
+    rank: int
+    size: int
+    verified: Verified
+
+    def __str__(self) -> str:
+        """In one line."""
+        return (
+            f"{self.path}: {self.layers} layers of rank {self.rank} at most, {self.size / 1e6:.1f} MB, format "
+            f"{self.format}; read back ({self.verified.loaded} layers by diffusers itself), it differs by "
+            f"{self.verified.difference:.1e} of the effect ({self.verified.effect:.2g} of the input)"
+        )
+
+
+def export_lora(
+    pipe: DiffusionPipeline,
+    path: str | Path,
+    format: str = "diffusers",
+    name: str | Sequence[str] | None = None,
+    strength: float | Sequence[float] = 1.0,
+    dtype: Dtype = "float16",
+    told: Mapping[str, str] | None = None,
+) -> Exported:
+    """Write adapters as one LoRA file that does what they do, W + Σ s ΔW, on this base.
+
+    Args:
+        pipe: the pipeline that the adapters are loaded in, neither fused nor quantised.
+        path: of the new file.
+        format: diffusers; kohya, for SD and SDXL; comfyui.
+        name: the adapter, or several; those that are loaded where none is named.
+        strength: s of each, or of all.
+        dtype: of the file: float16 costs some 5e-4 of the effect, bfloat16 2e-3 to 5e-3, float32 nothing.
+        told: more entries of the file's header.
+
+    Returns:
+        What was written, and how far it is from the adapter.
+
+    Raises:
+        ExportError: the adapter has no low rank, the base cannot be read, the family has no such format, or the file
+            does not do what the adapter does; nothing is written then.
+        FileExistsError: the path exists.
+        RuntimeError: adapters are fused.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} is there already: name another file, or remove it")
+    if path.suffix != ".safetensors":
+        raise ExportError(f"{path}: the file's name must end in .safetensors")
+    strengths = _strengths(pipe, name, strength)
+    family = family_of(pipe)
+    layers = {f"{layer.component}.{layer.path}": layer for layer in lora_layers(pipe, strengths)}
+    if not layers:
+        raise ExportError("there is nothing to export: no adapter acts on a projection at a strength but 0")
+    keys = keys_of(layers, family, format)
+    tensors = {key: _stored(value, dtype, key) for key, value in tensors_of(layers, keys).items()}
+    header = describe(pipe, family, strengths, layers, format) | dict(told or {})
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, header)
+        verified = verify(family, layers, keys, temporary)
+        if verified.difference > TOLERANCE[dtype]:
+            raise ExportError(
+                f"read back, the file differs by {verified.difference:.1e} of the effect of a layer, and "
+                f"{dtype} may cost {TOLERANCE[dtype]:.0e}: it is not written; try dtype float32"
+            )
+    return Exported(
+        path, format, len(layers), max(each.rank for each in layers.values()), path.stat().st_size, verified
+    )
+
+
+def _strengths(
+    pipe: DiffusionPipeline, name: str | Sequence[str] | None, strength: float | Sequence[float]
+) -> dict[str, float]:
+    """The adapters with their strengths.
+
+    Raises:
+        ExportError: none is loaded, or another number of strengths than of names.
+    """
+    names = list(adapters(pipe)) if name is None else [name] if isinstance(name, str) else list(name)
+    if not names:
+        raise ExportError("no adapter is loaded in this pipeline: load one with ether.load")
+    each = [float(strength)] * len(names) if isinstance(strength, int | float) else [float(s) for s in strength]
+    if len(each) != len(names):
+        raise ExportError(f"{len(names)} adapters but {len(each)} strengths: give one each, or a single number")
+    return dict(zip(names, each, strict=True))
+
+
+def _stored(value: Tensor, dtype: Dtype, key: str) -> Tensor:
+    """A tensor in the dtype of the file.
+
+    Raises:
+        ExportError: it is too large for the dtype.
+    """
+    stored = value.to(getattr(torch, dtype)).contiguous()
+    if not stored.isfinite().all():
+        raise ExportError(f"{key} has numbers that {dtype} cannot hold: export with dtype float32")
+    return stored
