@@ -28,14 +28,14 @@ from ether_diffusion.families.registry import FAMILIES, family_of
 from ether_diffusion.pipelines.file import AdapterFileError
 
 STOCK = """
-import json, sys
+import copy, json, sys
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 for base, lora, strength, given, out in json.loads(sys.argv[1]):
     pipe = DiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    draw = lambda: pipe(**given, output_type="latent", generator=[torch.Generator().manual_seed(0)]).images
+    draw = lambda: pipe(**copy.deepcopy(given), output_type="latent", generator=[torch.Generator().manual_seed(0)]).images
     before = draw()
     pipe.load_lora_weights(lora, adapter_name="it")
     pipe.set_adapters("it", strength)
