@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+PROBES = 4
+"""Random inputs of every layer."""
+TINY = torch.finfo(torch.float64).tiny
+
+
 class ExportError(ValueError):
     """An adapter cannot be written as a LoRA file; the message says why and what to do."""
 
@@ -37,12 +42,17 @@ class LoraLayer:
         path: of the projection in it, canonical.
         down: (rank, in_features), fp64 on the CPU.
         up: (out_features, rank), fp64; the update is up @ down.
+        probes: (PROBES, in_features), fp64: random inputs.
+        moved: (PROBES, out_features), fp64: what the adapters add to the projection's output for them, computed apart
+            from the factors.
     """
 
     component: str
     path: str
     down: Tensor
     up: Tensor
+    probes: Tensor
+    moved: Tensor
 
     @property
     def rank(self) -> int:
@@ -66,11 +76,12 @@ def lora_layers(pipe: DiffusionPipeline, strengths: Mapping[str, float]) -> Iter
         known_name(pipe, name)
     for component, host in hosts_of(pipe).items():
         for path, module, mixture in host.updates(strengths):
-            yield LoraLayer(component, path, *_factors(module, mixture, f"{component}.{path}"))
+            yield LoraLayer(component, path, *_update(module, mixture, f"{component}.{path}"))
 
 
 @torch.no_grad()
-def _factors(module: nn.Module, mixture: Mixture, where: str) -> tuple[Tensor, Tensor]:
+def _update(module: nn.Module, mixture: Mixture, where: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """down, up, probes and moved."""
     weight = plain_weight(module)
     if weight is None or weight.is_meta or weight.numel() == 0:
         raise ExportError(
@@ -78,14 +89,24 @@ def _factors(module: nn.Module, mixture: Mixture, where: str) -> tuple[Tensor, T
             "a reflection is made of it: load the base in full precision, without offloading, and export from there"
         )
     base = weight.detach().to("cpu", torch.float64)
-    downs, ups = [], []
+    probes = torch.randn(PROBES, base.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    downs, ups, moved = [], [], torch.zeros(PROBES, base.shape[0], dtype=torch.float64)
     for method, strength in mixture.parts:
         if not isinstance(method, Reflection):
             raise ExportError(
                 f"{where} has a {type(method).__name__} adapter, whose update is of full rank: no LoRA is equal to it; "
                 "fuse it (ether.fuse) and save the pipeline instead"
             )
-        factors = low_rank_factors(base, copy.deepcopy(method).to("cpu", torch.float64).sides())
+        exact = copy.deepcopy(method).to("cpu", torch.float64)
+        factors = low_rank_factors(base, exact.sides())
         downs.append(factors.down)
         ups.append(strength * factors.up.mT)
-    return torch.cat(downs), torch.cat(ups, 1)
+        moved += strength * probes @ exact.delta_weight(base).mT
+    return *_balanced(torch.cat(downs), torch.cat(ups, 1)), probes, moved
+
+
+def _balanced(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product with each row of ``down`` as long as its column of ``up``: small numbers lose bits in fp16."""
+    rows, columns = down.norm(dim=1), up.norm(dim=0)
+    factor = torch.where((rows > 0) & (columns > 0), (columns / rows.clamp(min=TINY)).sqrt(), 1.0)
+    return down * factor[:, None], up / factor

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ether_diffusion.export.factors import ExportError, lora_layers
@@ -17,10 +19,12 @@ from ether_diffusion.export.names import keys_of, tensors_of
 from ether_diffusion.export.verify import Verified, verify
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.files import atomic_path
-from ether_diffusion.pipelines.loaded import adapters
+from ether_diffusion.pipelines.loaded import adapters, control_in
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+logger = logging.getLogger(__name__)
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 TOLERANCE: Mapping[str, float] = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1e-5}
@@ -64,6 +68,7 @@ def export_lora(
     strength: float | Sequence[float] = 1.0,
     dtype: Dtype = "float16",
     told: Mapping[str, str] | None = None,
+    base: str | None = None,
 ) -> Exported:
     """Write adapters as one LoRA file that does what they do, W + Σ s ΔW, on this base.
 
@@ -75,6 +80,7 @@ def export_lora(
         strength: s of each, or of all.
         dtype: of the file: float16 costs some 5e-4 of the effect, bfloat16 2e-3 to 5e-3, float32 nothing.
         told: more entries of the file's header.
+        base: what the base is called there.
 
     Returns:
         What was written, and how far it is from the adapter.
@@ -88,6 +94,8 @@ def export_lora(
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} is there already: name another file, or remove it")
+    if dtype not in TOLERANCE:
+        raise ExportError(f"dtype {dtype!r} is none of {', '.join(TOLERANCE)}")
     if path.suffix != ".safetensors":
         raise ExportError(f"{path}: the file's name must end in .safetensors")
     strengths = _strengths(pipe, name, strength)
@@ -97,9 +105,9 @@ def export_lora(
         raise ExportError("there is nothing to export: no adapter acts on a projection at a strength but 0")
     keys = keys_of(layers, family, format)
     tensors = {key: _stored(value, dtype, key) for key, value in tensors_of(layers, keys).items()}
-    header = describe(pipe, family, strengths, layers, format) | dict(told or {})
+    header = describe(pipe, family, strengths, layers, format, base) | dict(told or {})
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, header)
+        temporary.write_bytes(serialize(tensors, metadata=header))
         verified = verify(family, layers, keys, temporary)
         if verified.difference > TOLERANCE[dtype]:
             raise ExportError(
@@ -122,9 +130,16 @@ def _strengths(
     names = list(adapters(pipe)) if name is None else [name] if isinstance(name, str) else list(name)
     if not names:
         raise ExportError("no adapter is loaded in this pipeline: load one with ether.load")
-    each = [float(strength)] * len(names) if isinstance(strength, int | float) else [float(s) for s in strength]
+    each = [float(s) for s in strength] if isinstance(strength, Sequence) else [float(strength)] * len(names)
     if len(each) != len(names):
         raise ExportError(f"{len(names)} adapters but {len(each)} strengths: give one each, or a single number")
+    if len(set(names)) != len(names):
+        raise ExportError(f"an adapter is named twice in {names}")
+    if not all(map(math.isfinite, each)):
+        raise ExportError(f"strengths must be finite numbers, not {each}")
+    control = control_in(pipe)
+    for name in (name for name in names if control is not None and name in control.encoders):
+        logger.warning("%s has a control encoder, which is no part of a LoRA: it stays in the ETHER file", name)
     return dict(zip(names, each, strict=True))
 
 

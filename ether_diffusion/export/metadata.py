@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ether_diffusion.export.factors import LoraLayer
@@ -30,6 +31,7 @@ def describe(
     strengths: Mapping[str, float],
     layers: Mapping[str, LoraLayer],
     kind: str,
+    base: str | None = None,
 ) -> dict[str, str]:
     """The header of a LoRA file; all values are strings.
 
@@ -39,12 +41,13 @@ def describe(
         strengths: of the adapters that the file is made from.
         layers: the updates.
         kind: the format.
+        base: what the base is called; where it was loaded from, if it is not given. Of a path the last part is told.
     """
     ranks, side = {layer.rank for layer in layers.values()}, family.native_resolution
     rank = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
     origin = {
         "adapters": {name: {"strength": strength, **_adapter(pipe, name)} for name, strength in strengths.items()},
-        "base_model": str(pipe.config.get("_name_or_path") or ""),
+        "base_model": _public(base or str(pipe.config.get("_name_or_path") or "")),
         "base_hash": {
             part: base_hash(getattr(pipe, part)) for part in dict.fromkeys(each.component for each in layers.values())
         },
@@ -65,6 +68,12 @@ def describe(
         "modelspec.description": NOTE,
         ORIGIN: json.dumps(origin),
     }
+
+
+def _public(name: str) -> str:
+    """A name of the Hub as it is; of a path on this machine the last part."""
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    return name if is_hub_id else Path(name).name
 
 
 def _adapter(pipe: DiffusionPipeline, name: str) -> dict[str, object]:

@@ -42,6 +42,13 @@ class Flux(FlowTransformer):
     }
 
     @property
+    def lora_metadata(self) -> dict[str, str]:
+        """Schnell takes no guidance."""
+        found = super().lora_metadata
+        schnell = {"modelspec.architecture": "flux-1-schnell/lora"}
+        return found if self.denoiser.config.guidance_embeds else found | schnell
+
+    @property
     def distilled(self) -> str | None:
         """FLUX.1 schnell is the one that takes no guidance."""
         if self.denoiser.config.guidance_embeds:

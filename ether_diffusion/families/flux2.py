@@ -73,8 +73,8 @@ class Flux2(PatchLatents):
 
     @property
     def _is_9b(self) -> bool:
-        encoder = self.pipe.text_encoder
-        return encoder is not None and int(encoder.config.hidden_size) > WIDTH_OF_4B
+        """By the width of prompts: three layers of the text encoder side by side."""
+        return int(self.denoiser.config.joint_attention_dim) > 3 * WIDTH_OF_4B
 
     def log_shift(self) -> Callable[[int], float]:
         """The pipelines' fit of the shift to the number of tokens, for 50 steps."""

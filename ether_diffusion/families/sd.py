@@ -59,7 +59,8 @@ class StableDiffusion(DiffusionFamily):
         found = super().lora_metadata
         if self.denoiser.config.cross_attention_dim == WIDTH_OF_V2:
             found |= {"ss_v2": "True", "ss_base_model_version": "sd_v2"}
-            found |= {"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}
+            velocity = self.pipe.scheduler.config.get("prediction_type") == "v_prediction"
+            found |= {"modelspec.architecture": f"stable-diffusion-v2-{'768-v' if velocity else '512'}/lora"}
         return found
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:

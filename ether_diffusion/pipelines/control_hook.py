@@ -216,6 +216,7 @@ def first_layer(denoiser: nn.Module, place: str = FIRST_LAYER) -> nn.Conv2d | nn
         layer = root.get_submodule(place)
     except AttributeError:
         layer = None
+    layer = getattr(layer, "base_layer", layer)  # a LoRA may be around it
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         raise ValueError(f"{type(root).__name__} has no first layer `{place}` that a control could be added after")
     return layer

@@ -121,7 +121,7 @@ def _lora(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> str | None
         origin = json.loads(metadata.get(ORIGIN, "null"))
         names = ", ".join(f"{name} ({each['sha256'][:12]})" for name, each in origin["adapters"].items())
         made = f", made by ether.export_lora from {shown(names)} on {shown(origin['base_model']) or 'its base'}"
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     return f"is a LoRA{made}, not an ETHER adapter: pipe.load_lora_weights loads it"
 

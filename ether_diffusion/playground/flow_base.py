@@ -71,10 +71,11 @@ def assemble(base: Path, own: Path, folder: Path) -> None:
     autoencoder's shift. So the tower gets places that no prompt of the world reaches, the tokenizer a template that
     changes nothing, the autoencoder a shift of 0; what they compute is what they computed before.
     """
-    for part in ("transformer", "scheduler"):
-        shutil.copytree(own / part, folder / part)
-    for part in ("vae", "text_encoder", "tokenizer"):
-        shutil.copytree(base / part, folder / part)
+    for source, parts in ((own, ("transformer", "scheduler")), (base, ("vae", "text_encoder", "tokenizer"))):
+        for part in parts:
+            (folder / part).mkdir(parents=True)
+            for file in (source / part).iterdir():
+                shutil.copyfile(file, folder / part / file.name)  # without its mode: an installation may be read-only
     _change(folder / "vae" / "config.json", shift_factor=0.0)
     _change(folder / "tokenizer" / "tokenizer_config.json", chat_template=CHAT_TEMPLATE)
     _change(folder / "text_encoder" / "config.json", max_position_embeddings=PROMPT_LENGTH)

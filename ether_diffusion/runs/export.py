@@ -15,6 +15,7 @@ from ether_diffusion.export.factors import ExportError
 from ether_diffusion.export.lora import Dtype, Exported
 from ether_diffusion.families.registry import FAMILIES
 from ether_diffusion.pipelines.file import AdapterFileError
+from ether_diffusion.ranges import Range
 from ether_diffusion.reading import DamagedFileError
 from ether_diffusion.runs.drawing import load_run
 from ether_diffusion.runs.record import Run, read_run
@@ -22,6 +23,7 @@ from ether_diffusion.runs.record import Run, read_run
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+STRENGTH = Range(-100, 100)
 FORMATS = tuple(dict.fromkeys(kind for family in FAMILIES.values() for kind in family.LORA_FORMATS))
 
 
@@ -64,7 +66,7 @@ def export_lora(
         raise ExportError(f"{run.folder} was trained with method={run.method}: what is exported is ETHER and ETHER+")
     if Path(path).exists():  # before the base is loaded
         raise FileExistsError(f"{path} is there already: name another file, or remove it")
-    return export.lora.export_lora(load_run(run.folder), path, format, name, strength, dtype, _told(run))
+    return export.lora.export_lora(load_run(run.folder), path, format, name, strength, dtype, _told(run), run.base)
 
 
 def _told(run: Run) -> dict[str, str]:
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("output", type=Path, help="the LoRA file to write, .safetensors")
     parser.add_argument("--format", choices=FORMATS, default="diffusers", help="whose names (default: %(default)s)")
-    parser.add_argument("--strength", type=float, default=1.0, help="s of W + s ΔW (default: %(default)s)")
+    parser.add_argument("--strength", type=STRENGTH.of(float), default=1.0, help="s of W + s ΔW (default: %(default)s)")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float16", help="(default: %(default)s)")
     given = parser.parse_args(arguments)
     try:

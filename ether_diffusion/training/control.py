@@ -79,6 +79,12 @@ def run(config: ControlConfig) -> Path:
 
 def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
     config, accelerator = start.config, start.accelerator
+    beside, new = start.training_adapter, config.controlnet_model_name_or_path is None
+    if config.control == "controlnet" and new and beside is not None and beside.shared:
+        raise ValueError(
+            "training_adapter: a new ControlNet is a copy of the base's layers, which a LoRA is around; give an ETHER "
+            "file, or the ControlNet to start from, --controlnet_model_name_or_path"
+        )
     start.family.pipe.to(accelerator.device)
     control = make_control(start.family, config.section(ControlSection))
     family = start.family = control.family

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ether_diffusion as ether
+from ether_diffusion.core.host import host_of
+from ether_diffusion.core.low_rank import Factors, low_rank_factors
 from ether_diffusion.export import verify
 from ether_diffusion.export.factors import ExportError
 from ether_diffusion.export.lora import TOLERANCE
@@ -35,7 +38,8 @@ from diffusers import DiffusionPipeline
 for base, lora, strength, given, out in json.loads(sys.argv[1]):
     pipe = DiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    draw = lambda: pipe(**copy.deepcopy(given), output_type="latent", generator=[torch.Generator().manual_seed(0)]).images
+    dice = lambda: [torch.Generator().manual_seed(0)]
+    draw = lambda: pipe(**copy.deepcopy(given), output_type="latent", generator=dice()).images
     before = draw()
     pipe.load_lora_weights(lora, adapter_name="it")
     pipe.set_adapters("it", strength)
@@ -58,7 +62,6 @@ READ = [
     ("aura_flow", "all", (), "diffusers"),
     ("sana", "all", (), "diffusers"),
     ("lumina2", "all", (), "diffusers"),
-    ("hidream", "all", (), "diffusers"),
     ("krea2", "attention", (), "diffusers"),
     ("ideogram4", "all", (), "diffusers"),
 ]
@@ -190,6 +193,14 @@ def test_the_header_says_what_it_is(tmp_path: Path) -> None:
     assert origin["adapters"]["a"]["strength"] == 0.5
     assert origin["adapters"]["a"]["config"]["unet"]["method"] == "ether_plus"
     assert origin["base_hash"].keys() == {"unet"}
+    assert origin["base_model"] == ""
+    build("sdxl").save_pretrained(tmp_path / "my secret" / "base")
+    local = DiffusionPipeline.from_pretrained(tmp_path / "my secret" / "base")
+    shaken(ether.attach(local.unet, ether.EtherConfig(), "a"))
+    ether.export_lora(local, tmp_path / "local.safetensors")
+    with safe_open(tmp_path / "local.safetensors", "pt") as file:
+        assert "secret" not in str(file.metadata())
+        assert json.loads(file.metadata()["ether_export"])["base_model"] == "base"
     assert "relative" in origin["note"]
 
 
@@ -275,10 +286,62 @@ def test_a_file_whose_check_fails_is_not_written(tmp_path: Path, monkeypatch: py
 def test_numbers_that_half_precision_cannot_hold_are_refused(tmp_path: Path) -> None:
     pipe = adapted("sd")
     with torch.no_grad():
-        pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight.mul_(1e6)
+        pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight.mul_(1e12)
     with pytest.raises(ExportError, match="float16 cannot hold: export with dtype float32"):
         ether.export_lora(pipe, tmp_path / "lora.safetensors")
     ether.export_lora(pipe, tmp_path / "lora.safetensors", dtype="float32")
+
+
+def test_the_check_does_not_trust_the_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: object) -> Factors:
+        down, up = low_rank_factors(*arguments)  # type: ignore[arg-type]
+        return Factors(down, 1.01 * up)
+
+    monkeypatch.setattr("ether_diffusion.export.factors.low_rank_factors", wrong)
+    with pytest.raises(ExportError, match=r"differs by 1.0e-02"):
+        ether.export_lora(adapted("sd"), tmp_path / "lora.safetensors", dtype="float32")
+
+
+def test_a_layer_that_has_hardly_moved_does_not_cost_the_file(tmp_path: Path) -> None:
+    pipe = adapted("sd")
+    (adapter,) = host_of(pipe.unet).adapters.values()  # type: ignore[union-attr]
+    vectors = dict(adapter.named_parameters())
+    with torch.no_grad():
+        for name in [name for name in vectors if name.endswith((".v", ".v_out"))][:2]:
+            u = vectors[name.replace(".v", ".u")]
+            vectors[name].copy_(u + 1e-5 * torch.randn(u.shape, generator=torch.Generator().manual_seed(1)))
+    made = ether.export_lora(pipe, tmp_path / "lora.safetensors")
+    assert made.verified.difference < 1e-3
+
+
+def test_files_are_as_readable_as_others(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    ether.export_lora(adapted("sd"), tmp_path / "lora.safetensors")
+    assert (tmp_path / "lora.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_threads_may_export_at_once(tmp_path: Path) -> None:
+    pipes = [adapted(family) for family in ("sd", "sd3", "sd", "sd3")]
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda n: ether.export_lora(pipes[n], tmp_path / f"{n}.safetensors"), range(4)))
+    assert all(each.verified.difference < 1e-3 for each in made)
+    assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+def test_what_is_no_setting_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    with pytest.raises(ExportError, match="named twice"):
+        ether.export_lora(adapted("sd"), path, name=["a", "a"])
+    with pytest.raises(ExportError, match="finite"):
+        ether.export_lora(adapted("sd"), path, strength=float("nan"))
+    with pytest.raises(ExportError, match="dtype 'fp16' is none of float16"):
+        ether.export_lora(adapted("sd"), path, dtype="fp16")  # type: ignore[arg-type]
+
+
+def test_a_hostile_origin_is_no_traceback(tmp_path: Path) -> None:
+    save_file({"a.lora_A.weight": torch.zeros(1, 1)}, tmp_path / "lora.safetensors", {"ether_export": "[" * 100_000})
+    with pytest.raises(AdapterFileError, match="is a LoRA"):
+        ether.load(build("sd"), tmp_path / "lora.safetensors")
 
 
 def test_a_base_is_checked_without_being_there_twice() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from diffusers import (
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from families.tiny import FLOW, build
 from torch import Tensor
 
@@ -95,6 +96,15 @@ def test_a_cache_sees_what_it_would_with_fused_weights(family: str, cache: str) 
     torch.testing.assert_close(draw(pipe), exact, rtol=0, atol=0)
 
 
+@pytest.fixture
+def backends() -> Iterator[None]:
+    """diffusers keeps the backend that was set last for the whole process."""
+    before = _AttentionBackendRegistry._active_backend
+    yield
+    _AttentionBackendRegistry._active_backend = before
+
+
+@pytest.mark.usefixtures("backends")
 @pytest.mark.parametrize("family", FLOW)
 def test_every_attention_backend_sees_the_adapter(family: str) -> None:
     pipe = shaken(family)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from helpers import shake
 from PIL import Image
 from training.helpers import draw_photo, samples
 
@@ -157,3 +159,29 @@ def test_pictures_in_one_row_have_each_their_own_condition(base: Callable[[str],
     for other in ((3, 2), (2, 2), (4, 8)):
         with pytest.raises(ValueError, match="resize one of them"):
             answers(torch.zeros(1, encoder.config.out_channels, *other), 0)
+
+
+@pytest.mark.parametrize("family", ["flux", "z_image"])
+@pytest.mark.parametrize("lora_first", [False, True])
+def test_a_lora_around_the_first_layer_is_no_hindrance(
+    family: str, lora_first: bool, base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def loaded() -> DiffusionPipeline:
+        pipe = load_pipeline(Base(str(base(family))))
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    other = loaded()
+    shake(ether.attach(other.transformer, ether.EtherConfig(targets="all"), "other"))
+    ether.export_lora(other, tmp_path / "lora.safetensors")
+    pipe, lora = loaded(), str(tmp_path / "lora.safetensors")
+    place = str(family_of(pipe).CONTROL_PLACE)
+    if lora_first:
+        pipe.load_lora_weights(lora)
+    encoder = ControlEncoder.of(pipe.transformer, family_of(pipe).divisor, place=place)
+    attach_control(pipe.transformer, encoder, "it", place)
+    if not lora_first:
+        pipe.load_lora_weights(lora)
+    with ether.controlled(pipe, Image.new("RGB", (32, 32))):
+        arguments = family_of(pipe).drawing(["a dog"], 2.0)
+        pipe(**arguments, height=32, width=32, num_inference_steps=1, output_type="latent")

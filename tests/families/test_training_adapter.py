@@ -22,7 +22,9 @@ from ether_diffusion.families.registry import family_of
 from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.drawing import load_pipeline
+from ether_diffusion.training import control
 from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.control_config import ControlConfig
 
 Train = Callable[..., Path]
 FAMILIES = ("z_image", "flux", "sd")
@@ -202,3 +204,17 @@ def test_a_distilled_base_is_not_warned_of_beside_one(
     file = write_lora("z_image", tmp_path / "beside")
     train("z_image", "second", pretrained_model_name_or_path=str(turbo), training_adapter=file)
     assert "distilled" not in caplog.text
+
+
+def test_a_new_controlnet_cannot_be_made_of_layers_in_a_lora(base: Callable[[str], Path], tmp_path: Path) -> None:
+    file = write_lora("sd", tmp_path / "beside")
+    config = ControlConfig(
+        pretrained_model_name_or_path=str(base("sd")),
+        output_dir=tmp_path / "run",
+        train_data_dir="playground",
+        control="controlnet",
+        resolution=64,
+        training_adapter=file,
+    )
+    with pytest.raises(ValueError, match="training_adapter: a new ControlNet is a copy"):
+        control.run(config)

@@ -137,6 +137,14 @@ def test_the_name_stands_for_a_folder_in_the_cache_that_is_made_once(cached: Pat
     assert playground.load(name="playground-flow").scheduler.config.shift == 2
 
 
+def test_a_read_only_installation_is_no_hindrance(cached: Path) -> None:
+    for path in (cached / "installed").rglob("*"):
+        if path.is_file():
+            path.chmod(0o444)
+    folder = Path(playground.base_folder("playground-flow"))
+    assert all(path.stat().st_mode & 0o200 for path in folder.rglob("*"))
+
+
 def test_a_cache_that_cannot_be_written_is_told(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cached / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cached / "file"))
