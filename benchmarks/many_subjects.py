@@ -30,7 +30,7 @@ from ether_diffusion.playground.world import SUBJECTS, subject, write_subject
 from ether_diffusion.private import forget_accelerator
 from ether_diffusion.runs.folder import read_provenance
 from ether_diffusion.training import dreambooth
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 
 def train(**settings: Any) -> tuple[float, Path]:

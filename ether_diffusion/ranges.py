@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ether_diffusion.reading import shown
+
 LARGEST = 2**63
 """Above every whole number that a setting may be: torch counts in 64 bits."""
 
@@ -47,15 +49,15 @@ class Range:
             except ValueError:
                 raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
             if value not in self:
-                raise argparse.ArgumentTypeError(f"it must be {self}, not {shown(value)}")
+                raise argparse.ArgumentTypeError(f"it must be {self}, not {_refused(value)}")
             return value
 
         return convert
 
 
-def shown(value: float) -> str:
-    """A number for a message; Python refuses to write integers of thousands of digits."""
-    return "a number of more than 64 bits" if isinstance(value, int) and abs(value) >= LARGEST else str(value)
+def _refused(value: float) -> str:
+    """A number for a message, and whether it is too large whatever the range."""
+    return f"{shown(value)}, which is too large" if isinstance(value, int) and value >= LARGEST else shown(value)
 
 
 COUNT = Range(1)
@@ -80,4 +82,4 @@ def check_ranges(settings: object, ranges: Mapping[str, Range]) -> None:
             if each is not None and not isinstance(each, int | float):
                 raise ValueError(f"{name} must be a number, {allowed}, not {each!r}")
             if each is not None and each not in allowed:
-                raise ValueError(f"{name} must be {allowed}, not {shown(each)}")
+                raise ValueError(f"{name} must be {allowed}, not {_refused(each)}")

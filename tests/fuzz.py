@@ -40,7 +40,7 @@ from ether_diffusion.pipelines.fitting import fit
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.runs.record import RunRecordError, read_run
 from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 SECONDS, MEMORY = 5.0, 2 * 2**30
 """Limits of one file and of the process."""

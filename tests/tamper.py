@@ -39,7 +39,7 @@ from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.private import forget_accelerator
 from ether_diffusion.runs.checksums import CHECKSUMS, write_checksums
 from ether_diffusion.training import dreambooth
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 NEWEST, OLDER = "checkpoints/step-000002", "checkpoints/step-000001"
 CHECKPOINT = ("trained.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl",

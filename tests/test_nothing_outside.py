@@ -21,8 +21,8 @@ from ether_diffusion.evaluation.subjects import benchmark
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.private import forget_accelerator
 from ether_diffusion.training import control, dreambooth
-from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.control_config import ControlConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 OWN = ("out", "cache")
 """What a program may write to: its folder, and the cache."""

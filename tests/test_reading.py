@@ -11,7 +11,7 @@ import pytest
 from ether_diffusion.evaluation.subjects.protocols import load_protocol
 from ether_diffusion.reading import TEXT_LIMIT, parse_json, read_bytes, read_text, read_yaml, shown
 from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)

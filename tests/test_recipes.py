@@ -9,7 +9,7 @@ import pytest
 
 from ether_diffusion.recipes import find_config, recipes
 from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NEEDED = ["--output_dir=run", "--instance_data_dir=dog", "--instance_prompt=a qwe dog", "--class_prompt=a dog"]

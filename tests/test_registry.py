@@ -13,8 +13,8 @@ from diffusers import DiffusionPipeline
 from ether_diffusion import registry
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.registry import METHODS, OWN_METHODS, Rate
-from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.control_config import ControlConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.trainables import make_trainables, save_trained
 
 

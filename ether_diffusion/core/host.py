@@ -238,10 +238,10 @@ class Host:
             RuntimeError: the weights are not the base's, since adapters are fused or PEFT has merged something.
         """
         self.refuse_if_fused("read the base's weights")
+        self._follow()
         for path, projection in self._projections.items():
             here = [(projection.methods[n], s) for n, s in strengths.items() if s != 0.0 and n in projection.methods]
             if here:
-                self._follow()
                 self.check_part(projection)
                 yield path, projection.module, Mixture(tuple(here), self._generation)
 

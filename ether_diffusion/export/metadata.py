@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ether_diffusion.export.factors import LoraLayer
 from ether_diffusion.families.protocol import Family
+from ether_diffusion.pipelines.file import is_hub_id
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.pipelines.loaded import hosts_of
 from ether_diffusion.pipelines.schema import ORIGIN
@@ -72,8 +73,7 @@ def describe(
 
 def _public(name: str) -> str:
     """A name of the Hub as it is; of a path on this machine the last part."""
-    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
-    return name if is_hub_id else Path(name).name
+    return name if is_hub_id(name) else Path(name).name
 
 
 def _adapter(pipe: DiffusionPipeline, name: str) -> dict[str, object]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
+from ether_diffusion.families.lora_names import TRANSFORMER, formats
 from ether_diffusion.families.parts import statistics_misfit
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import WITH_MASKS, FlowTransformer
@@ -16,14 +17,6 @@ class AuraFlow(FlowTransformer):
     """AuraFlow (fal 2024)."""
 
     NAME = "aura_flow"
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "diffusers": {
-            "transformer": "transformer.",
-        },
-        "comfyui": {
-            "transformer": "transformer.",
-        },
-    }
     TITLE = "AuraFlow"
     LATENTS = "z · scale"
     PIPELINES = ("AuraFlowPipeline",)
@@ -31,6 +24,7 @@ class AuraFlow(FlowTransformer):
     STEPS = 50
     GUIDANCE = 3.5
     LENGTH = 256
+    LORA_FORMATS = formats(TRANSFORMER, TRANSFORMER)
 
     def misfit(self) -> str | None:
         """A scheduler of another kind of noise, or latents that the pipeline would not shift."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ether_diffusion.families.lora_names import TRANSFORMER, formats, modelspec
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import PATCH, FlowTransformer, places, to_tokens
 
@@ -16,18 +17,6 @@ class Chroma(FlowTransformer):
     """Chroma (Lodestone Rock 2025)."""
 
     NAME = "chroma"
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "diffusers": {
-            "transformer": "transformer.",
-        },
-        "comfyui": {
-            "transformer": "transformer.",
-        },
-    }
-    LORA_METADATA: ClassVar[Mapping[str, str]] = {
-        "modelspec.architecture": "chroma/lora",
-        "modelspec.implementation": "https://huggingface.co/lodestones/Chroma",
-    }
     TITLE = "Chroma"
     PIPELINES = ("ChromaPipeline",)
     ENCODED = (
@@ -43,6 +32,8 @@ class Chroma(FlowTransformer):
     STEPS = 35
     GUIDANCE = 5.0
     LENGTH = 512
+    LORA_FORMATS = formats(TRANSFORMER, TRANSFORMER)
+    LORA_METADATA = modelspec("chroma", "https://huggingface.co/lodestones/Chroma")
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features) and a mask (batch, tokens) of the prompt and one more token."""

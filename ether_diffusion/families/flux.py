@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ether_diffusion.families.lora_names import CLIP, T5, TRANSFORMER, formats, modelspec
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import PATCH, FlowTransformer, places, to_tokens
 
@@ -24,29 +25,14 @@ class Flux(FlowTransformer):
     GUIDANCE = 3.5
     LENGTH = 512
     CONTROL_PLACE = "x_embedder"
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "diffusers": {
-            "transformer": "transformer.",
-            "text_encoder": "text_encoder.text_model.",
-        },
-        "comfyui": {
-            "transformer": "transformer.",
-            "text_encoder": "text_encoder.text_model.",
-            "text_encoder_2": "text_encoders.t5xxl.transformer.",
-        },
-    }
-    LORA_METADATA: ClassVar[Mapping[str, str]] = {
-        "ss_base_model_version": "flux1",
-        "modelspec.architecture": "flux-1-dev/lora",
-        "modelspec.implementation": "https://github.com/black-forest-labs/flux",
-    }
+    LORA_FORMATS = formats({**TRANSFORMER, **CLIP}, {**TRANSFORMER, **CLIP, "text_encoder_2": T5})
+    LORA_METADATA = modelspec("flux-1-dev", "https://github.com/black-forest-labs/flux", "flux1")
 
     @property
     def lora_metadata(self) -> dict[str, str]:
         """Schnell takes no guidance."""
-        found = super().lora_metadata
-        schnell = {"modelspec.architecture": "flux-1-schnell/lora"}
-        return found if self.denoiser.config.guidance_embeds else found | schnell
+        dev = super().lora_metadata
+        return dev if self.denoiser.config.guidance_embeds else {**dev, "modelspec.architecture": "flux-1-schnell/lora"}
 
     @property
     def distilled(self) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ether_diffusion.families.lora_names import TRANSFORMER, formats, modelspec
 from ether_diffusion.families.patch_latents import PatchLatents
 from ether_diffusion.families.protocol import Prompts
 
@@ -37,19 +38,8 @@ class Flux2(PatchLatents):
     GUIDANCE = 4.0
     LENGTH = 512
     CONTROL_PLACE = "x_embedder"
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "diffusers": {
-            "transformer": "transformer.",
-        },
-        "comfyui": {
-            "transformer": "transformer.",
-            "text_encoder": "text_encoders.qwen3_4b.transformer.",
-        },
-    }
-    LORA_METADATA: ClassVar[Mapping[str, str]] = {
-        "modelspec.architecture": "Flux.2-klein-4b/lora",
-        "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
-    }
+    LORA_FORMATS = formats(TRANSFORMER, {**TRANSFORMER, "text_encoder": "text_encoders.qwen3_4b.transformer."})
+    LORA_METADATA = modelspec("Flux.2-klein-4b", "https://github.com/black-forest-labs/flux2")
 
     @property
     def distilled(self) -> str | None:

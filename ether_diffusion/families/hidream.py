@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ether_diffusion.families.lora_names import TRANSFORMER, formats
 from ether_diffusion.families.parts import words_of_name
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import FlowTransformer, from_tokens
@@ -17,14 +18,6 @@ class HiDream(FlowTransformer):
     """HiDream-I1 (arXiv 2505.22705). The pipeline draws pictures of 1024² pixels in all, whatever size is asked for."""
 
     NAME = "hidream"
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "diffusers": {
-            "transformer": "transformer.",
-        },
-        "comfyui": {
-            "transformer": "transformer.",
-        },
-    }
     TITLE = "HiDream-I1"
     TIME = "1000 σ"
     PIPELINES = ("HiDreamImagePipeline",)
@@ -45,6 +38,7 @@ class HiDream(FlowTransformer):
     STEPS = 50
     GUIDANCE = 5.0
     LENGTH = 128
+    LORA_FORMATS = formats(TRANSFORMER, TRANSFORMER)
 
     def misfit(self) -> str | None:
         """A scheduler of another kind of noise, or experts that pass no gradient on."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ether_diffusion.families.flow import Size
+from ether_diffusion.families.lora_names import modelspec
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import WITH_MASKS, FlowTransformer
 
@@ -16,16 +17,6 @@ class Lumina2(FlowTransformer):
     """Lumina-Image 2.0 (arXiv 2503.21758)."""
 
     NAME = "lumina2"
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "diffusers": {
-            "transformer": "transformer.",
-        },
-    }
-    LORA_METADATA: ClassVar[Mapping[str, str]] = {
-        "ss_base_model_version": "lumina2",
-        "modelspec.architecture": "lumina-2/lora",
-        "modelspec.implementation": "https://github.com/Alpha-VLLM/Lumina-Image-2.0",
-    }
     TITLE = "Lumina-Image 2.0"
     TIME = "1 - σ"
     PIPELINES = ("Lumina2Pipeline",)
@@ -33,6 +24,7 @@ class Lumina2(FlowTransformer):
     STEPS = 30
     GUIDANCE = 4.0
     LENGTH = 256
+    LORA_METADATA = modelspec("lumina-2", "https://github.com/Alpha-VLLM/Lumina-Image-2.0", "lumina2")
 
     def tokens_of(self, size: Size) -> int:
         """The pipeline counts the channels of the latents for tokens, so that the shift is the same for all sizes."""

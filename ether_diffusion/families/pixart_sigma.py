@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ether_diffusion.families.ddpm import DiffusionFamily
+from ether_diffusion.families.lora_names import TRANSFORMER, Formats
 from ether_diffusion.families.protocol import Prompts
 
 
@@ -15,11 +16,6 @@ class PixArtSigma(DiffusionFamily):
     """PixArt-Σ (arXiv 2403.04692)."""
 
     NAME = "pixart_sigma"
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "comfyui": {
-            "transformer": "transformer.",
-        },
-    }
     TITLE = "PixArt-Σ"
     PIPELINES = ("PixArtSigmaPipeline",)
     DENOISER = "transformer"
@@ -27,6 +23,7 @@ class PixArtSigma(DiffusionFamily):
     STEPS = 20
     GUIDANCE = 4.5
     LENGTH = 300
+    LORA_FORMATS: ClassVar[Formats] = {"comfyui": TRANSFORMER}
 
     @property
     def divisor(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ether_diffusion.families.lora_names import TRANSFORMER, Formats, formats
 from ether_diffusion.families.settings import FamilySettings, ObjectiveSettings
 
 if TYPE_CHECKING:
@@ -99,12 +100,10 @@ class Family(ABC):
     """Why gradient checkpointing would change what the denoiser answers, None where it does not."""
     CONTROL_TARGETS: ClassVar[str] = "attention+mlp"
     """What the method acts on in a training with a control, unless it is told otherwise."""
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {"diffusers": {"transformer": "transformer."}}
-    """Formats of LoRA files that readers know for it: of each component what its keys begin with.
-
-    What ends in a dot is followed by the layer's path with dots, else by the path with underscores, as kohya has it."""
+    LORA_FORMATS: ClassVar[Formats] = formats(TRANSFORMER)
+    """Formats of LoRA files whose readers know it."""
     LORA_METADATA: ClassVar[Mapping[str, str]] = {}
-    """What headers of its LoRA files name it: the base version of kohya, architecture and code of the ModelSpec."""
+    """How headers of its LoRA files name it."""
     SAMPLER: ClassVar[str] = "base"
     """Scheduler of diffusers for sample grids, base for the base's own."""
     STEPS: ClassVar[int]

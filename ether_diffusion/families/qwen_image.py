@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ether_diffusion.families.lora_names import TRANSFORMER, formats, modelspec
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import PATCH, FlowTransformer, to_tokens
 from ether_diffusion.families.video_latents import VideoLatents
@@ -28,19 +29,8 @@ class QwenImage(VideoLatents):
     GUIDANCE_TRAINING = 1.0
     LENGTH = 512
     CONTROL_PLACE = "img_in"
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "diffusers": {
-            "transformer": "transformer.",
-        },
-        "comfyui": {
-            "transformer": "transformer.",
-            "text_encoder": "text_encoders.qwen25_7b.transformer.model.",
-        },
-    }
-    LORA_METADATA: ClassVar[Mapping[str, str]] = {
-        "modelspec.architecture": "Qwen-Image/lora",
-        "modelspec.implementation": "https://github.com/QwenLM/Qwen-Image",
-    }
+    LORA_FORMATS = formats(TRANSFORMER, {**TRANSFORMER, "text_encoder": "text_encoders.qwen25_7b.transformer.model."})
+    LORA_METADATA = modelspec("Qwen-Image", "https://github.com/QwenLM/Qwen-Image")
 
     def lora_stem(self, component: str, path: str, kind: str) -> str | None:
         """ComfyUI's text encoder is the language model alone."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from ether_diffusion.families.ddpm import DiffusionFamily
+from ether_diffusion.families.lora_names import CLIP, Formats, modelspec
 from ether_diffusion.families.protocol import CLIP_LENGTH, Prompts
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 WIDTH_OF_V2 = 1024
 """Features of a token of Stable Diffusion 2."""
 
@@ -35,17 +37,8 @@ class StableDiffusion(DiffusionFamily):
     UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
     CONTROLNET = "StableDiffusionControlNetPipeline"
     CONTROL: ClassVar[str | None] = "StableDiffusionControlPipeline"
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "diffusers": {"unet": "unet.", "text_encoder": "text_encoder.text_model."},
-        "kohya": {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
-        "comfyui": {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"},
-    }
-    LORA_METADATA: ClassVar[Mapping[str, str]] = {
-        "ss_base_model_version": "sd_v1",
-        "ss_v2": "False",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
-        "modelspec.implementation": "diffusers",
-    }
+    LORA_FORMATS: ClassVar[Formats] = {"diffusers": {"unet": "unet.", **CLIP}, "kohya": KOHYA, "comfyui": KOHYA}
+    LORA_METADATA = modelspec("stable-diffusion-v1", "diffusers", "sd_v1")
 
     def lora_stem(self, component: str, path: str, kind: str) -> str | None:
         """The paths of diffusers; kohya's scripts have no layers that tell times and sizes."""
@@ -56,11 +49,11 @@ class StableDiffusion(DiffusionFamily):
     @property
     def lora_metadata(self) -> dict[str, str]:
         """Of version 2 where prompts are as wide as its."""
-        found = super().lora_metadata
+        found = {"ss_v2": "False", **super().lora_metadata}
         if self.denoiser.config.cross_attention_dim == WIDTH_OF_V2:
-            found |= {"ss_v2": "True", "ss_base_model_version": "sd_v2"}
             velocity = self.pipe.scheduler.config.get("prediction_type") == "v_prediction"
-            found |= {"modelspec.architecture": f"stable-diffusion-v2-{'768-v' if velocity else '512'}/lora"}
+            version = f"stable-diffusion-v2-{'768-v' if velocity else '512'}"
+            found |= {"ss_v2": "True", **modelspec(version, "diffusers", "sd_v2")}
         return found
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:

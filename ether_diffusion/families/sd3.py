@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ether_diffusion.families.lora_names import T5, TRANSFORMER, TWO_CLIPS, formats, modelspec
 from ether_diffusion.families.protocol import CLIP_LENGTH, Prompts
 from ether_diffusion.families.transformer import FlowTransformer
 
@@ -26,27 +27,11 @@ class StableDiffusion3(FlowTransformer):
     }
     UNUSED = ("image_encoder", "feature_extractor")
     CONTROL_PLACE = "pos_embed.proj"
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "diffusers": {
-            "transformer": "transformer.",
-            "text_encoder": "text_encoder.text_model.",
-            "text_encoder_2": "text_encoder_2.text_model.",
-        },
-        "comfyui": {
-            "transformer": "transformer.",
-            "text_encoder": "text_encoder.text_model.",
-            "text_encoder_2": "text_encoder_2.text_model.",
-            "text_encoder_3": "text_encoders.t5xxl.transformer.",
-        },
-    }
-    LORA_METADATA: ClassVar[Mapping[str, str]] = {
-        "ss_base_model_version": "sd3",
-        "modelspec.architecture": "stable-diffusion-3-medium/lora",
-        "modelspec.implementation": "diffusers",
-    }
     GUIDANCE = 7.0
     LENGTH = 256
     MAX_SHIFT = 1.16
+    LORA_FORMATS = formats({**TRANSFORMER, **TWO_CLIPS}, {**TRANSFORMER, **TWO_CLIPS, "text_encoder_3": T5})
+    LORA_METADATA = modelspec("stable-diffusion-3-medium", "diffusers", "sd3")
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features) and pooled_prompt_embeds (batch, features)."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ether_diffusion.families.lora_names import TWO_CLIPS, Formats, modelspec
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.sd import StableDiffusion
 
@@ -33,21 +34,10 @@ class StableDiffusionXL(StableDiffusion):
     TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     CONTROLNET = "StableDiffusionXLControlNetPipeline"
     CONTROL = None
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "diffusers": {
-            "unet": "unet.",
-            "text_encoder": "text_encoder.text_model.",
-            "text_encoder_2": "text_encoder_2.text_model.",
-        },
-        "kohya": KOHYA,
-        "comfyui": KOHYA,
-    }
-    LORA_METADATA: ClassVar[Mapping[str, str]] = {
-        "ss_base_model_version": "sdxl_base_v1-0",
-        "ss_v2": "False",
-        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-    }
+    LORA_FORMATS: ClassVar[Formats] = {"diffusers": {"unet": "unet.", **TWO_CLIPS}, "kohya": KOHYA, "comfyui": KOHYA}
+    LORA_METADATA = modelspec(
+        "stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models", "sdxl_base_v1-0"
+    )
 
     def misfit(self) -> str | None:
         """Beside those of Stable Diffusion the refiner, which has one text encoder and starts from a picture."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ether_diffusion.families.lora_names import TRANSFORMER, formats, modelspec
 from ether_diffusion.families.parts import words_of_name
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import FlowTransformer
@@ -24,19 +25,8 @@ class ZImage(FlowTransformer):
     GUIDANCE = 5.0
     LENGTH = 512
     CONTROL_PLACE = "all_x_embedder.2-1"
-    LORA_FORMATS: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "diffusers": {
-            "transformer": "transformer.",
-        },
-        "comfyui": {
-            "transformer": "transformer.",
-            "text_encoder": "text_encoders.qwen3_4b.transformer.model.",
-        },
-    }
-    LORA_METADATA: ClassVar[Mapping[str, str]] = {
-        "modelspec.architecture": "Z-Image/lora",
-        "modelspec.implementation": "https://github.com/Tongyi-MAI/Z-Image",
-    }
+    LORA_FORMATS = formats(TRANSFORMER, {**TRANSFORMER, "text_encoder": "text_encoders.qwen3_4b.transformer.model."})
+    LORA_METADATA = modelspec("Z-Image", "https://github.com/Tongyi-MAI/Z-Image")
 
     @property
     def distilled(self) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ether_diffusion.core.targets import root_of
@@ -44,7 +45,7 @@ class Control:
         self.enabled = True
         self._denoiser, self._place = denoiser, place
         self._given: dict[str, Tensor] = {}
-        self._pictures: list[Tensor] | None = None
+        self._pictures: list[torch.Size] | None = None
         self._hooks = (
             denoiser.register_forward_pre_hook(self._look, with_kwargs=True),
             first_layer(denoiser, place).register_forward_hook(self._add),
@@ -116,9 +117,9 @@ class Control:
         return features
 
     def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the pictures of a denoiser that takes them as a list and embeds the patches of all in one row."""
+        """Note the shapes of pictures that a denoiser takes as a list; it embeds the patches of all in one row."""
         first = args[0] if args else kwargs.get("x")
-        self._pictures = first if isinstance(first, list) else None
+        self._pictures = [picture.shape for picture in first] if isinstance(first, list) else None
 
     def _add(self, module: nn.Module, args: object, output: Tensor) -> Tensor | None:
         if not self.enabled or not self.active:
@@ -165,8 +166,8 @@ class Control:
             return None
         layer = first_layer(self._denoiser, self._place)
         assert isinstance(layer, nn.Linear), "patches are embedded by a Linear"
-        patch = math.isqrt(layer.in_features // len(self._pictures[0]))
-        return [tuple(side // patch for side in picture.shape[-2:]) for picture in self._pictures]
+        patch = math.isqrt(layer.in_features // self._pictures[0][0])
+        return [tuple(side // patch for side in shape[-2:]) for shape in self._pictures]
 
 
 _ATTRIBUTE = "_ether_control"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -171,6 +172,12 @@ def find_file(source: str | Path) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = f"there is no such file or folder, and as a Hub id it could not be fetched ({first_line(error)})"
     raise FileNotFoundError(f"{source}: {reason}")
+
+
+def is_hub_id(base: str) -> bool:
+    """Whether ``base`` reads as ``owner/name`` on the Hub and is no folder here."""
+    name = r"[A-Za-z0-9_][\w.-]*"
+    return re.fullmatch(f"{name}/{name}", base, re.ASCII) is not None and not Path(base).exists()
 
 
 def is_local_name(source: str | Path) -> bool:

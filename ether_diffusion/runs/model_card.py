@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ether_diffusion import playground
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import number
+from ether_diffusion.pipelines.file import is_hub_id
 from ether_diffusion.runs.record import Run, SamplePrompt, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -56,12 +57,6 @@ def write_model_card(run_dir: str | Path) -> Path:
     path = run.folder / "README.md"
     write_text(path, str(card))
     return path
-
-
-def is_hub_id(base: str) -> bool:
-    """Whether ``base`` reads as ``owner/name`` on the Hub and is no folder here."""
-    name = r"[A-Za-z0-9_][\w.-]*"
-    return re.fullmatch(f"{name}/{name}", base, re.ASCII) is not None and not Path(base).exists()
 
 
 def loading_code(run: Run) -> str:

@@ -401,84 +401,10 @@ INPUTS = frozenset(
 """Settings of the programs that name what a run reads, and must not be where it writes."""
 
 
-@dataclass
-class DreamBoothConfig(TrainingConfig):
-    """DreamBooth (arXiv 2208.12242): teach the model one subject from a folder of its photos.
+def __getattr__(name: str) -> object:
+    """Version 0.1 had the settings of DreamBooth here."""
+    if name == "DreamBoothConfig":
+        from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
-    Attributes:
-        instance_data_dir: folder with the photos of the subject; a .txt beside a photo is its own prompt.
-        subjects_dir: instead of instance_data_dir: a folder of such folders, whose subjects are all trained in one run:
-            each gets its own adapter and its own run folder in output_dir, as if it were trained alone.
-        instance_prompt: prompt of the photos, with a rare word for the subject: "a photo of qwe dog". With subjects_dir
-            {subject} stands for the folder's name, and a prompt.txt in a folder is its own prompt.
-        with_prior_preservation: train on images of the class as well, so that the class is not forgotten.
-        class_data_dir: folder with class images, filled up by the base itself; output_dir/class_images by default.
-        class_prompt: prompt of the class images: "a photo of a dog".
-        num_class_images: how many class images to have.
-        prior_loss_weight: weight of the class images in the loss.
-        sample_batch_size: class images generated at a time.
-        center_crop: crop the middle of the photos instead of a random place.
-        random_flip: mirror every other photo, for subjects without a left and right.
-        validation_data_dir: folder with held-out photos of the subject, on which the loss is compared at every step
-            with samples (validation.jsonl, val/loss); the training photos where it is not given.
-        aspect_ratio_buckets: keep the photos' shapes, rounded to one of some sizes, instead of squares.
-    """
-
-    RANGES: ClassVar[Mapping[str, Range]] = {
-        **TrainingConfig.RANGES,
-        "num_class_images": COUNT,
-        "prior_loss_weight": AMOUNT,
-        "sample_batch_size": COUNT,
-    }
-
-    instance_data_dir: Path = Path()
-    subjects_dir: Path | None = None
-    instance_prompt: str = ""
-    with_prior_preservation: bool = False
-    class_data_dir: Path | None = None
-    class_prompt: str | None = None
-    num_class_images: int = 200
-    prior_loss_weight: float = 1.0
-    sample_batch_size: int = 4
-    center_crop: bool = False
-    random_flip: bool = False
-    aspect_ratio_buckets: bool = False
-    validation_data_dir: Path | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.method == "none":
-            raise ValueError("method=none trains nothing here: it is for train_controlnet.py")
-        self.instance_data_dir = Path(self.instance_data_dir)
-        self.subjects_dir = None if self.subjects_dir is None else Path(self.subjects_dir)
-        self.class_data_dir = None if self.class_data_dir is None else Path(self.class_data_dir)
-        self.validation_data_dir = None if self.validation_data_dir is None else Path(self.validation_data_dir)
-        if self.subjects_dir is not None:
-            self._check_subjects()
-        elif self.instance_data_dir == Path():
-            raise ValueError("instance_data_dir is missing: name the folder with the photos of the subject")
-        if not self.instance_prompt and self.subjects_dir is None:
-            raise ValueError('instance_prompt is missing: describe the photos, such as "a photo of qwe dog"')
-        if self.with_prior_preservation and not self.class_prompt:
-            raise ValueError('with_prior_preservation needs class_prompt, such as "a photo of a dog"')
-
-    @property
-    def repository(self) -> str | None:
-        """The repository of the Hub; of several subjects each has its own."""
-        return super().repository if self.subjects_dir is None else None
-
-    def _check_subjects(self) -> None:
-        """Refuse what several subjects in one run cannot have."""
-        if self.instance_data_dir != Path():
-            raise ValueError("give either instance_data_dir, for one subject, or subjects_dir, for several")
-        if self.validation_data_dir is not None:
-            raise ValueError("subjects_dir compares the loss on each subject's photos: leave out validation_data_dir")
-        if not self.entry.per_sample:
-            able = " and ".join(entry.name for entry in METHODS.values() if entry.per_sample)
-            raise ValueError(f"subjects_dir trains {able}, whose vectors samples can share; not {self.method}")
-        if self.aspect_ratio_buckets:
-            raise ValueError("subjects_dir trains on squares, which fit into one batch: leave out aspect_ratio_buckets")
-        if self.mixed_precision == "fp16":
-            raise ValueError("subjects_dir needs bf16 or no: fp16 skips a step for all where one subject overflows")
-        if self.optimizer == "prodigy":
-            raise ValueError("subjects_dir cannot use prodigy, whose learning rate would be one for all subjects")
+        return DreamBoothConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,7 +27,7 @@ from ether_diffusion.runs.outputs import check_outputs
 from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once, join, micro_batches, to_batch
 from ether_diffusion.training.class_images import generate_class_images
 from ether_diffusion.training.conditioning import encode_prompts_once
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import dreambooth as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train

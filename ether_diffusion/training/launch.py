@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.control_config import ControlConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.interrupts import LAUNCHED
 
 LAUNCHER_NOTE = "(a traceback below is of accelerate's launcher and says no more; accelerate launch --quiet has none)"

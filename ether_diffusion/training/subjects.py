@@ -8,7 +8,7 @@ from pathlib import Path
 from ether_diffusion.images import check_folder
 from ether_diffusion.reading import read_text
 from ether_diffusion.runs.written import NAMES
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 PROMPT_FILE = "prompt.txt"
 """In a subject's folder: its instance prompt."""

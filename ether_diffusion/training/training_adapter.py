@@ -73,7 +73,9 @@ def is_ether(file: Path) -> bool:
         with safe_open(file, "pt") as opened:
             return "ether_config" in (opened.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"training_adapter: {file} cannot be read as safetensors ({first_line(error)})") from None
+        raise ValueError(
+            f"training_adapter: {file} cannot be read as safetensors ({first_line(error)}): name a LoRA or ETHER file"
+        ) from None
 
 
 def load_training_adapter(family: Family, path: Path) -> TrainingAdapter:

@@ -13,7 +13,7 @@ from training.helpers import QUIET
 
 from ether_diffusion.private import forget_accelerator
 from ether_diffusion.training import dreambooth
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 RATE = 1e-2
 """Learning rate at which a tiny model with random weights learns something in twenty steps."""

@@ -20,7 +20,7 @@ from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.quantization import quantize
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.training import program
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 CPU = torch.device("cpu")
 needs_bitsandbytes = pytest.mark.skipif(

@@ -22,7 +22,7 @@ from ether_diffusion.families.parts import denoiser_of
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import load_pipeline
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.program import ALWAYS_RIGHT
 
 Train = Callable[..., Path]

@@ -19,12 +19,13 @@ from training.helpers import PROMPT, provenance, same_tensors, samples, trained
 
 import ether_diffusion as ether
 from ether_diffusion.families.registry import family_of
+from ether_diffusion.pipelines.file import AdapterFileError
 from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.drawing import load_pipeline
 from ether_diffusion.training import control
-from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.control_config import ControlConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 Train = Callable[..., Path]
 FAMILIES = ("z_image", "flux", "sd")
@@ -190,7 +191,7 @@ def test_what_cannot_be_one_is_told(settings: Callable[..., DreamBoothConfig], t
         file = write("sd", tmp_path / write.__name__, "text_encoder")
         refused("may act on the denoiser only|acts on text_encoder", training_adapter=file)
     refused("diffusers cannot load|acts on no layer", training_adapter=write_lora("flux", tmp_path / "flux"))
-    refused("transformer", Exception, training_adapter=write_ether("flux", tmp_path / "own flux"))
+    refused("has no transformer", AdapterFileError, training_adapter=write_ether("flux", tmp_path / "own flux"))
 
 
 def test_a_distilled_base_is_not_warned_of_beside_one(

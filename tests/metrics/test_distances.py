@@ -23,7 +23,7 @@ from ether_diffusion.metrics.distances import (
     trained_layers,
     transforms,
 )
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.trainables import make_trainables, save_trained, trained_components
 
 MATRICES = (torch.nn.Linear, torch.nn.Conv2d)

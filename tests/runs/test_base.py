@@ -24,7 +24,7 @@ from ether_diffusion.runs.drawing import load_pipeline, load_run
 from ether_diffusion.runs.model_card import loading_code
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import dreambooth
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 HUB = "owner/base"
 Train = Callable[..., Path]

@@ -26,7 +26,7 @@ from ether_diffusion.runs.folder import (
     read_provenance,
     write_config,
 )
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 Train = Callable[..., Path]
 Settings = Callable[..., DreamBoothConfig]

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from ether_diffusion.runs.model_card import is_hub_id, markdown, write_model_card
+from ether_diffusion.pipelines.file import is_hub_id
+from ether_diffusion.runs.model_card import markdown, write_model_card
 
 NASTY = [
     'a "quoted" dog\'s photo: #1',

@@ -15,7 +15,7 @@ from training.helpers import QUIET, SMALL, draw_photo
 from ether_diffusion.private import forget_accelerator
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training import program as training_program
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 
 def _forget_accelerate() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training.base_model import BaseModelError, load_base
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.sections import BaseSection
 
 

@@ -24,7 +24,7 @@ from ether_diffusion.families.registry import FAMILIES, UnknownFamilyError, fami
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.base_model import BaseModelError
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 Settings = Callable[..., DreamBoothConfig]
 

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.training.class_images import RECORD, generate_class_images
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.samples import Sampler
 
 Settings = Callable[..., DreamBoothConfig]

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 NEEDED = {
     "pretrained_model_name_or_path": "base",

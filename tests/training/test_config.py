@@ -13,8 +13,8 @@ from training.helpers import same_tensors, trained
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.runs.folder import write_config
 from ether_diffusion.training.cli import parse_config
-from ether_diffusion.training.config import DreamBoothConfig
 from ether_diffusion.training.dreambooth import main
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.setup import make_accelerator
 
 
@@ -102,3 +102,11 @@ def test_the_config_of_a_run_repeats_it(flags: Callable[..., list[str]], tmp_pat
     changed = {"output_dir": str(tmp_path / "second")}
     assert yaml.safe_load(second.read_text()) == yaml.safe_load(first.read_text()) | changed
     assert same_tensors(trained(tmp_path / "first", 2), trained(tmp_path / "second", 2))
+
+
+def test_the_settings_of_dreambooth_are_where_0_1_had_them() -> None:
+    from ether_diffusion.training import config
+
+    assert config.DreamBoothConfig is DreamBoothConfig
+    with pytest.raises(AttributeError, match="has no attribute 'ControlConfig'"):
+        _ = config.ControlConfig

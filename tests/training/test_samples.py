@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from training.helpers import PROMPT, draw, pixels, provenance, same_tensors, samples
 
 from ether_diffusion.families.registry import family_of
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.samples import Sampler
 
 Train = Callable[..., Path]

@@ -18,7 +18,7 @@ import ether_diffusion.training.loop as loop
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.runs.lock import FolderInUseError, held
 from ether_diffusion.training import dreambooth
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.loop import TrainingDivergedError
 from ether_diffusion.training.subjects import subjects_of
 

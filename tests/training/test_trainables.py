@@ -15,7 +15,7 @@ from ether_diffusion.core.targets import find_targets
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.registry import METHODS, OWN_METHODS
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer
 from ether_diffusion.training.trainables import Trainable, check_trainables, make_trainables, trained_components
 

@@ -22,7 +22,7 @@ from ether_diffusion.registry import METHODS, MethodEntry
 from ether_diffusion.runs.base import SETTINGS as BASE_SETTINGS
 from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import Asked
-from ether_diffusion.training.config import DreamBoothConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 DRAWING = ("token", "images_per_prompt", "class_images", "num_inference_steps", "guidance_scale")
 """Settings of a benchmark that its images depend on, beside those of the training."""
