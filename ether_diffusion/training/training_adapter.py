@@ -1,7 +1,7 @@
 """An adapter that acts in training and not in drawing, for bases that were distilled to few steps.
 
-Training such a base directly undoes its distillation. Trained beside an adapter that undoes it already, what is learnt
-goes well with the distilled base alone.
+Training such a base directly undoes its distillation. Where another adapter undoes it already in training, what is
+learnt can be used with the distilled base alone.
 """
 
 from __future__ import annotations
