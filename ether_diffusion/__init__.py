@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ether_diffusion.control.pipeline import StableDiffusionControlPipeline, controlled
     from ether_diffusion.core.adapter import Adapter
     from ether_diffusion.core.host import attach
+    from ether_diffusion.export.factors import ExportError
     from ether_diffusion.pipelines.file import AdapterFileError
     from ether_diffusion.pipelines.loaded import AdapterInfo, adapters
     from ether_diffusion.pipelines.verbs import (
@@ -33,6 +34,7 @@ __all__ = [
     "AdapterFileError",
     "AdapterInfo",
     "EtherConfig",
+    "ExportError",
     "StableDiffusionControlPipeline",
     "adapters",
     "attach",
@@ -54,6 +56,7 @@ _HOMES = {
     "AdapterFileError": "pipelines.file",
     "AdapterInfo": "pipelines.loaded",
     "EtherConfig": "config",
+    "ExportError": "export.factors",
     "StableDiffusionControlPipeline": "control.pipeline",
     "adapters": "pipelines.loaded",
     "attach": "core.host",

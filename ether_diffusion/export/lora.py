@@ -75,7 +75,7 @@ def export_lora(
     Args:
         pipe: the pipeline that the adapters are loaded in, neither fused nor quantised.
         path: of the new file.
-        format: diffusers; kohya, for SD and SDXL; comfyui.
+        format: diffusers; kohya, for SD and SDXL; comfyui; original, the layers of the authors' code.
         name: the adapter, or several; those that are loaded where none is named.
         strength: s of each, or of all.
         dtype: of the file: float16 costs some 5e-4 of the effect, bfloat16 2e-3 to 5e-3, float32 nothing.

@@ -74,7 +74,7 @@ def verify(family: Family, layers: Mapping[str, LoraLayer], keys: Mapping[str, K
     """
     tensors, scheme = load_file(path), family.LORA_FORMATS.get("diffusers", {})
     ours = {where for where in layers if _read_by_diffusers(family, layers[where], keys[where], scheme)}
-    modules = _loaded(family, {key: tensors[key] for where in ours for key in keys[where]}) if ours else {}
+    modules = _loaded(family, {key: tensors[key] for where in ours for key in keys[where][:2]}) if ours else {}
     if modules.keys() != ours:
         missing, more = sorted(ours - modules.keys()), sorted(modules.keys() - ours)
         raise ExportError(
@@ -88,8 +88,8 @@ def verify(family: Family, layers: Mapping[str, LoraLayer], keys: Mapping[str, K
             down, up = (getattr(module, part)[NAME].weight for part in ("lora_A", "lora_B"))
             compared.append(compare(layer, down, up, module.scaling[NAME]))
         else:
-            down, up = (tensors[key] for key in keys[where])
-            compared.append(compare(layer, down, up))
+            up = keys[where].rows(tensors[keys[where].up])[: len(layer.up)]
+            compared.append(compare(layer, tensors[keys[where].down], up))
     effect = max(each.size / each.asked for each in compared)
     least = NEGLIGIBLE * effect
     differences = [each.error / max(each.size, least * each.asked) if effect else each.error for each in compared]
@@ -103,10 +103,10 @@ def _read_by_diffusers(family: Family, layer: LoraLayer, keys: Keys, scheme: Map
     """
     if layer.component not in scheme:
         return False
-    if not keys[0].endswith(DOTTED[0]):
+    if not keys.down.endswith(DOTTED[0]):
         return not layer.path.startswith("add_embedding.")
     own = family.lora_stem(layer.component, layer.path, "diffusers")
-    return keys[0] == f"{own}.{DOTTED[0]}"
+    return keys.down == f"{own}.{DOTTED[0]}"
 
 
 def _loaded(family: Family, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ether_diffusion.families.lora_names import TRANSFORMER, formats, modelspec
+from ether_diffusion.families.original import CHROMA
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import PATCH, FlowTransformer, places, to_tokens
 
@@ -32,7 +33,9 @@ class Chroma(FlowTransformer):
     STEPS = 35
     GUIDANCE = 5.0
     LENGTH = 512
-    LORA_FORMATS = formats(TRANSFORMER, TRANSFORMER)
+    LORA_FORMATS = formats(TRANSFORMER, TRANSFORMER, True)
+    ORIGINAL = CHROMA
+    ORIGINAL_IN_COMFYUI = ("distilled_guidance_layer.",)
     LORA_METADATA = modelspec("chroma", "https://huggingface.co/lodestones/Chroma")
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ether_diffusion.families.lora_names import CLIP, T5, TRANSFORMER, formats, modelspec
+from ether_diffusion.families.original import FLUX
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import PATCH, FlowTransformer, places, to_tokens
 
@@ -25,7 +26,8 @@ class Flux(FlowTransformer):
     GUIDANCE = 3.5
     LENGTH = 512
     CONTROL_PLACE = "x_embedder"
-    LORA_FORMATS = formats({**TRANSFORMER, **CLIP}, {**TRANSFORMER, **CLIP, "text_encoder_2": T5})
+    LORA_FORMATS = formats({**TRANSFORMER, **CLIP}, {**TRANSFORMER, **CLIP, "text_encoder_2": T5}, True)
+    ORIGINAL = FLUX
     LORA_METADATA = modelspec("flux-1-dev", "https://github.com/black-forest-labs/flux", "flux1")
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ether_diffusion.families.lora_names import TRANSFORMER, formats, modelspec
+from ether_diffusion.families.original import FLUX2
 from ether_diffusion.families.patch_latents import PatchLatents
 from ether_diffusion.families.protocol import Prompts
 
@@ -18,14 +19,6 @@ STEPS = 50
 
 WIDTH_OF_4B = 2560
 """Features of the text encoder of klein 4B, Qwen3 with 4 billion parameters."""
-_EMBEDDERS = {"timestep": "time_in", "guidance": "guidance_in"}
-_MODULATIONS = ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
-ORIGINAL = {
-    f"time_guidance_embed.{name}_embedder.linear_{number}": f"{original}.{side}_layer"
-    for name, original in _EMBEDDERS.items()
-    for number, side in ((1, "in"), (2, "out"))
-} | {f"{name}.linear": f"{name}.lin" for name in _MODULATIONS}
-"""Layers that ComfyUI does not know by their paths of diffusers."""
 
 
 class Flux2(PatchLatents):
@@ -38,7 +31,9 @@ class Flux2(PatchLatents):
     GUIDANCE = 4.0
     LENGTH = 512
     CONTROL_PLACE = "x_embedder"
-    LORA_FORMATS = formats(TRANSFORMER, {**TRANSFORMER, "text_encoder": "text_encoders.qwen3_4b.transformer."})
+    LORA_FORMATS = formats(TRANSFORMER, {**TRANSFORMER, "text_encoder": "text_encoders.qwen3_4b.transformer."}, True)
+    ORIGINAL = FLUX2
+    ORIGINAL_IN_COMFYUI = ("time_guidance_embed.", "double_stream_modulation", "single_stream_modulation")
     LORA_METADATA = modelspec("Flux.2-klein-4b", "https://github.com/black-forest-labs/flux2")
 
     @property
@@ -47,9 +42,7 @@ class Flux2(PatchLatents):
         return "its pipeline says is_distilled" if self.pipe.config.get("is_distilled") else None
 
     def lora_stem(self, component: str, path: str, kind: str) -> str | None:
-        """ComfyUI knows some layers by their original names only, and calls the text encoder by its size."""
-        if kind == "comfyui" and component == "transformer" and path in ORIGINAL:
-            return f"diffusion_model.{ORIGINAL[path]}"
+        """ComfyUI calls the text encoder by its size."""
         stem = super().lora_stem(component, path, kind)
         if stem is not None and component == "text_encoder" and self._is_9b:
             return stem.replace("qwen3_4b", "qwen3_8b", 1)

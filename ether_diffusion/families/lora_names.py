@@ -17,9 +17,16 @@ T5 = "text_encoders.t5xxl.transformer."
 """In ComfyUI's files."""
 
 
-def formats(diffusers: Mapping[str, str], comfyui: Mapping[str, str] | None = None) -> Formats:
-    """The formats of a flow transformer; without ``comfyui`` ComfyUI knows no name for its layers."""
-    return {"diffusers": diffusers} if comfyui is None else {"diffusers": diffusers, "comfyui": comfyui}
+def formats(diffusers: Mapping[str, str], comfyui: Mapping[str, str] | None = None, original: bool = False) -> Formats:
+    """The formats of a flow transformer.
+
+    Args:
+        diffusers: what the keys begin with there.
+        comfyui: the same; None where ComfyUI knows no name for the layers.
+        original: whether the layers' names in the code of the model's authors are known (``Family.ORIGINAL``).
+    """
+    found = {"diffusers": diffusers} if comfyui is None else {"diffusers": diffusers, "comfyui": comfyui}
+    return found | ({"original": {"transformer": "diffusion_model."}} if original else {})
 
 
 def modelspec(architecture: str, implementation: str, kohya: str | None = None) -> Mapping[str, str]:

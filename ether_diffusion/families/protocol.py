@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ether_diffusion.families.lora_names import TRANSFORMER, Formats, formats
+from ether_diffusion.families.original import Place, Table, original_place
 from ether_diffusion.families.settings import FamilySettings, ObjectiveSettings
 
 if TYPE_CHECKING:
@@ -102,6 +103,10 @@ class Family(ABC):
     """What the method acts on in a training with a control, unless it is told otherwise."""
     LORA_FORMATS: ClassVar[Formats] = formats(TRANSFORMER)
     """Formats of LoRA files whose readers know it."""
+    ORIGINAL: ClassVar[Table] = {}
+    """Layers of the authors' own code, where a LoRA file can have its names: the format original."""
+    ORIGINAL_IN_COMFYUI: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the denoiser's layers that ComfyUI knows by those names only."""
     LORA_METADATA: ClassVar[Mapping[str, str]] = {}
     """How headers of its LoRA files name it."""
     SAMPLER: ClassVar[str] = "base"
@@ -318,7 +323,17 @@ class Family(ABC):
         prefix = self.LORA_FORMATS[kind].get(component)
         if prefix is None:
             return None
+        ours = component != self.DENOISER or not path.startswith(self.ORIGINAL_IN_COMFYUI)
+        if kind == "comfyui" and not ours:
+            return self.lora_stem(component, path, "original")
+        if kind == "original":
+            place = self.original_place(path)
+            return None if place is None else prefix + place.name
         return prefix + (path if prefix.endswith(".") else path.replace(".", "_"))
+
+    def original_place(self, path: str) -> Place | None:
+        """Where a layer of the denoiser is in the code of the model's authors; None where that is not known."""
+        return original_place(self.ORIGINAL, self.denoiser, path)
 
     @property
     def lora_metadata(self) -> dict[str, str]:

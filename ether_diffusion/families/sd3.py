@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ether_diffusion.families.lora_names import T5, TRANSFORMER, TWO_CLIPS, formats, modelspec
+from ether_diffusion.families.original import SD3
 from ether_diffusion.families.protocol import CLIP_LENGTH, Prompts
 from ether_diffusion.families.transformer import FlowTransformer
 
@@ -30,7 +31,8 @@ class StableDiffusion3(FlowTransformer):
     GUIDANCE = 7.0
     LENGTH = 256
     MAX_SHIFT = 1.16
-    LORA_FORMATS = formats({**TRANSFORMER, **TWO_CLIPS}, {**TRANSFORMER, **TWO_CLIPS, "text_encoder_3": T5})
+    LORA_FORMATS = formats({**TRANSFORMER, **TWO_CLIPS}, {**TRANSFORMER, **TWO_CLIPS, "text_encoder_3": T5}, True)
+    ORIGINAL = SD3
     LORA_METADATA = modelspec("stable-diffusion-3-medium", "diffusers", "sd3")
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:

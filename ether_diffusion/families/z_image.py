@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ether_diffusion.families.lora_names import TRANSFORMER, formats, modelspec
+from ether_diffusion.families.original import Z_IMAGE
 from ether_diffusion.families.parts import words_of_name
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import FlowTransformer
@@ -25,7 +26,10 @@ class ZImage(FlowTransformer):
     GUIDANCE = 5.0
     LENGTH = 512
     CONTROL_PLACE = "all_x_embedder.2-1"
-    LORA_FORMATS = formats(TRANSFORMER, {**TRANSFORMER, "text_encoder": "text_encoders.qwen3_4b.transformer.model."})
+    LORA_FORMATS = formats(
+        TRANSFORMER, {**TRANSFORMER, "text_encoder": "text_encoders.qwen3_4b.transformer.model."}, True
+    )
+    ORIGINAL = Z_IMAGE
     LORA_METADATA = modelspec("Z-Image", "https://github.com/Tongyi-MAI/Z-Image")
 
     @property

@@ -44,7 +44,7 @@ def export_lora(
             loaded.
         path: of the new file, which ends in .safetensors.
         format: whose names the keys are: diffusers; kohya (SD and SDXL: kohya, Forge, ComfyUI and diffusers read it);
-            comfyui.
+            comfyui; original (the layers of the authors' code, where q, k and v are one).
         name: the adapter, or several, whose updates add up; those that are loaded where none is named.
         strength: s of each, or of all.
         dtype: of the file: float16 costs some 5e-4 of the effect, bfloat16 2e-3 to 5e-3, float32 nothing.

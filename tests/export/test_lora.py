@@ -168,6 +168,14 @@ def test_layers_of_flux2_that_comfyui_knows_by_their_original_names(tmp_path: Pa
     }
 
 
+def test_layers_of_chroma_that_comfyui_knows_by_their_original_names(tmp_path: Path) -> None:
+    ether.export_lora(adapted("chroma", "all"), tmp_path / "lora.safetensors", "comfyui")
+    original = {key for key in load_file(tmp_path / "lora.safetensors") if key.startswith("diffusion_model.")}
+    assert {key.split(".lora_")[0].removeprefix("diffusion_model.distilled_guidance_layer.") for key in original} == {
+        *("in_proj", "out_proj", "layers.0.in_layer", "layers.0.out_layer"),
+    }
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_what_a_family_offers_can_be_written(family: str, tmp_path: Path) -> None:
     pipe = adapted(family)
