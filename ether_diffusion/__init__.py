@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         unload,
     )
     from ether_diffusion.runs.export import export_lora
+    from ether_diffusion.runs.hub import push_to_hub
 
     __version__: str
 
@@ -45,6 +46,7 @@ __all__ = [
     "export_lora",
     "fuse",
     "load",
+    "push_to_hub",
     "save",
     "set_adapters",
     "unfuse",
@@ -62,6 +64,7 @@ _HOMES = {
     "attach": "core.host",
     "controlled": "control.pipeline",
     "export_lora": "runs.export",
+    "push_to_hub": "runs.hub",
 }
 """The module of every public name; the other names are verbs."""
 _VERBS = "pipelines.verbs"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from ether_diffusion import playground
@@ -40,6 +41,8 @@ def train(folder: Path, config: Path) -> Path:
     command += ["--config", str(config), "--instance_data_dir", str(folder / "subject")]
     run = folder / "run"
     unfinished = list_checkpoints(run / "checkpoints") and read_provenance(run).get("status") != "finished"
+    if find_spec("peft") is not None:
+        command += ["--export_lora", "diffusers"]
     command += ["--output_dir", str(run), *(["--resume", "latest"] if unfinished else ["--overwrite"])]
     subprocess.run(command, check=True)
     return run

@@ -12,6 +12,33 @@ from pathlib import Path
 
 
 @contextmanager
+def new_path(path: str | Path) -> Iterator[Path]:
+    """As :func:`atomic_path` for a file that must not be there yet, not even since the caller looked.
+
+    Raises:
+        FileExistsError: ``path`` is there when the file is to get its name; it stays as it is.
+        OSError: the parent folder cannot be made or written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        try:
+            os.link(temporary, path)  # unlike a rename it replaces nothing
+        except FileExistsError:
+            raise FileExistsError(f"{path} is there already: name another file, or remove it") from None
+        except OSError:  # a file system without links
+            if path.exists():
+                raise FileExistsError(f"{path} is there already: name another file, or remove it") from None
+            os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        _remove(temporary)
+
+
+@contextmanager
 def atomic_path(path: str | Path, beside: Sequence[Path] | None = None) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success :func:`commit` what was written there to ``path``.
 

@@ -76,6 +76,11 @@ class MethodEntry:
         return self.saved_as == "ether"
 
     @property
+    def is_reflection(self) -> bool:
+        """Whether it is made of reflections: what it adds has a low rank, and is a LoRA, exactly."""
+        return self.is_own and self.per_sample
+
+    @property
     def needs_peft(self) -> bool:
         """Whether its adapter comes from peft."""
         return self.build is not None

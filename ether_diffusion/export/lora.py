@@ -18,7 +18,7 @@ from ether_diffusion.export.metadata import describe
 from ether_diffusion.export.names import keys_of, tensors_of
 from ether_diffusion.export.verify import Verified, verify
 from ether_diffusion.families.registry import family_of
-from ether_diffusion.files import atomic_path
+from ether_diffusion.files import new_path
 from ether_diffusion.pipelines.loaded import adapters, control_in
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def export_lora(
     keys = keys_of(layers, family, format)
     tensors = {key: _stored(value, dtype, key) for key, value in tensors_of(layers, keys).items()}
     header = describe(pipe, family, strengths, layers, format, base) | dict(told or {})
-    with atomic_path(path) as temporary:
+    with new_path(path) as temporary:
         temporary.write_bytes(serialize(tensors, metadata=header))
         verified = verify(family, layers, keys, temporary)
         if verified.difference > TOLERANCE[dtype]:

@@ -7,12 +7,11 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ether_diffusion.export.factors import LoraLayer
 from ether_diffusion.families.protocol import Family
-from ether_diffusion.pipelines.file import is_hub_id
+from ether_diffusion.pipelines.file import public_name
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.pipelines.loaded import hosts_of
 from ether_diffusion.pipelines.schema import ORIGIN
@@ -48,7 +47,7 @@ def describe(
     rank = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
     origin = {
         "adapters": {name: {"strength": strength, **_adapter(pipe, name)} for name, strength in strengths.items()},
-        "base_model": _public(base or str(pipe.config.get("_name_or_path") or "")),
+        "base_model": public_name(base or str(pipe.config.get("_name_or_path") or "")),
         "base_hash": {
             part: base_hash(getattr(pipe, part)) for part in dict.fromkeys(each.component for each in layers.values())
         },
@@ -69,11 +68,6 @@ def describe(
         "modelspec.description": NOTE,
         ORIGIN: json.dumps(origin),
     }
-
-
-def _public(name: str) -> str:
-    """A name of the Hub as it is; of a path on this machine the last part."""
-    return name if is_hub_id(name) else Path(name).name
 
 
 def _adapter(pipe: DiffusionPipeline, name: str) -> dict[str, object]:

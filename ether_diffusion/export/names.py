@@ -38,6 +38,25 @@ class Keys(NamedTuple):
         return own[self.place.start :]
 
 
+def stem_of(family: Family, component: str, path: str, kind: str) -> str:
+    """What the keys of a layer begin with in a file of that format.
+
+    Raises:
+        ExportError: the family has no such format, or the readers of the format know no name for the layer.
+    """
+    if kind not in family.LORA_FORMATS:
+        offered = " or ".join(family.LORA_FORMATS) or "none: no reader is known that takes a LoRA of it"
+        raise ExportError(f"{family.TITLE} has no LoRA format {kind!r}; it has {offered}")
+    stem = family.lora_stem(component, path, kind)
+    if stem is None:
+        known = ", ".join(family.LORA_FORMATS[kind])
+        raise ExportError(
+            f"readers of the format {kind} know no name for {component}.{path} and would ignore it; of {family.TITLE} "
+            f"they take {known}: export an adapter without that layer, or in another format"
+        )
+    return stem
+
+
 def keys_of(layers: Mapping[str, LoraLayer], family: Family, kind: str) -> dict[str, Keys]:
     """The keys of every layer in a file of that format, by component and path.
 
@@ -52,18 +71,9 @@ def keys_of(layers: Mapping[str, LoraLayer], family: Family, kind: str) -> dict[
     Raises:
         ExportError: the family has no such format, or the readers of the format know no name for a layer.
     """
-    if kind not in family.LORA_FORMATS:
-        offered = " or ".join(family.LORA_FORMATS) or "none: no reader is known that takes a LoRA of it"
-        raise ExportError(f"{family.TITLE} has no LoRA format {kind!r}; it has {offered}")
     keys: dict[str, Keys] = {}
     for where, layer in layers.items():
-        stem = family.lora_stem(layer.component, layer.path, kind)
-        if stem is None:
-            known = ", ".join(family.LORA_FORMATS[kind])
-            raise ExportError(
-                f"readers of the format {kind} know no name for {where} and would ignore it; of {family.TITLE} they "
-                f"take {known}: export an adapter without that layer, or in another format"
-            )
+        stem = stem_of(family, layer.component, layer.path, kind)
         down, up = DOTTED if "." in stem else KOHYA
         place = family.original_place(layer.path) if kind == "original" else None
         keys[where] = Keys(f"{stem}.{down}", f"{stem}.{up}", place)

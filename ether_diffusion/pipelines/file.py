@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
@@ -31,6 +38,39 @@ MESSAGE_LIMIT, SHOWN_PROBLEMS = 2000, 8
 
 class AdapterFileError(ValueError):
     """An adapter file that cannot be read, or does not fit the model that it is loaded into."""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """How a repository of the Hub is read, as ``huggingface_hub.hf_hub_download`` takes it.
+
+    Attributes:
+        revision: branch, tag or commit.
+        subfolder: in which the adapter is; of a folder here as well.
+        token: of the Hub; True for the one that is stored, False for none.
+        cache_dir: folder of downloads.
+        local_files_only: take what was downloaded before, and ask nobody.
+    """
+
+    revision: str | None = None
+    subfolder: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+    def fetch(self, repository: str, name: str) -> Path:
+        """Download a file; raises what huggingface_hub raises."""
+        return Path(
+            hf_hub_download(
+                repository,
+                name,
+                subfolder=self.subfolder,
+                revision=self.revision,
+                token=self.token,
+                cache_dir=self.cache_dir,
+                local_files_only=self.local_files_only,
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -82,14 +122,15 @@ class AdapterFile:
         return path
 
     @classmethod
-    def read(cls, source: str | Path) -> AdapterFile:
+    def read(cls, source: str | Path, hub: Hub | None = None) -> AdapterFile:
         """Read a folder, a file, or a repository of the Hugging Face Hub.
 
         Raises:
             FileNotFoundError: there is nothing under that name.
+            ValueError: ``hub`` has a revision, or for a file a subfolder, and ``source`` is here.
             AdapterFileError: the file is damaged, or is no adapter file of this format.
         """
-        path = find_file(source)
+        path = find_file(source, hub)
         try:
             described = describe(path)
             control = _new_encoder(path, described)
@@ -150,34 +191,59 @@ def _printable(error: Exception) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error)[:MESSAGE_LIMIT])
 
 
-def find_file(source: str | Path) -> Path:
+def find_file(source: str | Path, hub: Hub | None = None) -> Path:
     """The adapter file that ``source`` (folder, file or Hub id) names, downloaded if need be.
 
     Raises:
         FileNotFoundError: it is none of the three, or the Hub cannot be reached.
+        ValueError: ``hub`` has a revision, or for a file a subfolder, and ``source`` is here.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path / FILE_NAME
-        if not path.is_file():
-            raise FileNotFoundError(f"{path.parent} holds no {FILE_NAME}: {_instead_of_adapter(path.parent)}")
+    path, hub = Path(source), hub or Hub()
     if path.exists():
+        if hub.revision is not None:
+            raise ValueError(f"revision={hub.revision!r} is for repositories of the Hub, and {source} is a path here")
+        if path.is_dir():
+            folder = path / (hub.subfolder or "")
+            if not (folder / FILE_NAME).is_file():
+                raise FileNotFoundError(f"{folder} holds no {FILE_NAME}: {_instead_of_adapter(folder)}")
+            return folder / FILE_NAME
+        if hub.subfolder is not None:
+            raise ValueError(f"subfolder={hub.subfolder!r} is for folders and repositories, and {source} is a file")
         return path
     if is_local_name(source):
         raise FileNotFoundError(f"{source}: there is no such file or folder")
     try:
-        return Path(hf_hub_download(str(source), FILE_NAME))
+        return hub.fetch(str(source), FILE_NAME)
     except HFValidationError:
         reason = "there is no such file or folder"
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = f"there is no such file or folder, and as a Hub id it could not be fetched ({first_line(error)})"
+        reason = f"there is no such file or folder, and as a Hub id it could not be fetched ({_why(error, hub)})"
     raise FileNotFoundError(f"{source}: {reason}")
+
+
+def _why(error: Exception, hub: Hub) -> str:
+    """Why the Hub gave nothing, and what to do, in one line."""
+    if isinstance(error, LocalEntryNotFoundError) and hub.local_files_only:
+        return "it was not downloaded before, and local_files_only keeps from asking the Hub"
+    if isinstance(error, GatedRepoError):
+        return "it is gated: accept its terms on its page, and log in with `hf auth login` or pass token=…"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {hub.revision!r}"
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        place = "" if hub.subfolder is None else f" in {hub.subfolder}"
+        return f"it has no {FILE_NAME}{place}: if it holds a LoRA, pipe.load_lora_weights loads that"
+    return first_line(error)
 
 
 def is_hub_id(base: str) -> bool:
     """Whether ``base`` reads as ``owner/name`` on the Hub and is no folder here."""
     name = r"[A-Za-z0-9_][\w.-]*"
     return re.fullmatch(f"{name}/{name}", base, re.ASCII) is not None and not Path(base).exists()
+
+
+def public_name(base: str) -> str:
+    """What a file may call a base: its id on the Hub, or the last part of its path on this machine."""
+    return base if not base or is_hub_id(base) else Path(base).absolute().name
 
 
 def is_local_name(source: str | Path) -> bool:

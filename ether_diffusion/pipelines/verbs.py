@@ -15,7 +15,7 @@ from ether_diffusion.core.plan import check_mixable
 from ether_diffusion.families.parts import DENOISERS, denoiser_name, denoiser_of
 from ether_diffusion.families.registry import control_place
 from ether_diffusion.pipelines.control_hook import Control, attach_control, first_layer
-from ether_diffusion.pipelines.file import AdapterFile
+from ether_diffusion.pipelines.file import AdapterFile, Hub, public_name
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.pipelines.fitting import fit, warn_if_other_base
 from ether_diffusion.pipelines.loaded import (
@@ -34,7 +34,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", strength: float = 1.0) -> None:
+def load(
+    pipe: DiffusionPipeline,
+    source: str | Path,
+    name: str = "default",
+    strength: float = 1.0,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> None:
     """Load an adapter into a pipeline and make it active, besides those that are active already.
 
     While each sample has an adapter of its own (``set_adapters(pipe, per_sample=…)``), the new one is loaded but does
@@ -51,16 +62,23 @@ def load(pipe: DiffusionPipeline, source: str | Path, name: str = "default", str
         source: run folder, ``.safetensors`` file, or Hub id.
         name: name to give it in this pipeline.
         strength: s of W + s ΔW; 1 is what was trained.
+        revision: branch, tag or commit of the repository on the Hub.
+        subfolder: of the repository or folder, in which the adapter is.
+        token: of the Hub, for private and gated repositories; True for the stored one, which is also the default.
+        cache_dir: folder of downloads, in place of the Hub's own.
+        local_files_only: take what was downloaded before, and ask nobody.
 
     Raises:
         FileNotFoundError: there is no such adapter.
         AdapterFileError: the file is damaged or does not fit this pipeline; the pipeline is as before.
-        ValueError: the name is taken, or the strength is not finite; the pipeline is as before.
+        ValueError: the name is taken, the strength is not finite, or a revision is given for a path; the pipeline is
+            as before.
         RuntimeError: adapters are fused into the pipeline's weights.
     """
     if not math.isfinite(strength):
         raise ValueError(f"the strength of {name!r} must be a finite number, not {strength}")
-    file = AdapterFile.read(source)
+    hub = Hub(revision, subfolder, token, cache_dir, local_files_only)
+    file = AdapterFile.read(source, hub)
     fitted = fit(pipe, file, source, name)
     if name in adapters(pipe):
         raise ValueError(f"an adapter {name!r} is loaded already: unload it, or pass another name")
@@ -130,7 +148,10 @@ def save(pipe: DiffusionPipeline, path: str | Path, name: str | None = None) -> 
 
 
 def adapter_file(pipe: DiffusionPipeline, name: str, base_model: str | None = None) -> AdapterFile:
-    """The file content for adapter ``name``; ``base_model`` defaults to where the pipeline came from."""
+    """The file content for adapter ``name``; ``base_model`` defaults to where the pipeline came from.
+
+    Of a path on this machine the last part is told.
+    """
     found = {c: host.adapters[name] for c, host in hosts_of(pipe).items() if name in host.adapters}
     control = control_in(pipe)
     encoder = control.encoders.get(name) if control else None
@@ -140,7 +161,7 @@ def adapter_file(pipe: DiffusionPipeline, name: str, base_model: str | None = No
     return AdapterFile(
         states={component: adapter.state_dict() for component, adapter in found.items()},
         configs={component: adapter.config for component, adapter in found.items()},
-        base_model=base_model if base_model is not None else str(pipe.config.get("_name_or_path") or ""),
+        base_model=public_name(base_model if base_model is not None else str(pipe.config.get("_name_or_path") or "")),
         base_hash={component: value for component, value in hashes.items() if value is not None},
         control=encoder,
     )

@@ -54,4 +54,5 @@ def load(dtype: torch.dtype | None = None, name: str = NAME) -> DiffusionPipelin
     from diffusers import DiffusionPipeline
 
     pipe: DiffusionPipeline = DiffusionPipeline.from_pretrained(base_folder(name), dtype=dtype or torch.float32)
+    pipe.register_to_config(_name_or_path=name)  # what adapter files and cards call the base, not a folder here
     return pipe

@@ -31,19 +31,26 @@ from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.record import Run, read_run
 
 
-def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipeline:
+def load_run(
+    run_dir: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> DiffusionPipeline:
     """A fresh pipeline over the run's base, its revision and variant, with what the run saved.
 
     That is an adapter of ETHER, LoRA, another adapter of peft, or all of the pipeline.
+
+    Args:
+        run_dir: the run folder.
+        device: of the pipeline.
+        dtype: of the base.
 
     Raises:
         FileNotFoundError: ``run_dir`` is not a run folder, or its weights are not there.
         AdapterFileError: the adapter file does not fit.
     """
     run = read_run(run_dir)
-    pipe = load_pipeline(Base(str(run_dir)) if run.entry.saved_as == "pipeline" else run.source, device)
+    pipe = load_pipeline(Base(str(run_dir)) if run.entry.saved_as == "pipeline" else run.source, device, dtype)
     if run.controlnet is not None:
-        controlnet = ControlNetModel.from_pretrained(run.controlnet, dtype=torch.float32).to(device)
+        controlnet = ControlNetModel.from_pretrained(run.controlnet, dtype=dtype).to(device)
         pipe = family_of(pipe).with_controlnet(controlnet)
         pipe.set_progress_bar_config(disable=True)
     for component in run.peft_components:
@@ -58,11 +65,13 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> DiffusionPipe
     return pipe
 
 
-def load_pipeline(base: Base, device: torch.device | str = "cpu") -> DiffusionPipeline:
-    """A base model in fp32, without safety checker and progress bar, with the sampler of DreamBooth's evaluations."""
+def load_pipeline(
+    base: Base, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> DiffusionPipeline:
+    """A base model without safety checker and progress bar, with the sampler of DreamBooth's evaluations."""
     folder = base_folder(base.name)
     without = parts_without(DiffusionPipeline.load_config(folder, revision=base.revision))
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, **base.version, **without).to(device)
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **base.version, **without).to(device)
     sampler = family_of(pipe).SAMPLER
     if sampler != "base":
         pipe.scheduler = getattr(diffusers, sampler).from_config(pipe.scheduler.config)

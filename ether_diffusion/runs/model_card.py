@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
 from ether_diffusion import playground
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import number
-from ether_diffusion.pipelines.file import is_hub_id
+from ether_diffusion.runs.cards import TAGS, base_link, base_path, card_data, literal, markdown
+from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import Run, SamplePrompt, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-TAGS = ("text-to-image", "diffusers", "diffusers-training")
+SHOWN = 6
+"""Pictures on the page of the Hub."""
 MORE_SETTINGS = ("class_prompt", "prior_loss_weight", "guidance_scale", "num_inference_steps")  # no paths
 
 
@@ -31,10 +32,14 @@ def write_model_card(run_dir: str | Path) -> Path:
     run = read_run(run_dir)
     subject = markdown(run.instance_prompt) if run.instance_prompt else None
     family = run.family.TAG or run.family.NAME.replace("_", "-")
-    data = ModelCardData(
-        base_model=run.base if is_hub_id(run.base) else None,
-        library_name="diffusers",
-        tags=["ether" if run.entry.is_own else run.method, *TAGS, family, *(["dreambooth"] if subject else [])],
+    lora = run.entry.saved_as == "lora" or (run.folder / LORA_FILE).is_file()
+    data = card_data(
+        run.base,
+        ["ether" if run.entry.is_own else run.method, *TAGS, family, *(["dreambooth"] if subject else [])],
+        own=run.entry.is_own,
+        lora=lora,
+        relation="finetune" if run.entry.saved_as == "pipeline" else "adapter",
+        pictures=_widget(run),
         instance_prompt=run.instance_prompt,
     )
     card = ModelCard.from_template(
@@ -42,9 +47,10 @@ def write_model_card(run_dir: str | Path) -> Path:
         template_path=str(TEMPLATE),
         run=run,
         title=markdown(run.folder.name),
-        base=_base_link(run.base),
+        base=base_link(run.base),
         subject=subject,
         loading=loading_code(run),
+        lora=lora_code(run) if lora and run.entry.is_own else None,
         settings={key: markdown(value) for key, value in run.settings(MORE_SETTINGS).items()},
         scores={
             markdown(metric): {markdown(column): number(value, missing="–") for column, value in row.items()}
@@ -59,6 +65,30 @@ def write_model_card(run_dir: str | Path) -> Path:
     return path
 
 
+def _widget(run: Run) -> list[dict[str, Any]]:
+    """The run's latest pictures, as the Hub shows them on its page."""
+    if run.finetuned_step is None:
+        return []
+    files = [(prompt["prompt"], run.sample(run.finetuned_step, prompt["file"])) for prompt in run.prompts[:SHOWN]]
+    return [{"text": text, "output": {"url": path.as_posix()}} for text, path in files if (run.folder / path).is_file()]
+
+
+def lora_code(run: Run) -> str:
+    """The Python lines that load the LoRA beside the adapter, with diffusers alone."""
+    kind = "DiffusionPipeline"
+    lines = [f"from diffusers import {kind}", "", f"pipe = {kind}.from_pretrained({_base_literal(run)})"]
+    if run.base in playground.GUIDANCE:
+        lines = ["from ether_diffusion import playground", "", f"pipe = {_embedded(run)}"]
+    prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
+    return "\n".join(
+        [
+            *lines,
+            f"pipe.load_lora_weights({literal(_public_name(run))})",
+            f"image = pipe(prompt={literal(prompt)}{_asked(run)}).images[0]",
+        ]
+    )
+
+
 def loading_code(run: Run) -> str:
     """The Python lines that load this run and draw one picture, whatever quotes its prompt holds."""
     return _control_loading_code(run) if run.control else _subject_loading_code(run)
@@ -66,12 +96,12 @@ def loading_code(run: Run) -> str:
 
 def _control_loading_code(run: Run) -> str:
     """The same for a run that learned a control: whatever is loaded, the control encoder comes last."""
-    folder, base = _literal(_public_name(run)), _base_literal(run)
+    folder, base = literal(_public_name(run)), _base_literal(run)
     imports = ["import ether_diffusion as ether", "from diffusers.utils import load_image"]
     if run.controlnet is not None:
         net = str(run.config["controlnet_model_name_or_path"])
         own = run.config["train_controlnet"] != "nothing"
-        named = _literal(net if is_hub_id(net) else f"path/to/{Path(net).name}")
+        named = literal(base_path(net))
         source = f'{folder}, subfolder="controlnet"' if own else named
         kind = str(run.family.CONTROLNET)
         imports.insert(1, f"from diffusers import ControlNetModel, {kind}")
@@ -102,22 +132,22 @@ def _control_loading_code(run: Run) -> str:
         imports.remove("import ether_diffusion as ether")
     prompt = next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     image = next((f"samples/{sample['condition']}" for sample in run.prompts if "condition" in sample), "control.png")
-    lines.append(f"control_image = load_image({_literal(f'{_public_name(run)}/{image}')})")
+    lines.append(f"control_image = load_image({literal(f'{_public_name(run)}/{image}')})")
     if run.controlnet is not None:
-        drawing = [f"image = pipe(prompt={_literal(prompt)}, image=control_image{_asked(run)}).images[0]"]
+        drawing = [f"image = pipe(prompt={literal(prompt)}, image=control_image{_asked(run)}).images[0]"]
     elif run.family.CONTROL is not None:
-        drawing = [f"image = pipe({_literal(prompt)}, control_image{_asked(run)}).images[0]"]
+        drawing = [f"image = pipe({literal(prompt)}, control_image{_asked(run)}).images[0]"]
     else:
         drawing = [
             "with ether.controlled(pipe, control_image):",
-            f"    image = pipe(prompt={_literal(prompt)}{_asked(run)}).images[0]",
+            f"    image = pipe(prompt={literal(prompt)}{_asked(run)}).images[0]",
         ]
     return "\n".join([*imports, "", *lines, *drawing])
 
 
 def _embedded(run: Run) -> str:
     """The call that gives an embedded base."""
-    return "playground.load()" if run.base == playground.NAME else f"playground.load(name={_literal(run.base)})"
+    return "playground.load()" if run.base == playground.NAME else f"playground.load(name={literal(run.base)})"
 
 
 def _asked(run: Run) -> str:
@@ -135,19 +165,19 @@ def _public_name(run: Run) -> str:
 
 def _base_literal(run: Run) -> str:
     """The base as the arguments of ``from_pretrained``."""
-    name = _literal(run.base if is_hub_id(run.base) else f"path/to/{Path(run.base).name}")
-    return ", ".join([name, *(f"{key}={_literal(value)}" for key, value in run.source.version.items())])
+    name = literal(base_path(run.base))
+    return ", ".join([name, *(f"{key}={literal(value)}" for key, value in run.source.version.items())])
 
 
 def _peft_lines(run: Run) -> list[str]:
     """Loading of one peft folder per component."""
     name = _public_name(run)
     adapted = "PeftModel.from_pretrained(pipe.{0}, {1}).get_base_model()"
-    return [f"pipe.{c} = {adapted.format(c, _literal(f'{name}/{c}'))}" for c in run.peft_components]
+    return [f"pipe.{c} = {adapted.format(c, literal(f'{name}/{c}'))}" for c in run.peft_components]
 
 
 def _subject_loading_code(run: Run) -> str:
-    folder, base = _literal(_public_name(run)), _base_literal(run)
+    folder, base = literal(_public_name(run)), _base_literal(run)
     imports = ["from diffusers import DiffusionPipeline"]
     pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
     if run.base in playground.GUIDANCE and run.entry.saved_as != "pipeline":
@@ -163,25 +193,7 @@ def _subject_loading_code(run: Run) -> str:
         imports.append("from peft import PeftModel")
         lines = [pipeline, *_peft_lines(run)]
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
-    return "\n".join([*imports, "", *lines, f"image = pipe(prompt={_literal(prompt)}{_asked(run)}).images[0]"])
-
-
-def markdown(text: str) -> str:
-    """``text`` on one line, inert in Markdown: no markup, no HTML, no end of a table cell."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!~&$])", r"\\\1", " ".join(text.split()))
-
-
-def _literal(text: str) -> str:
-    """A Python string literal in double quotes, on one line."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _base_link(base: str) -> str:
-    if base in playground.GUIDANCE:
-        return f"{base}, which comes with ether-diffusion"
-    if is_hub_id(base):
-        return f"[{markdown(base)}](https://huggingface.co/{base})"
-    return f"{markdown(Path(base).name)} (a local copy)"
+    return "\n".join([*imports, "", *lines, f"image = pipe(prompt={literal(prompt)}{_asked(run)}).images[0]"])
 
 
 def _judges(run: Run) -> list[list[str]]:

@@ -17,7 +17,9 @@ from ether_diffusion.files import write_text
 from ether_diffusion.page.pictures import Picture, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.text import number
+from ether_diffusion.pipelines.file import FILE_NAME
 from ether_diffusion.runs.curves import draw_curves
+from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import Run, SamplePrompt, format_value, read_run
 
 MAX_STEPS = 12  # sample steps in the grid
@@ -79,6 +81,7 @@ def write_report(run_dir: str | Path) -> Path:
         columns=[*(["control"] if run.control and shown else []), *(f"{step:,}" if step else "base" for step in shown)],
         left_out=[step for step in run.sample_steps if step not in shown],
         grid=_grid(run, shown),
+        files=_files(run),
         curves=draw_curves(run.metrics, run.validation),
         score_columns=list(dict.fromkeys(column for row in run.scores.values() for column in row)),
         config={
@@ -89,6 +92,16 @@ def write_report(run_dir: str | Path) -> Path:
     path = run.folder / "report.html"
     write_text(path, page)
     return path
+
+
+def _files(run: Run) -> list[tuple[str, str, str]]:
+    """What the run has made to load elsewhere: the file, what it is, and its size."""
+    kinds = {
+        FILE_NAME: f"the {run.method_name} adapter: ether.load",
+        LORA_FILE: ("the same as an exact LoRA" if run.entry.is_own else "the LoRA") + ", for tools that read LoRA",
+    }
+    paths = [(run.folder / name, kind) for name, kind in kinds.items()]
+    return [(path.name, kind, f"{path.stat().st_size / 1e6:.2f} MB") for path, kind in paths if path.is_file()]
 
 
 def evenly_spaced(items: Sequence[int], count: int) -> list[int]:

@@ -108,6 +108,8 @@ class TrainingConfig:
         push_to_hub: upload the finished run to the Hugging Face Hub.
         hub_private: make a new repository private.
         hub_model_id: repository to upload to; the run folder's name where it is not given.
+        export_lora: write what was learnt as an exact LoRA file, too, for tools that read LoRA, in this format
+            (docs/elsewhere.md); it is uploaded with the rest.
     """
 
     OF_BASE: ClassVar[tuple[str, ...]] = (
@@ -215,6 +217,7 @@ class TrainingConfig:
     push_to_hub: bool = False
     hub_private: bool = False
     hub_model_id: str | None = None
+    export_lora: Literal["diffusers", "kohya", "comfyui", "original"] | None = None
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
@@ -237,10 +240,23 @@ class TrainingConfig:
                 "training_adapter acts beside an adapter of this library (method=ether, ether_plus, naive), not beside "
                 f"method={self.method}"
             )
+        if self.export_lora is not None:
+            self._check_export()
         if self.optimizer == "prodigy" and self.text_encoder_lr not in (None, self.resolved_learning_rate):
             raise ValueError("optimizer=prodigy has one learning rate for all: leave out text_encoder_lr")
         if self.lr_scheduler == "piecewise_constant" and not self.lr_step_rules:
             raise ValueError('lr_scheduler=piecewise_constant needs lr_step_rules, such as "1:600,0.1:900,0.01"')
+
+    def _check_export(self) -> None:
+        """Refuse what no LoRA is equal to."""
+        if not self.entry.is_reflection:
+            able = " and ".join(entry.name for entry in METHODS.values() if entry.is_reflection)
+            raise ValueError(f"export_lora writes what {able} learn, which has a low rank; not method={self.method}")
+        if self.base_quantization is not None:
+            raise ValueError(
+                "export_lora is made of the base's weights, which base_quantization changes: leave it out, and call "
+                "`ether export RUN FILE` after the training"
+            )
 
     @property
     def chosen(self) -> frozenset[str]:
@@ -362,6 +378,7 @@ NOT_OF_THE_RESULT = frozenset(
         "push_to_hub",
         "hub_private",
         "hub_model_id",
+        "export_lora",
         "checkpointing_steps",
         "checkpoints_total_limit",
     }

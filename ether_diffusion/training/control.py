@@ -38,6 +38,7 @@ from ether_diffusion.training.controls import EncoderControl, make_control
 from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import control as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
+from ether_diffusion.training.lora_export import check_export
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.program import Start, record_start, start_run
 from ether_diffusion.training.samples import Sampler, Shown
@@ -98,6 +99,7 @@ def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
     pairs = make_pairs(config, source, family.divisor)
     shown = make_shown(config, pairs)
     trainables = [*make_trainables(control.components, config.section(AdapterSection)), *control.trainables]
+    check_export(family, trainables, config.export_lora)
     model = DenoisingModel(family, trainables, objective, control=control)
     prepare_modules(family, config.section(ComputeSection))
     batching = config.section(BatchSection)

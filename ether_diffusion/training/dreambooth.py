@@ -31,6 +31,7 @@ from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import dreambooth as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
+from ether_diffusion.training.lora_export import check_export
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.placement import present
 from ether_diffusion.training.program import Start, record_start, start_run
@@ -117,6 +118,7 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
     ]
     names = [name for name in subjects if name is not None]
     everything = [trainable for own in trainables for trainable in own]
+    check_export(family, everything, config.export_lora)
     model = DenoisingModel(family, everything, objective, config.prior_loss_weight, embeds, adapters=names)
     prepare_modules(family, config.section(ComputeSection))
     if names and start.checkpoint and accelerator.is_main_process:

@@ -112,6 +112,7 @@ class SavingSection:
     entry: MethodEntry
     pretrained_model_name_or_path: str
     checkpoints_total_limit: int | None
+    export_lora: str | None
 
 
 @dataclass(frozen=True)

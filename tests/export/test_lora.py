@@ -256,6 +256,20 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
         ether.export_lora(adapted("sd"), tmp_path / "lora.ckpt")
 
 
+def test_a_file_that_appears_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lora.safetensors"
+
+    def slow(file: Path) -> dict[str, torch.Tensor]:
+        path.write_bytes(b"another's")
+        return load_file(file)
+
+    monkeypatch.setattr(verify, "load_file", slow)
+    with pytest.raises(FileExistsError, match="there already"):
+        ether.export_lora(adapted("sd"), path)
+    assert path.read_bytes() == b"another's"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_an_encoder_that_readers_ignore_is_refused(tmp_path: Path) -> None:
     for family, encoder in (("sd3", "text_encoder_3"), ("flux", "text_encoder_2"), ("z_image", "text_encoder")):
         with pytest.raises(ExportError, match=f"know no name for {encoder}"):

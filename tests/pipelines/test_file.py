@@ -324,7 +324,7 @@ def test_a_folder_without_an_adapter_says_what_it_holds(present: str, advice: st
 
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(checkpoint, "hf_hub_download", lambda name, file: asked.append(name))
+    monkeypatch.setattr(checkpoint, "hf_hub_download", lambda name, file, **more: asked.append(name))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for name in ("./dog", "runs/dog", "a/b/c", str(tmp_path / "dog")):

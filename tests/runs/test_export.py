@@ -39,6 +39,33 @@ def test_a_run_is_exported_and_draws_the_same(train: Train, tmp_path: Path, caps
     torch.testing.assert_close(draw(stock), draw(mine), rtol=0, atol=1e-3 * effect + 1e-5)
 
 
+def test_a_page_shows_both(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(method="ether_plus", learning_rate=0.3, num_validation_images=2, num_inference_steps=2)
+    page = tmp_path / "page.html"
+    main(["export", str(run), str(tmp_path / "lora.safetensors"), "--dtype", "float32", "--page", str(page)])
+    said = capsys.readouterr().out.splitlines()[-1]
+    largest = int(said.split("differ by ")[1].split()[0])
+    assert largest <= 1  # of 255, where both are rounded
+    text = page.read_text()
+    assert text.count("data:image/webp") == 3 * 2
+    assert f"adapter to LoRA: {largest} of 255" in text
+    effects = [int(part.split()[0]) for part in text.split("base to adapter: ")[1:]]
+    assert min(effects) > 10
+
+
+def test_the_report_links_what_was_written(train: Train) -> None:
+    run = train(method="ether", export_lora="diffusers")
+    report = (run / "report.html").read_text()
+    assert '<a href="pytorch_lora_weights.safetensors">' in report
+    assert '<a href="ether_weights.safetensors">' in report
+
+
+def test_the_base_may_be_loaded_in_half_precision(train: Train, tmp_path: Path) -> None:
+    run = train(method="ether")
+    made = ether.export_lora(run, tmp_path / "lora.safetensors", base_dtype="bfloat16")
+    assert made.verified.difference < 1e-3
+
+
 def test_a_pipeline_is_exported_from_python(train: Train, tmp_path: Path) -> None:
     run = train(method="ether")
     from_run = ether.export_lora(run, tmp_path / "run.safetensors")

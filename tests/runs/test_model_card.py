@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from ether_diffusion.pipelines.file import is_hub_id
-from ether_diffusion.runs.model_card import markdown, write_model_card
+from ether_diffusion.runs.cards import markdown
+from ether_diffusion.runs.model_card import write_model_card
 
 NASTY = [
     'a "quoted" dog\'s photo: #1',
@@ -81,13 +82,40 @@ def test_header_is_what_the_hub_reads(tmp_path: Path) -> None:
     header, body, _ = read_card(make_run(tmp_path))
     assert header == {
         "base_model": "owner/sd15",
-        "library_name": "diffusers",
+        "base_model_relation": "adapter",
+        "library_name": "ether-diffusion",
         "tags": ["ether", "text-to-image", "diffusers", "diffusers-training", "stable-diffusion", "dreambooth"],
         "instance_prompt": "a photo of qwe dog",
+        "widget": [{"text": "a photo of qwe dog", "output": {"url": "samples/step-001400/00.png"}}],
     }
     assert "398,602 parameters (1.6 MB)" in body
     assert "https://arxiv.org/abs/2405.20271" in body
     assert "without prior preservation" in body
+
+
+def test_other_methods_are_diffusers_own(tmp_path: Path) -> None:
+    header, _, _ = read_card(make_run(tmp_path, method="lora"))
+    assert (header["library_name"], header["base_model_relation"]) == ("diffusers", "adapter")
+    assert "lora" in header["tags"]  # type: ignore[operator]
+
+
+def test_whole_weights_are_a_finetune_of_the_base(tmp_path: Path) -> None:
+    header, _, _ = read_card(make_run(tmp_path, method="full"))
+    assert (header["library_name"], header["base_model_relation"]) == ("diffusers", "finetune")
+
+
+def test_a_lora_beside_the_adapter_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "load_lora_weights" not in read_card(run)[1]
+    (run / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    header, body, _ = read_card(run)
+    assert "lora" in header["tags"]  # type: ignore[operator]
+    second = body.split("\n```python\n")[2].split("\n```\n")[0]
+    assert calls(second) == [
+        ("DiffusionPipeline.from_pretrained", ["owner/sd15"]),
+        ("pipe.load_lora_weights", ["dog"]),
+        ("pipe", ["a photo of qwe dog"]),
+    ]
 
 
 @pytest.mark.parametrize("prompt", NASTY)

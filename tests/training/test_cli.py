@@ -117,7 +117,7 @@ def written(tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
-APART: dict[str, Any] = {"subjects_dir": None}
+APART: dict[str, Any] = {"subjects_dir": None, "export_lora": None}
 """What does not go together with the others."""
 
 
@@ -125,6 +125,13 @@ def test_several_subjects_are_a_setting_as_well() -> None:
     needed = {"pretrained_model_name_or_path": "base", "output_dir": "runs", "subjects_dir": "photos"}
     config = parse_config(DreamBoothConfig, [f"--{name}={value}" for name, value in needed.items()])
     assert config.to_dict()["subjects_dir"] == "photos"
+
+
+def test_the_lora_beside_the_result_is_a_setting_as_well() -> None:
+    needed = {"pretrained_model_name_or_path": "base", "output_dir": "runs", "instance_data_dir": "photos"}
+    needed |= {"instance_prompt": "a dog", "export_lora": "kohya"}
+    config = parse_config(DreamBoothConfig, [f"--{name}={value}" for name, value in needed.items()])
+    assert config.to_dict()["export_lora"] == "kohya"
 
 
 def test_every_setting_is_tried_here() -> None:

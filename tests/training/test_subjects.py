@@ -206,6 +206,13 @@ def test_each_subject_is_uploaded_to_a_repository_of_its_own(subjects: Path, tmp
     assert [each.hub_model_id for each in subjects_of(config).values()] == [f"me/x-{name}" for name in NAMES]
 
 
+def test_each_subject_has_a_lora_of_its_own(together: Train, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    together(export_lora="diffusers")
+    written = {(tmp_path / "all" / name / "pytorch_lora_weights.safetensors").read_bytes() for name in NAMES}
+    assert len(written) == len(NAMES)
+
+
 def test_each_subjects_folder_is_held(together: Train, tmp_path: Path) -> None:
     with held(tmp_path / "all" / "cat"), pytest.raises(FolderInUseError, match=r"all/cat is held by process \d+"):
         together()

@@ -1,0 +1,71 @@
+"""What the cards of runs and of adapters share: the header that the Hub reads, and text that is safe in Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from ether_diffusion import playground
+from ether_diffusion.pipelines.file import is_hub_id, public_name
+
+TAGS = ("text-to-image", "diffusers", "diffusers-training")
+
+
+def card_data(
+    base: str,
+    tags: Sequence[str],
+    own: bool,
+    lora: bool,
+    instance_prompt: str | None,
+    relation: str = "adapter",
+    pictures: Sequence[Mapping[str, Any]] = (),
+) -> ModelCardData:
+    """The header of a card.
+
+    Args:
+        base: of the model; it is named if it is on the Hub.
+        tags: for those who search.
+        own: whether this library loads the result, or diffusers.
+        lora: whether there is a LoRA for others to load.
+        instance_prompt: what calls what it learnt.
+        relation: of the result to the base, as the Hub has it: adapter, finetune.
+        pictures: for the page: text and output of each.
+    """
+    more: dict[str, Any] = {"widget": list(pictures)} if pictures else {}
+    if is_hub_id(base):
+        more |= {"base_model": base, "base_model_relation": relation}
+    return ModelCardData(
+        library_name="ether-diffusion" if own else "diffusers",
+        tags=[*tags, *(["lora"] if lora else [])],
+        instance_prompt=instance_prompt,
+        **more,
+    )
+
+
+def markdown(text: str) -> str:
+    """``text`` on one line, inert in Markdown: no markup, no HTML, no end of a table cell."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~&$])", r"\\\1", " ".join(text.split()))
+
+
+def literal(text: str) -> str:
+    """A Python string literal in double quotes, on one line."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def base_link(base: str) -> str:
+    """A base in Markdown: a link to the Hub, or the last part of a path here."""
+    if base in playground.GUIDANCE:
+        return f"{base}, which comes with ether-diffusion"
+    if is_hub_id(base):
+        return f"[{markdown(base)}](https://huggingface.co/{base})"
+    return f"{markdown(Path(base).name)} (a local copy)"
+
+
+def base_path(base: str) -> str:
+    """What a reader's code calls a base: its id on the Hub, or a path of the reader's own."""
+    return base if is_hub_id(base) else f"path/to/{public_name(base)}"

@@ -1,0 +1,106 @@
+"""An adapter of a pipeline, on the Hugging Face Hub: its file, a card, and an exact LoRA if it is asked for."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCard, create_repo, upload_folder
+
+from ether_diffusion import export, playground
+from ether_diffusion.families.registry import family_of
+from ether_diffusion.pipelines.loaded import adapters
+from ether_diffusion.pipelines.verbs import save
+from ether_diffusion.registry import METHODS
+from ether_diffusion.runs.cards import TAGS, base_link, base_path, card_data, literal, markdown
+from ether_diffusion.runs.lora import LORA_FILE
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+TEMPLATE = Path(__file__).with_name("adapter_card.md.jinja")
+
+
+def push_to_hub(
+    pipe: DiffusionPipeline,
+    repo_id: str,
+    name: str | None = None,
+    *,
+    prompt: str | None = None,
+    lora_format: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Add ETHER weights",
+) -> str:
+    """Upload an adapter of the pipeline to the Hub, with a card that says how to load it.
+
+    A finished run is uploaded by the training program, ``--push_to_hub``, with its samples and settings.
+
+    Args:
+        pipe: the pipeline that the adapter is loaded in.
+        repo_id: the repository, ``owner/name``; it is made if it is not there.
+        name: which adapter; may be left out where there is only one.
+        prompt: what calls what it learnt, for the card.
+        lora_format: upload the adapter as an exact LoRA, too: a format of :func:`ether_diffusion.export_lora`.
+        private: whether a new repository is private.
+        token: of the Hub; the stored one where it is not given.
+        commit_message: of the upload.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: there is no such adapter, or several and no name.
+        ExportError: the adapter cannot be a LoRA of that format.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save(pipe, folder, name)
+        name = name or next(iter(adapters(pipe)))
+        if lora_format is not None:
+            told = {} if prompt is None else {"modelspec.trigger_phrase": prompt}
+            export.lora.export_lora(pipe, folder / LORA_FILE, lora_format, name, told=told)
+        (folder / "README.md").write_text(adapter_card(pipe, repo_id, name, prompt, lora_format), encoding="utf-8")
+        repository = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        return str(upload_folder(repo_id=repository, folder_path=folder, commit_message=commit_message, token=token))
+
+
+def adapter_card(pipe: DiffusionPipeline, repo_id: str, name: str, prompt: str | None, lora_format: str | None) -> str:
+    """The card of an adapter without a run: what it is, and the code that loads it."""
+    family, info = family_of(pipe), adapters(pipe)[name]
+    base = str(pipe.config.get("_name_or_path") or "")
+    tag = family.TAG or family.NAME.replace("_", "-")
+    methods = list(dict.fromkeys(METHODS[config.method].title for config in info.configs.values()))
+    tags = [*(["ether"] if methods else []), *(["controlnet"] if info.control else []), *TAGS, tag]
+    data = card_data(base, tags, own=True, lora=lora_format is not None, instance_prompt=prompt)
+    return str(
+        ModelCard.from_template(
+            data,
+            template_path=str(TEMPLATE),
+            title=markdown(repo_id.split("/")[-1]),
+            base=base_link(base) if base else "an unnamed base",
+            family=family.TITLE,
+            info=info,
+            methods=" and ".join(methods),
+            loading=_loading_code(base, repo_id, prompt or "a photo of a dog", info.control),
+            repository=literal(repo_id),
+            lora=lora_format,
+        )
+    )
+
+
+def _loading_code(base: str, repo_id: str, prompt: str, control: bool) -> str:
+    """The Python lines that load the adapter and draw one picture."""
+    imports, asked = ["import ether_diffusion as ether", "from diffusers import DiffusionPipeline"], ""
+    pipeline = f"DiffusionPipeline.from_pretrained({literal(base_path(base))})"
+    if base in playground.GUIDANCE:
+        imports[1] = "from ether_diffusion import playground"
+        pipeline = "playground.load()" if base == playground.NAME else f"playground.load(name={literal(base)})"
+        asked = f", guidance_scale={playground.GUIDANCE[base]:g}, height=64, width=64"
+    drawing = [f"image = pipe({literal(prompt)}{asked}).images[0]"]
+    if control:
+        imports.append("from diffusers.utils import load_image")
+        drawing = ['with ether.controlled(pipe, load_image("control.png")):', f"    {drawing[0]}"]
+    return "\n".join([*imports, "", f"pipe = {pipeline}", f"ether.load(pipe, {literal(repo_id)})", *drawing])

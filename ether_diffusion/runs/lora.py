@@ -1,0 +1,63 @@
+"""The exact LoRA beside a run's result, and what its header says of the run."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ether_diffusion import export
+from ether_diffusion.export.lora import Exported
+from ether_diffusion.images import load_image
+from ether_diffusion.runs.record import Run, read_run
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""The name that diffusers looks for in a folder, or on the Hub."""
+THUMBNAIL = 256
+"""Pixels of its longer side."""
+
+
+def export_beside(pipe: DiffusionPipeline, run_dir: str | Path, name: str, format: str) -> Exported:
+    """Write the LoRA of what a run has just trained into its folder, in place of one that is there.
+
+    Args:
+        pipe: the pipeline that it was trained in, whose weights are what the adapter knows.
+        run_dir: the run folder.
+        name: of the adapter in the pipeline.
+        format: one of the family's.
+
+    Raises:
+        ExportError: as :func:`export_lora`.
+    """
+    run = read_run(Path(run_dir))
+    (run.folder / LORA_FILE).unlink(missing_ok=True)
+    return export.lora.export_lora(pipe, run.folder / LORA_FILE, format, name, told=told_of(run), base=run.base)
+
+
+def told_of(run: Run) -> dict[str, str]:
+    """What the header says of a run: its title, the words that call what it learnt, and a picture drawn with it."""
+    told = {"modelspec.title": run.folder.name}
+    if run.instance_prompt:
+        told["modelspec.trigger_phrase"] = run.instance_prompt
+    if run.finetuned_step is not None and run.prompts:
+        picture = run.folder / run.sample(run.finetuned_step, run.prompts[0]["file"])
+        if picture.is_file():
+            told["modelspec.thumbnail"] = thumbnail(picture)
+    return told
+
+
+def thumbnail(picture: Path) -> str:
+    """A picture as the ModelSpec has it: a JPEG of at most ``THUMBNAIL`` pixels a side, as a data URL.
+
+    Raises:
+        UnreadableImageError: the picture is broken.
+    """
+    image = load_image(picture)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
