@@ -139,7 +139,7 @@ def before_file_calls(act: Callable[[int], None]) -> Iterator[None]:
 
         return call
 
-    names = ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir")
+    names = ("fsync", "link", "mkdir", "rename", "replace", "unlink", "rmdir")
     with ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(os, **{name: before(getattr(os, name)) for name in names}))
         stack.enter_context(mock.patch.object(torch, "save", before(torch.save)))

@@ -1,10 +1,10 @@
-"""Kill training, benchmark and control study at random moments of what they do to files, and compare the results.
+"""Kill training, benchmark, control study and export at random moments of what they do to files, and compare the results.
 
     python tests/kills.py --kills 120
 
 Each program runs once without a kill. Then copies of it are killed with SIGKILL before or amid a call by which they
 change a folder, and started again as a user would, until so many kills have hit. What comes out in the end must be
-what the whole run gave: the same weights, pictures and metrics, and the same summary.
+what the whole run gave: the same weights, pictures and metrics, the same summary. An exported file is whole or absent.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ether_diffusion.evaluation.controls.study import main as control_study
 from ether_diffusion.evaluation.subjects.benchmark import main as benchmark
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.private import forget_accelerator
+from ether_diffusion.runs.export import main as export_run
 from ether_diffusion.runs.folder import list_checkpoints
 from ether_diffusion.training.dreambooth import main as dreambooth
 
@@ -115,10 +116,24 @@ def studied(folder: Path) -> dict[str, str]:
     }
 
 
+def export(folder: Path) -> None:
+    """What a run learnt as a LoRA file, unless it is there."""
+    if not (folder / "lora.safetensors").exists():
+        export_run([str(folder.parent / "trained"), str(folder / "lora.safetensors")])
+
+
+def exported(folder: Path) -> dict[str, bytes]:
+    """The tensors of the file."""
+    from safetensors.torch import load_file
+
+    return {key: value.numpy().tobytes() for key, value in load_file(folder / "lora.safetensors").items()}
+
+
 PROGRAMS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Mapping[str, Any]]]] = {
     "training": (train, trained),
     "benchmark": (run_benchmark, studied),
     "control study": (run_control_study, studied),
+    "export": (export, exported),
 }
 
 
@@ -151,6 +166,8 @@ def started(program: str, folder: Path, moment: int | None) -> tuple[int, int]:
 def hunt(program: str, kills: int, dice: random.Random, place: Path) -> tuple[int, int, list[str]]:
     """Kill a program so often; returns kills, finished runs, and what was wrong."""
     look = PROGRAMS[program][1]
+    if program == "export":
+        started("training", place / "trained", None)
     code, moments = started(program, place / "whole", None)
     if code:
         raise SystemExit(f"{program} does not run:\n{(place / 'output').read_text()[-3000:]}")
@@ -176,7 +193,7 @@ def hunt(program: str, kills: int, dice: random.Random, place: Path) -> tuple[in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=120, help="in all, a third for each program")
+    parser.add_argument("--kills", type=int, default=120, help="in all, as many for each program")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
     given = parser.parse_args()
