@@ -1,4 +1,4 @@
-"""Kill training, benchmark, control study and export at random moments of what they do to files, and compare the results.
+"""Kill training, benchmark, studies and export at random moments of what they do to files; compare the results.
 
     python tests/kills.py --kills 120
 

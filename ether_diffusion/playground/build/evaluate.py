@@ -104,11 +104,16 @@ def base_figures(
     pipe: DiffusionPipeline, judges: Judges, sampling: Sampling, seed: int, images: int
 ) -> tuple[Figures, Samples]:
     """What CLIP sees in pictures of fresh scenes with one object, drawn by the pipeline and by the world."""
-    asked = list(itertools.islice(_lone_scenes(seed + ASKED), images))
+    asked = asked_scenes(seed, images)
     samples = generate(pipe, asked, seed, sampling)
     figures = {f"base_{name}": value for name, value in seen_figures(judges, asked, samples.pictures).items()}
     drawn = to_unit(torch.from_numpy(picture_array(asked)))
     return figures | {f"drawn_{name}": value for name, value in seen_figures(judges, asked, drawn).items()}, samples
+
+
+def asked_scenes(seed: int, images: int) -> list[Scene]:
+    """The scenes that a base is asked for: each of one object, on seeds that no training picture comes from."""
+    return list(itertools.islice(_lone_scenes(seed + ASKED), images))
 
 
 @torch.no_grad()
@@ -148,16 +153,25 @@ def seen_figures(judges: Judges, scenes: list[Scene], pictures: Tensor) -> Figur
     ``colour`` is over all; ``colour_plain`` where the coat has one colour; ``colour_patterned`` where it has two,
     either of which is right.
     """
+    right = right_answers(judges, scenes, pictures)
+    plain = [scene.objects[0].look.second is None for scene in scenes]
+    return {
+        "class": share(right["class"]),
+        "colour": share(right["colour"]),
+        "colour_plain": share([hit for hit, one in zip(right["colour"], plain, strict=True) if one]),
+        "colour_patterned": share([hit for hit, one in zip(right["colour"], plain, strict=True) if not one]),
+        "background": share(right["background"]),
+    }
+
+
+def right_answers(judges: Judges, scenes: list[Scene], pictures: Tensor) -> dict[str, list[bool]]:
+    """Of every picture whether CLIP sees the class, a colour of the coat and the background of its scene."""
     items = [scene.objects[0] for scene in scenes]
     kinds, colours, backgrounds = judges.kinds(pictures), judges.colours(pictures), judges.backgrounds(pictures)
-    right = [colour in item.look.coat for colour, item in zip(colours, items, strict=True)]
-    plain = [item.look.second is None for item in items]
     return {
-        "class": share([kind == item.kind for kind, item in zip(kinds, items, strict=True)]),
-        "colour": share(right),
-        "colour_plain": share([hit for hit, one in zip(right, plain, strict=True) if one]),
-        "colour_patterned": share([hit for hit, one in zip(right, plain, strict=True) if not one]),
-        "background": share([seen == scene.background for seen, scene in zip(backgrounds, scenes, strict=True)]),
+        "class": [kind == item.kind for kind, item in zip(kinds, items, strict=True)],
+        "colour": [colour in item.look.coat for colour, item in zip(colours, items, strict=True)],
+        "background": [seen == scene.background for seen, scene in zip(backgrounds, scenes, strict=True)],
     }
 
 
