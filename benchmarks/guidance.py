@@ -3,8 +3,8 @@
     python benchmarks/guidance.py --base playground-flow --images 128 --json docs/results/guidance.json
 
 The captions, seeds and judge are those of the base's build report; with 512 images the row of the base's own guidance
-is the report's. The interval is Wilson's for a share of so many pictures, 95 %. It does not say whether two scales differ: they draw the
-same captions from the same noise, so look at the paired counts, which are printed beside the best scale.
+is the report's. The interval is Wilson's for a share of so many pictures, 95 %. It does not say whether two scales
+differ: they draw the same captions from the same noise, so look at the paired counts beside the best scale.
 """
 
 from __future__ import annotations
