@@ -31,6 +31,19 @@ Schedule = Literal[
     "piecewise_constant",
 ]
 
+OF_FAMILIES = frozenset(
+    {
+        "snr_gamma",
+        "weighting_scheme",
+        "logit_mean",
+        "logit_std",
+        "mode_scale",
+        "guidance_scale_training",
+        "max_sequence_length",
+    }
+)
+"""Settings that not every family of bases has."""
+
 
 @dataclass
 class TrainingConfig:
@@ -151,6 +164,9 @@ class TrainingConfig:
         "dataloader_num_workers": AMOUNT,
     }
     """Of every number among the settings; a class that has more adds theirs."""
+
+    LATER: ClassVar[frozenset[str]] = OF_FAMILIES - {"snr_gamma"} | {"base_quantization", "training_adapter"}
+    """Settings that version 0.1 did not have; a class that has more adds theirs."""
 
     pretrained_model_name_or_path: str
     output_dir: Path
@@ -344,7 +360,9 @@ class TrainingConfig:
     def hash(self) -> str:
         """Twelve hexadecimal digits that stand for the settings that a result depends on, not for where it is kept."""
         # as if there were none: hashes of 0.1 go on standing for the same
-        later = {each.name for each in fields(self) if each.name in LATER and getattr(self, each.name) == each.default}
+        later = {
+            each.name for each in fields(self) if each.name in self.LATER and getattr(self, each.name) == each.default
+        }
         settings = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT | later}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -367,22 +385,6 @@ NOT_OF_THE_RESULT = frozenset(
     }
 )
 """Settings that change where and how a run is kept, but not what it computes."""
-
-OF_FAMILIES = frozenset(
-    {
-        "snr_gamma",
-        "weighting_scheme",
-        "logit_mean",
-        "logit_std",
-        "mode_scale",
-        "guidance_scale_training",
-        "max_sequence_length",
-    }
-)
-"""Settings that not every family of bases has."""
-
-LATER = OF_FAMILIES - {"snr_gamma"} | {"base_quantization", "training_adapter"}
-"""Settings that version 0.1 did not have."""
 
 INPUTS = frozenset(
     {
