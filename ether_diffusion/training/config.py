@@ -86,6 +86,8 @@ class TrainingConfig:
         adam_weight_decay: 0, since the vectors are normalised and decay would change nothing but their step size.
         adam_epsilon: added to the root of the second moment.
         max_grad_norm: gradients are clipped to this norm; 0 turns it off.
+        ema_decay: save and draw with the moving average of what is trained, often 0.99 to 0.999; the decay grows up to
+            this, (1 + step) / (10 + step). Without it the last step counts.
         mixed_precision: no, fp16 or bf16; Accelerate's own configuration where it is not given.
         base_quantization: keep the frozen denoiser in fewer bits: nf4 or int8 (bitsandbytes), or fp8-storage; the
             adapter stays fp32.
@@ -147,6 +149,7 @@ class TrainingConfig:
         "adam_weight_decay": AMOUNT,
         "adam_epsilon": POSITIVE,
         "max_grad_norm": AMOUNT,
+        "ema_decay": Range(0, 1, above=True, below=True),
         "snr_gamma": POSITIVE,
         "logit_mean": Range(-10, 10),
         "logit_std": POSITIVE,
@@ -165,7 +168,11 @@ class TrainingConfig:
     }
     """Of every number among the settings; a class that has more adds theirs."""
 
-    LATER: ClassVar[frozenset[str]] = OF_FAMILIES - {"snr_gamma"} | {"base_quantization", "training_adapter"}
+    LATER: ClassVar[frozenset[str]] = OF_FAMILIES - {"snr_gamma"} | {
+        "base_quantization",
+        "training_adapter",
+        "ema_decay",
+    }
     """Settings that version 0.1 did not have; a class that has more adds theirs."""
 
     pretrained_model_name_or_path: str
@@ -201,6 +208,7 @@ class TrainingConfig:
     adam_weight_decay: float = 0.0
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    ema_decay: float | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     base_quantization: Quantization | None = None
     training_adapter: Path | None = None
