@@ -87,7 +87,7 @@ class SubjectFolder:
             raise ValueError(f"limit is {limit}, expected at least 1 picture; leave it out to use all of {folder}")
         self.augmentation = augmentation
         found = list_pictures(folder, options)
-        self.folder, self.prompt, self.listing = Path(folder), prompt, found.listing
+        self.folder, self.prompt, self.listing, self.options = Path(folder), prompt, found.listing, options
         self.pictures: list[Picture] = found.pictures[:limit]
         self.prompts_of: list[Prompts] = [prompts_of(picture, prompt, options) for picture in self.pictures]
         self.use_buckets = use_buckets
@@ -136,15 +136,25 @@ class SubjectFolder:
         )
 
     def remarks(self) -> list[str]:
-        """What a user should know of the folder: captions that are missing or many, pictures that are enlarged."""
+        """What a user should know of the folder: captions that are missing or many, settings without an effect on it,
+        pictures that are enlarged.
+        """
         among = f"of {len(self)} pictures in {self.folder}"
         without = sum(not picture.captions for picture in self.pictures) if self.listing else 0
         several = sum(len(picture.captions) > 1 for picture in self.pictures)
         found = {
             f'{without} {among} have no caption in {self.listing} or beside them, and get "{self.prompt}"': without,
             f"{several} {among} have several captions, one on every line of a text: each sample takes one": several,
+            f"caption_prefix stands before captions only, of which {self.folder} has none": self._has_idle_prefix,
+            f"shuffle_tags changes nothing: no caption in {self.folder} has two comma-separated tags that may change "
+            "places": self.options.shuffle_tags
+            and all(len(each.all) == len(each.captions) for each in self.prompts_of),
         }
         return [remark for remark, count in found.items() if count] + self._enlarged(among)
+
+    @property
+    def _has_idle_prefix(self) -> bool:
+        return bool(self.options.caption_prefix) and not any(picture.captions for picture in self.pictures)
 
     def _enlarged(self, among: str) -> list[str]:
         """A remark on the pictures that are enlarged to cover their sizes, the most enlarged first."""

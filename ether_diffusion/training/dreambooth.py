@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -291,8 +290,9 @@ def make_streams(
         number = config.num_class_images
         size, nested = config.sample_batch_size, config.nested_folders
         generate_class_images(sampler, folder, config.class_prompt, number, size, config.seed, nested)
-        # a prefix names the subject, which class images do not show
-        streams.append(stream("prior", folder, config.class_prompt, replace(options, caption_prefix=""), number))
+        # a prefix names the subject, which class images do not show: their captions stay as they are
+        plain = FolderOptions(config.nested_folders, config.caption_column)
+        streams.append(stream("prior", folder, config.class_prompt, plain, number))
     return streams
 
 

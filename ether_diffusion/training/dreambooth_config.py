@@ -27,7 +27,7 @@ class DreamBoothConfig(TrainingConfig):
         nested_folders: search the sub-folders of the folders of pictures, too.
         caption_column: column of the captions in metadata.csv and metadata.jsonl.
         caption_prefix: put before every caption of a photo, with a space, such as "a photo of qwe dog,".
-        shuffle_tags: take comma-separated captions with their tags in other orders.
+        shuffle_tags: take comma-separated captions of the photos with their tags in other orders.
         keep_tags: so many tags at the start of a caption keep their places.
         tag_orders: at most so many orders of each caption, each of which is encoded once.
         with_prior_preservation: train on images of the class as well, so that the class is not forgotten.

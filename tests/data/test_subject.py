@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from ether_diffusion.data.augment import Augmentation
+from ether_diffusion.data.options import FolderOptions
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
 
@@ -140,3 +142,18 @@ def test_captions_that_are_missing_in_the_metadata_or_many_are_counted(folder: P
         f'1 of 3 pictures in {folder} have no caption in {folder / "metadata.csv"} or beside them, and get "a sks dog"'
     )
     assert several.startswith(f"1 of 3 pictures in {folder} have several captions")
+
+
+def test_settings_that_change_nothing_are_named(folder: Path) -> None:
+    def remarks(**options: Any) -> list[str]:
+        return SubjectFolder(folder, "a, sks, dog", 64, CENTER, options=FolderOptions(**options)).remarks()
+
+    (shuffled,) = remarks(shuffle_tags=True, caption_prefix="photo")
+    assert shuffled.startswith(f"shuffle_tags changes nothing: no caption in {folder} has two comma-separated tags")
+    (folder / "b.txt").write_text("sks dog, beach, sun")
+    assert remarks(shuffle_tags=True, keep_tags=1) == []
+    assert len(remarks(shuffle_tags=True, keep_tags=2)) == 1
+    (folder / "b.txt").unlink()
+    assert remarks(caption_prefix="photo") == [
+        f"caption_prefix stands before captions only, of which {folder} has none"
+    ]
