@@ -147,14 +147,17 @@ class SubjectFolder:
             f"{several} {among} have several captions, one on every line of a text: each sample takes one": several,
             f"caption_prefix stands before captions only, of which {self.folder} has none": self._has_idle_prefix,
             f"shuffle_tags changes nothing: no caption in {self.folder} has two comma-separated tags that may change "
-            "places": self.options.shuffle_tags
-            and all(len(each.all) == len(each.captions) for each in self.prompts_of),
+            "places": self._has_idle_shuffle,
         }
         return [remark for remark, count in found.items() if count] + self._enlarged(among)
 
     @property
     def _has_idle_prefix(self) -> bool:
         return bool(self.options.caption_prefix) and not any(picture.captions for picture in self.pictures)
+
+    @property
+    def _has_idle_shuffle(self) -> bool:
+        return self.options.shuffle_tags and all(len(each.all) == len(each.captions) for each in self.prompts_of)
 
     def _enlarged(self, among: str) -> list[str]:
         """A remark on the pictures that are enlarged to cover their sizes, the most enlarged first."""

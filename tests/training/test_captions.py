@@ -178,3 +178,9 @@ def test_settings_of_captions_have_a_part_in_the_hash_once_they_are_given(
     assert len(hashes) == 5
     with pytest.raises(ValueError, match="keep_tags and tag_orders are for shuffled captions: add shuffle_tags"):
         settings(keep_tags=1)
+
+
+def test_broken_metadata_are_told_before_the_base_is_loaded(train: Train, captioned: Path) -> None:
+    (captioned / "metadata.csv").write_text("file_name,caption\n0.png,x\n")
+    with pytest.raises(ValueError, match=r"metadata.csv, line 2 has no column 'text' but file_name, caption"):
+        train(instance_data_dir=captioned, pretrained_model_name_or_path="./nowhere")
