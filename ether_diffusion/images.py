@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
+import re
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,10 @@ CAPTION_LIMIT = 2**20
 """Bytes of a caption."""
 OTHER_TEXTS = ("prompt.txt",)
 """Texts in a folder of pictures that other parts of the toolkit read."""
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+AVIF_BRANDS = (b"avif", b"avis")
+"""Names of the formats at the start of a file, from byte 8 on."""
 
 DECODING_ERRORS = (
     OSError,  # truncated data, and UnidentifiedImageError
@@ -44,6 +52,10 @@ class UnreadableImageError(ValueError):
     """A file that is no picture, or is one that cannot be decoded to its end."""
 
 
+class MissingDecoderError(ImportError):
+    """A picture in a format that an optional package reads; the message says how to install it."""
+
+
 def load_image(path: str | Path) -> Image.Image:
     """Decode the picture at ``path`` fully to 8-bit RGB, turned upright as its EXIF orientation says.
 
@@ -52,9 +64,11 @@ def load_image(path: str | Path) -> Image.Image:
 
     Raises:
         UnreadableImageError: the file is no picture or is broken; the message names it and says why.
+        MissingDecoderError: it is a HEIC or AVIF file, and what reads it is not installed.
         OSError: the file cannot be opened (``FileNotFoundError``, ``PermissionError``).
     """
     check_regular(path)
+    prepare_decoder(path)
     try:
         with Path(path).open("rb") as file, Image.open(file) as image:
             check_picture(image)
@@ -83,26 +97,89 @@ def check_picture(image: Image.Image) -> None:
         raise ValueError(f"{width} x {height} pixels: one side is over {ASPECT_LIMIT} times the other; cut the picture")
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """Return the pictures directly in ``folder``, sorted by name; each has been decoded once, in full.
+def prepare_decoder(path: str | Path) -> None:
+    """Let Pillow read HEIC files, if ``path`` is one.
 
-    Sub-folders and captions are passed over; any other file that is hidden or is no whole picture is left out with a
-    logged warning that names it. A text that is no picture's caption is warned of, too.
+    Raises:
+        MissingDecoderError: it is a HEIC or AVIF file, and what reads it is not installed.
+        OSError: the file cannot be opened.
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(64)
+    if head[4:8] != b"ftyp":
+        return
+    end = min(len(head), int.from_bytes(head[:4], "big"))
+    brands = {head[place : place + 4] for place in range(8, end, 4)}
+    is_avif = not brands.isdisjoint(AVIF_BRANDS)
+    if is_avif and ".avif" not in Image.registered_extensions():
+        raise MissingDecoderError(f"{path} is an AVIF file, which Pillow reads from 11.3 on: pip install -U pillow")
+    if not is_avif and (Path(path).suffix.lower() in HEIF_SUFFIXES or not brands.isdisjoint(HEIF_BRANDS)):
+        try:
+            importlib.import_module("pillow_heif").register_heif_opener()
+        except ImportError as error:
+            raise MissingDecoderError(
+                f"{path} is a HEIC file, which pillow-heif reads ({error}): pip install 'ether-diffusion[heic]'"
+            ) from error
+
+
+def is_text(name: str | Path) -> bool:
+    """Whether a file is called as a text is, and so is no picture."""
+    return Path(name).suffix.lower() == ".txt"
+
+
+def is_picture_name(path: Path) -> bool:
+    """Whether a file that is not hidden is called as a picture is."""
+    suffix = path.suffix.lower()
+    return not path.name.startswith(".") and (suffix in HEIF_SUFFIXES or suffix in Image.registered_extensions())
+
+
+def list_images(
+    folder: str | Path, nested: bool = False, more: Iterable[Path] = (), without: Path | None = None
+) -> list[Path]:
+    """Return the pictures in ``folder``, sorted by their paths in it; each has been decoded once, in full.
+
+    Captions are passed over; any other file that is hidden or is no whole picture is left out with a logged warning
+    that names it. A text that is no picture's caption is warned of, too.
+
+    Args:
+        folder: of the pictures.
+        nested: whether sub-folders are searched, too; hidden ones and links to folders are not.
+        more: pictures in sub-folders that belong to it in any case.
+        without: a file in it that something else reads.
 
     Raises:
         FileNotFoundError: ``folder`` does not exist.
         NotADirectoryError: ``folder`` is a file.
         ValueError: ``folder`` holds no readable picture.
+        MissingDecoderError: a file is HEIC or AVIF, and what reads it is not installed.
     """
     folder = check_folder(folder)
-    paths = [path for path in sorted(folder.iterdir(), key=lambda path: path.name) if _is_readable(path)]
+    found = [path for path in {*list_files(folder, nested), *more} if not is_text(path) and path != without]
+    found.sort(key=lambda path: path.relative_to(folder).as_posix())
+    paths = [path for path in found if _is_readable(path)]
     if not paths:
-        raise ValueError(
-            f"no readable picture directly in {folder} (sub-folders are not searched); "
-            "put .jpg, .png or .webp files there"
-        )
-    _warn_of_unread_texts(folder)
+        where = f"in {folder} and its sub-folders" if nested else f"directly in {folder} (sub-folders are not searched)"
+        inside = [path for path in list_files(folder, nested=True) if is_picture_name(path)]
+        advice = "put .jpg, .png or .webp files there"
+        if inside and not nested:
+            advice += f", or train with --nested_folders: {len(inside)} pictures are in sub-folders"
+        raise ValueError(f"no readable picture {where}; {advice}")
+    if len(paths) < len(found):
+        logger.info("%d of %d files in %s are left out", len(found) - len(paths), len(found), folder)
+    for place in dict.fromkeys([folder, *(path.parent for path in paths)]):
+        _warn_of_unread_texts(place)
     return paths
+
+
+def list_files(folder: Path, nested: bool = False) -> list[Path]:
+    """What is in a folder and no folder; if ``nested``, in its sub-folders, too, but not in hidden or linked ones."""
+    if not nested:
+        return [path for path in folder.iterdir() if not path.is_dir()]
+    found = []
+    for place, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if not Path(place, name).is_dir()]
+    return found
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -120,11 +197,11 @@ def check_folder(folder: str | Path) -> Path:
     return folder
 
 
-def load_caption(image_path: str | Path) -> str | None:
-    """Return the stripped text beside a picture, of ``a.txt`` or ``a.jpg.txt`` for ``a.jpg``; None where there is none.
+def load_captions(image_path: str | Path) -> tuple[str, ...]:
+    """The captions beside a picture: the lines of ``a.txt`` or ``a.jpg.txt`` for ``a.jpg``, stripped, each once.
 
     Raises:
-        ValueError: the caption is not UTF-8, or both files are there and differ.
+        ValueError: the text is not UTF-8, or both files are there and differ.
     """
     image_path = Path(image_path)
     found = [path for name in _caption_names(image_path) if (path := image_path.with_name(name)).exists()]
@@ -132,7 +209,22 @@ def load_caption(image_path: str | Path) -> str | None:
     if len(texts) > 1:
         names = " and ".join(sorted(path.name for path in texts.values()))
         raise ValueError(f"{image_path} has several captions that differ, {names}: remove all but one")
-    return next(iter(texts), None)
+    lines = re.split("\r\n|\n|\r", next(iter(texts), ""))
+    return tuple(dict.fromkeys(text for line in lines if (text := line.strip())))
+
+
+def load_caption(image_path: str | Path) -> str | None:
+    """The first of :func:`load_captions`; None where there is none.
+
+    Raises:
+        ValueError: the text is not UTF-8, or both files are there and differ.
+    """
+    return next(iter(load_captions(image_path)), None)
+
+
+def _refuse(error: OSError) -> None:
+    """A sub-folder that cannot be read is not left out in silence."""
+    raise error
 
 
 def _warn_of_unread_texts(folder: Path) -> None:
@@ -155,8 +247,6 @@ def _caption_names(image_path: Path) -> list[str]:
 
 
 def _is_readable(path: Path) -> bool:
-    if path.is_dir() or path.suffix.lower() == ".txt":
-        return False
     if path.name.startswith("."):
         logger.warning("skipping %s: a hidden file", path)
         return False

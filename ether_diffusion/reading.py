@@ -6,6 +6,7 @@ import json
 import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -223,6 +224,6 @@ def shown(value: object, limit: int = 80) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the JSON names {shown(next(key for key in keys if keys.count(key) > 1))} twice")
+        times = Counter(key for key, _ in pairs)
+        raise ValueError(f"the JSON names {shown(next(key for key in times if times[key] > 1))} twice")
     return found

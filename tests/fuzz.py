@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import csv
+import io
 import json
 import random
 import resource
@@ -33,6 +35,8 @@ from PIL import Image
 
 from ether_diffusion import AdapterFileError
 from ether_diffusion.control.conditions import load_condition
+from ether_diffusion.data.captions import list_pictures, prompts_of
+from ether_diffusion.data.options import FolderOptions
 from ether_diffusion.data.pairs import FolderPairs, read_listing
 from ether_diffusion.images import UnreadableImageError, load_image
 from ether_diffusion.pipelines.file import AdapterFile
@@ -166,6 +170,28 @@ def changed_listing(folder: Path, rng: random.Random) -> tuple[Path, bool]:
     return path, _parses(lambda: json.loads(path.read_bytes().splitlines()[0]))
 
 
+def changed_metadata(folder: Path, rng: random.Random) -> tuple[Path, bool]:
+    """The captions of a folder of pictures, in either format: rows changed as values; now and then as bytes."""
+    for name in ("metadata.csv", "metadata.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    if rng.random() < 0.5:
+        return changed_listing(folder, rng)
+    for name in ("a.png", "b.png"):
+        if not (folder / name).exists():
+            (folder / name).write_bytes(make.picture("RGB", "PNG"))
+    rows = [mutate(row, rng) if rng.random() < 0.6 else row for row in make.ROWS]
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=rng.choice(",,,,;\t"), lineterminator=rng.choice(("\n", "\r\n", "\r")))
+    columns = list(make.ROWS[0])
+    header = mutate(columns, rng) if rng.random() < 0.3 else columns
+    for row in (header, *rows):
+        writer.writerow(row.values() if isinstance(row, dict) else row if isinstance(row, list) else [row])
+    content = text.getvalue().encode("utf-8-sig" if rng.random() < 0.2 else "utf-8", "surrogatepass")
+    path = folder / "metadata.csv"
+    path.write_bytes(flip(content, rng) if rng.random() < 0.2 else content)
+    return path, _parses(lambda: list(csv.reader(io.StringIO(path.read_text("utf-8-sig"), newline=""), strict=True)))
+
+
 PICTURES = make.whole()["picture"]
 
 
@@ -241,6 +267,14 @@ def read_pairs(path: Path) -> None:
     FolderPairs(read_listing(path.parent)).pair(0)
 
 
+def read_captions(path: Path) -> None:
+    """Read the captions of a folder, and what its pictures may be called."""
+    options = FolderOptions(shuffle_tags=True, caption_prefix="a photo of")
+    for picture in list_pictures(path.parent, options).pictures:
+        for text in prompts_of(picture, "a dog", options).all:
+            text.encode()  # as hashes and tokenizers do
+
+
 def read_picture(path: Path) -> None:
     """Read a picture, and as a map of classes."""
     load_image(path)
@@ -262,6 +296,7 @@ READERS = {
         names_file=False,  # a value out of range is known by its setting
     ),
     "listing": Reader(changed_listing, read_pairs, ValueError),
+    "captions": Reader(changed_metadata, read_captions, ValueError),
     "picture": Reader(changed_picture, read_picture, UnreadableImageError),
     "record": Reader(changed_record, read_record, RunRecordError),
 }

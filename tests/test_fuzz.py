@@ -18,7 +18,7 @@ BROKEN = [(reader, name) for reader, files in make.broken().items() for name in 
 def test_inputs_that_once_did_harm_are_refused(tmp_path: Path, reader: str, name: str) -> None:
     if reader == "record":
         whole_record(tmp_path)
-    path = tmp_path / ("metadata.jsonl" if reader == "listing" else name)
+    path = tmp_path / (f"metadata{Path(name).suffix}" if reader in ("listing", "captions") else name)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(make.broken()[reader][name])
     wrong, was_read = fault(READERS[reader], path)

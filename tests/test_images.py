@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,14 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from ether_diffusion.images import UnreadableImageError, list_images, load_caption, load_image
+from ether_diffusion.images import (
+    MissingDecoderError,
+    UnreadableImageError,
+    list_images,
+    load_caption,
+    load_captions,
+    load_image,
+)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -280,3 +288,93 @@ def test_texts_that_nobody_reads_are_named(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING):
         list_images(tmp_path)
     assert "not read: a_caption.TXT, b.txt in" in caplog.text
+
+
+def test_every_line_of_a_text_is_a_caption_and_the_first_stands_for_all(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n a dog\r\n\r\none dog\ra dog", newline="")
+    assert load_captions(tmp_path / "a.jpg") == ("a dog", "one dog")
+    assert load_caption(tmp_path / "a.jpg") == "a dog"
+    assert load_captions(tmp_path / "b.jpg") == ()
+
+
+def test_sub_folders_are_searched_when_asked_for(tmp_path: Path) -> None:
+    for name in ("b.png", "a/z.png", "a/deep/y.png", ".hidden/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save_photo(tmp_path / name)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert [path.name for path in list_images(tmp_path)] == ["b.png"]
+    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path, nested=True)]
+    assert found == ["a/deep/y.png", "a/z.png", "b.png"]
+
+
+def test_a_folder_with_pictures_in_its_sub_folders_alone_names_the_flag(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("b.png", "c.png"):
+        save_photo(tmp_path / "a" / name)
+    (tmp_path / "a" / "b.txt").write_text("a dog")
+    with pytest.raises(ValueError, match=r"sub-folders are not searched.*--nested_folders: 2 pictures are in sub-fol"):
+        list_images(tmp_path)
+
+
+def test_files_that_are_left_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_photo(tmp_path / "a.png")
+    for name in ("a.txt", "a.npz", "a.xmp", "b.jpg"):
+        (tmp_path / name).write_text("a dog")
+    with caplog.at_level(logging.INFO):
+        list_images(tmp_path)
+    assert caplog.messages[-1] == f"3 of 4 files in {tmp_path} are left out"
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("HEIF", ".heic"), ("HEIF", ".jpg"), ("AVIF", ".avif")])
+def test_photos_of_phones_are_read_upright(kind: str, suffix: str, tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    if kind == "AVIF" and ".avif" not in Image.registered_extensions():
+        pytest.skip("Pillow reads AVIF from 11.3 on")
+    image, exif = Image.new("RGB", (64, 32), "red"), Image.Exif()
+    image.paste("blue", (0, 0, 32, 32))
+    exif[0x0112] = 6  # to be turned clockwise: the left half comes to the top
+    path = tmp_path / f"a{suffix}"
+    image.save(path, kind, exif=exif.tobytes(), quality=95)
+    pillow_heif_is_forgotten()
+    upright = load_image(path)
+    assert upright.size == (32, 64)
+    top, bottom = upright.getpixel((16, 8)), upright.getpixel((16, 56))
+    assert top[2] > 200 > 60 > top[0]
+    assert bottom[0] > 200 > 60 > bottom[2]
+    assert list_images(tmp_path) == [path]
+
+
+def pillow_heif_is_forgotten() -> None:
+    """As in a process that has not read a HEIC file yet."""
+    for known in (Image.OPEN, Image.ID):
+        for name in [name for name in known if name == "HEIF"]:
+            known.pop(name) if isinstance(known, dict) else known.remove(name)
+
+
+def test_a_heic_file_without_its_package_is_an_error_that_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_photo(tmp_path / "a.png")
+    (tmp_path / "b.HEIC").write_bytes(b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic" + bytes(100))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for read in (lambda: list_images(tmp_path), lambda: load_image(tmp_path / "b.HEIC")):
+        with pytest.raises(MissingDecoderError, match=r"b\.HEIC is a HEIC file.*pip install 'ether-diffusion\[heic\]'"):
+            read()
+
+
+def test_a_broken_heic_file_is_left_out_like_any_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("pillow_heif")
+    save_photo(tmp_path / "a.png")
+    (tmp_path / "b.heic").write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(100))
+    assert [path.name for path in list_images(tmp_path)] == ["a.png"]
+    assert f"skipping {tmp_path / 'b.heic'}: " in caplog.text
+
+
+def test_avif_in_an_old_pillow_is_an_error_that_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1" + bytes(100))
+    monkeypatch.setattr(Image, "registered_extensions", lambda: {".png": "PNG"})
+    with pytest.raises(MissingDecoderError, match=r"a\.avif is an AVIF file.*pip install -U pillow"):
+        load_image(tmp_path / "a.avif")

@@ -1,9 +1,9 @@
 """Where pairs of a picture and its condition come from: a folder, a dataset of the Hub, or an endless generator.
 
 A folder is read in one of two layouts: the image folder of 🤗 Datasets, with a ``metadata.jsonl`` of lines
-``{"file_name": "images/1.png", "conditioning_image": "maps/1.png", "text": "a dog"}``, or that of ControlNet's
-tutorial, a ``prompt.json`` of lines ``{"source": "source/1.png", "target": "target/1.png", "prompt": "a dog"}``, where
-the source is the condition.
+``{"file_name": "images/1.png", "conditioning_image": "maps/1.png", "text": "a dog"}`` or a ``metadata.csv`` of such
+columns, or that of ControlNet's tutorial, a ``prompt.json`` of lines ``{"source": "source/1.png", "target":
+"target/1.png", "prompt": "a dog"}``, where the source is the condition.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from typing import Any, Protocol
 from PIL import Image, ImageOps
 
 from ether_diffusion.control.conditions import load_condition, map_picture
+from ether_diffusion.data.metadata import SHOWN_PROBLEMS, captions_of, check_inside, read_rows
 from ether_diffusion.images import (
     DECODING_ERRORS,
     UnreadableImageError,
     check_folder,
     check_picture,
     list_images,
-    load_caption,
+    load_captions,
     load_image,
+    prepare_decoder,
 )
-from ether_diffusion.reading import check_regular, parse_json, read_lines
+from ether_diffusion.reading import check_regular
 
-LAYOUTS = ("metadata.jsonl", "prompt.json")
-SHOWN_PROBLEMS = 8
+LAYOUTS = ("metadata.jsonl", "prompt.json", "metadata.csv")
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def read_listing(
     captions: bool = True,
     allow_outside_paths: bool = False,
 ) -> list[PairFiles]:
-    """The lines of a folder's ``metadata.jsonl`` or ``prompt.json``, in order; no file is opened yet.
+    """The lines of a folder's ``metadata.jsonl``, ``prompt.json`` or ``metadata.csv``; no file is opened yet.
 
     Without ``captions`` a line may lack its caption, which is then empty. A caption may be a list of several.
 
@@ -235,7 +236,7 @@ def read_listing(
         allow_outside_paths: whether it may name files outside of the folder, by absolute paths or ``..``.
 
     Raises:
-        FileNotFoundError: there is no such folder, or neither listing in it.
+        FileNotFoundError: there is no such folder, or no listing in it.
         ValueError: a line is not what it should be, names a file outside of the folder, or there are none.
         NotARegularFileError: the listing is a pipe or a device.
     """
@@ -243,16 +244,18 @@ def read_listing(
     found = [folder / name for name in LAYOUTS if (folder / name).exists()]
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds neither metadata.jsonl nor prompt.json, which say what belongs to what; lines of the "
-            'first look like {"file_name": "images/1.png", "conditioning_image": "maps/1.png", "text": "a dog"}'
+            f"{folder} holds neither metadata.jsonl nor prompt.json nor metadata.csv, which say what belongs to what; "
+            'lines of the first look like {"file_name": "images/1.png", "conditioning_image": "maps/1.png", "text": '
+            '"a dog"}'
         )
     listing, image, condition, caption = found[0], "file_name", columns.condition, columns.caption
     if listing.name == "prompt.json":
         image, condition, caption = "target", "source", "prompt"
     entries = []
-    for number, line in read_lines(listing):
+    expected = f'{{"{image}": …, "{condition}": …, "{caption}": …}}'
+    for line in read_rows(listing, expected):
+        row = line.values
         try:
-            row = parse_json(line)
             if caption == "text" and "text" not in row:
                 row["text"] = row["prompt"]
             if not captions:
@@ -263,41 +266,15 @@ def read_listing(
                 captions_of(row[caption]),
                 str(row[image]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            expected = f'{{"{image}": …, "{condition}": …, "{caption}": …}}'
-            raise ValueError(f"{listing}, line {number}: {expected} is expected, not {line[:80]}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{line.where}: {expected} is expected, not {line.text[:80]}") from error
         if not allow_outside_paths:
             for path in (row[image], row.get(condition)):
-                check_inside(path, f"{listing}, line {number}")
+                check_inside(path, line.where)
         entries.append(entry)
     if not entries:
         raise ValueError(f"{listing} is empty: it should have a line for each picture")
     return entries
-
-
-def check_inside(name: str | None, where: str) -> None:
-    """Refuse the name of a file that leads out of the folder whose listing names it.
-
-    Raises:
-        ValueError: it is absolute, or goes up with ``..``.
-    """
-    if name and (Path(name).is_absolute() or ".." in Path(name).parts):
-        raise ValueError(
-            f"{where} names {name[:200]}, which is not inside of the folder: move the file there, or allow such names "
-            "with --allow_outside_paths"
-        )
-
-
-def captions_of(value: object) -> tuple[str, ...]:
-    """The captions that a line or a row gives: a text, a list of texts, or none, which is one empty caption.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    values = value if isinstance(value, list | tuple) else [value]
-    if wrong := [each for each in values if each is not None and not isinstance(each, str | int | float)]:
-        raise TypeError(f"a caption is a text or a list of texts, not a {type(wrong[0]).__name__}")
-    return tuple("" if each is None else str(each) for each in values) or ("",)
 
 
 def plain_listing(folder: str | Path) -> list[PairFiles]:
@@ -307,7 +284,7 @@ def plain_listing(folder: str | Path) -> list[PairFiles]:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no readable picture.
     """
-    return [PairFiles(path, None, (load_caption(path) or "",), path.name) for path in list_images(folder)]
+    return [PairFiles(path, None, load_captions(path) or ("",), path.name) for path in list_images(folder)]
 
 
 def _problems(entry: PairFiles) -> list[str]:
@@ -316,6 +293,7 @@ def _problems(entry: PairFiles) -> list[str]:
     for path in filter(None, (entry.image, entry.condition)):
         try:
             check_regular(path)
+            prepare_decoder(path)
             with Image.open(path) as image:
                 check_picture(image)
                 exif = image.getexif() if "exif" in image.info else {}  # without, a PNG would be read to its end

@@ -48,6 +48,9 @@ class BatchPlan:
         batch_size: samples per optimizer step: processes × accumulation × samples per device.
         seed: of the permutations.
 
+    Attributes:
+        passes: over the pictures, in one cycle.
+
     Raises:
         ValueError: there are no pictures, or ``batch_size`` is not positive.
     """
@@ -62,9 +65,9 @@ class BatchPlan:
             members.setdefault(group, []).append(index)
         self.batch_size = batch_size
         self._members = list(members.values())
-        self._passes = 1
+        self.passes = 1
         if len(members) > 1:
-            self._passes = batch_size // math.gcd(batch_size, *(len(group) for group in self._members))
+            self.passes = batch_size // math.gcd(batch_size, *(len(group) for group in self._members))
         self._seed = seed
         self._cycle_number = 0
         self._cycle = self._shuffled_cycle(0)
@@ -87,7 +90,7 @@ class BatchPlan:
         length = len(self._cycle)
         while start < end:
             if start % length == 0 and (cycles := (end - start) // length):
-                counts.update({index: self._passes * cycles for group in self._members for index in group})
+                counts.update({index: self.passes * cycles for group in self._members for index in group})
                 start += cycles * length
             else:
                 stop = min(end, (start // length + 1) * length)
@@ -109,7 +112,7 @@ class BatchPlan:
             return _shuffled(self._members[0], random)
         placed: list[tuple[float, list[int]]] = []
         for members in self._members:
-            stream = [index for _ in range(self._passes) for index in _shuffled(members, random)]
+            stream = [index for _ in range(self.passes) for index in _shuffled(members, random)]
             batches = [stream[start : start + self.batch_size] for start in range(0, len(stream), self.batch_size)]
             jitter = torch.rand(len(batches), generator=random, dtype=torch.float64).tolist()
             placed += [((number + jitter[number]) / len(batches), batch) for number, batch in enumerate(batches)]

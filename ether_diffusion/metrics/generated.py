@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.control.conditions import load_map
-from ether_diffusion.data.pairs import check_inside, read_listing
+from ether_diffusion.data.metadata import check_inside
+from ether_diffusion.data.pairs import read_listing
 from ether_diffusion.files import write_text
 from ether_diffusion.images import UnreadableImageError, check_folder, load_image
 from ether_diffusion.metrics.control_tasks import Pair

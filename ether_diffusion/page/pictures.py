@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ether_diffusion.files import atomic_path
+from ether_diffusion.images import MissingDecoderError, prepare_decoder
 
 SIDE, GAP, TITLE = 96, 4, 18
 """Pixels of a grid: side of a picture, space between two, height of a line of text."""
@@ -28,9 +29,10 @@ class Picture:
 def thumbnail(path: Path, size: int) -> str | None:
     """The picture within ``size`` by ``size`` pixels as a WebP data URI; ``None`` if it cannot be read."""
     try:
+        prepare_decoder(path)
         with Image.open(path) as image:
             return data_uri(ImageOps.exif_transpose(image), size)
-    except OSError:
+    except (OSError, MissingDecoderError):
         return None
 
 

@@ -34,6 +34,7 @@ HIGHLIGHTS = (
     "max_train_steps",
     "resolution",
     "mixed_precision",
+    "ema_decay",
     "seed",
     "with_prior_preservation",
     "train_text_encoder",

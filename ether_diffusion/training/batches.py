@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ether_diffusion.data.cache import TensorCache, module_hash
+from ether_diffusion.data.captions import Prompts
 from ether_diffusion.data.control import ControlPairs
 from ether_diffusion.data.plan import BatchPlan, Draw, EndlessPlan, MicroBatches
 from ether_diffusion.data.randomness import generator
@@ -81,6 +82,9 @@ class TrainingSamples(Dataset[dict[str, Any]], Generic[Pictures]):
         self.latent_channels, self.vae_factor = family.latent_channels, family.vae_factor
         self.noise_offset = noise_offset
         self.cached = cached
+        self.prompts_of: Sequence[Prompts] | None = None  # pairs draw theirs when they are cut
+        if isinstance(subject, SubjectFolder):
+            self.prompts_of = subject.prompts_of
 
     def __len__(self) -> int:
         return len(self.subject)
@@ -93,6 +97,8 @@ class TrainingSamples(Dataset[dict[str, Any]], Generic[Pictures]):
             random = generator(self.seed, self.stream, "augment", draw.counter)
             picture, prompt = _picture(self.subject, draw.index, random)
             height, width = (side // self.vae_factor for side in picture["pixel_values"].shape[1:])
+        if self.prompts_of is not None:
+            prompt = self.prompts_of[draw.index].draw(generator(self.seed, self.stream, "caption", draw.counter))
         random = generator(self.seed, self.stream, "noise", draw.counter)
         shape = (self.latent_channels, height, width)
         level = self.levels.draw(random)
@@ -132,7 +138,7 @@ def encode_once(
     return [
         (
             cache.get_or_compute({**dependencies, **subject.fingerprint(index)}, partial(encode, index)),
-            subject.prompts[index],
+            subject.prompts_of[index].first,
         )
         for index in tqdm(range(len(subject)), desc="encoding pictures", disable=not show)
     ]

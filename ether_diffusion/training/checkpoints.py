@@ -6,6 +6,7 @@ import logging
 import random
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,13 +25,16 @@ from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.runs.checksums import CHECKSUMS, write_checksums
 from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, remove_doomed, step_of
 from ether_diffusion.runs.written import note_written
+from ether_diffusion.training.averages import Averages
 from ether_diffusion.training.saved_state import read_saved, unlike
 from ether_diffusion.training.sections import SavingSection
-from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, save_adapter
+from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, save_adapter, trained_state
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "trained.safetensors"
+AVERAGES = "averaged.safetensors"
+"""The trained weights of the last step, and their moving average, where a run keeps one."""
 OPTIMIZER = "optimizer.bin"
 SCHEDULE = "custom_checkpoint_0.pkl"
 SCALER = "scaler.pt"
@@ -48,26 +52,33 @@ class Stateful(Protocol):
 
 
 class Checkpoints:
-    """Saves and restores a run: the trained weights, optimiser, schedule, gradient scaler and random states.
+    """Saves and restores a run: trained weights, their average, optimiser, schedule, gradient scaler, random states.
 
     Of the model only what is trained is written; adapters of this library also as the file that
-    :func:`ether_diffusion.load` reads, so that every checkpoint can be tried in a pipeline. All processes must call
-    :meth:`save` and :meth:`load`.
+    :func:`ether_diffusion.load` reads, averaged if there is an average, so that every checkpoint can be tried. All
+    processes must call :meth:`save` and :meth:`load`.
 
     Args:
         accelerator: holds the optimiser and what is registered with it.
         pipe: the pipeline in training.
         trainables: what is trained in it.
         saving: where the run folder is and how many checkpoints to keep.
+        averages: of what is trained, where the run keeps them.
     """
 
     def __init__(
-        self, accelerator: Accelerator, pipe: DiffusionPipeline, trainables: list[Trainable], saving: SavingSection
+        self,
+        accelerator: Accelerator,
+        pipe: DiffusionPipeline,
+        trainables: list[Trainable],
+        saving: SavingSection,
+        averages: Averages | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.pipe = pipe
         self.trainables = trainables
         self.saving = saving
+        self.averages = averages
         self.folder = saving.output_dir / "checkpoints"
         accelerator.register_save_state_pre_hook(self._save_weights)
 
@@ -110,7 +121,8 @@ class Checkpoints:
             FileNotFoundError: a file of the checkpoint is missing.
             ValueError: the checkpoint is damaged, or does not fit what this run trains.
         """
-        weights = self._read_weights(path)
+        weights = self._read_weights(path, WEIGHTS)
+        averaged = self._read_averages(path, weights)
         parts: list[tuple[Stateful, Path, dict[str, Any]]] = [
             (optimizer, path / OPTIMIZER, self._read_optimizer(path / OPTIMIZER, optimizer)),
             (schedule, path / SCHEDULE, _read_like(path / SCHEDULE, schedule)),
@@ -124,8 +136,10 @@ class Checkpoints:
                 part.load_state_dict(state)
             except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(f"{file} is refused: it does not fit this run's ({first_line(error)})") from error
-        for key, value in self._state().items():
+        for key, value in trained_state(self.trainables).items():
             value.data.copy_(weights[key])
+        if self.averages is not None:
+            self.averages.load(averaged)
         if randomness is not None:
             self.accelerator.step = randomness["step"]
             _restore_random(randomness)
@@ -160,19 +174,35 @@ class Checkpoints:
     def _save_weights(self, models: object, weights: list[object], folder: str) -> None:
         weights.clear()  # Accelerate would write the frozen base as well
         if self.accelerator.is_main_process:
-            state = {key: value.detach().cpu().contiguous() for key, value in self._state().items()}
-            (Path(folder) / WEIGHTS).write_bytes(serialize(state))
-            for name in dict.fromkeys(trainable.adapter for trainable in self.trainables):
-                own = Path(folder) if name == ADAPTER_NAME else Path(folder) / name
-                save_adapter(self.pipe, name, self.saving.pretrained_model_name_or_path, own)
+            _write(Path(folder) / WEIGHTS, trained_state(self.trainables))
+            if self.averages is not None:
+                _write(Path(folder) / AVERAGES, self.averages.values)
+            with nullcontext() if self.averages is None else self.averages.acting():
+                for name in dict.fromkeys(trainable.adapter for trainable in self.trainables):
+                    own = Path(folder) if name == ADAPTER_NAME else Path(folder) / name
+                    save_adapter(self.pipe, name, self.saving.pretrained_model_name_or_path, own)
 
-    def _read_weights(self, folder: Path) -> dict[str, Tensor]:
-        """The trained weights of a checkpoint, which fit this run's.
+    def _read_averages(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The averages of a checkpoint; where it has none, its weights, with which the average begins.
 
         Raises:
-            ValueError: they do not, or the file is damaged.
+            ValueError: they do not fit this run's, or the file is damaged.
         """
-        path = folder / WEIGHTS
+        if self.averages is None:
+            return {}
+        if (folder / AVERAGES).is_file():
+            return self._read_weights(folder, AVERAGES)
+        logger.warning("%s has no %s: the average begins with the weights of that step", folder, AVERAGES)
+        return weights
+
+    def _read_weights(self, folder: Path, name: str) -> dict[str, Tensor]:
+        """The trained weights of a checkpoint, or their average, which fit this run's.
+
+        Raises:
+            FileNotFoundError: the checkpoint has no such file.
+            ValueError: they do not fit, or the file is damaged.
+        """
+        path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the checkpoint is incomplete")
         try:
@@ -180,7 +210,7 @@ class Checkpoints:
                 saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged: {first_line(error)}") from error
-        problems = state_problems(saved, self._state(), unit_vectors=False)
+        problems = state_problems(saved, trained_state(self.trainables), unit_vectors=False)
         problems += [
             problem
             for trainable in self.trainables
@@ -193,13 +223,9 @@ class Checkpoints:
             )
         return saved
 
-    def _state(self) -> dict[str, Tensor]:
-        return {
-            f"{trainable.key}.{name}": parameter
-            for trainable in self.trainables
-            for name, parameter in trainable.module.named_parameters()
-            if parameter.requires_grad
-        }
+
+def _write(path: Path, state: Mapping[str, Tensor]) -> None:
+    path.write_bytes(serialize({key: value.detach().cpu().contiguous() for key, value in state.items()}))
 
 
 def _groups(optimizer: Any) -> list[dict[str, Any]]:

@@ -6,10 +6,10 @@ import json
 import re
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from ether_diffusion.files import atomic_path, write_text
+from ether_diffusion.images import is_picture_name, list_files
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.reading import read_json
 from ether_diffusion.training.samples import Sampler
@@ -20,11 +20,14 @@ RECORD = "generated.txt"
 """JSON beside the images: what they were generated with."""
 
 
-def generate_class_images(sampler: Sampler, folder: Path, prompt: str, number: int, batch_size: int, seed: int) -> None:
+def generate_class_images(
+    sampler: Sampler, folder: Path, prompt: str, number: int, batch_size: int, seed: int, nested: bool = False
+) -> None:
     """Fill ``folder`` with images of the class until there are ``number``; what is there already is kept.
 
     The images are shared out over the processes, each is seeded by its index and written atomically: a killed
-    generation goes on where it stopped. Batches are the same then, since their size may change the last bit.
+    generation goes on where it stopped. Batches are the same then, since their size may change the last bit. If
+    ``nested``, the pictures in sub-folders count, too.
 
     Raises:
         ValueError: the folder holds images that were generated with another prompt, base or setting, or of which
@@ -33,7 +36,7 @@ def generate_class_images(sampler: Sampler, folder: Path, prompt: str, number: i
     accelerator = sampler.accelerator
     folder.mkdir(parents=True, exist_ok=True)
     generated = {index: folder / f"class-{index:06d}.png" for index in range(number)}
-    pictures = [path for path in folder.iterdir() if _is_picture(path)]
+    pictures = [path for path in list_files(folder, nested) if path.is_file() and is_picture_name(path)]
     own = [path for path in pictures if not GENERATED.fullmatch(path.name)]
     wanted = range(number - len(own))
     missing = {index for index in wanted if not generated[index].is_file()}
@@ -79,7 +82,3 @@ def _check_record(sampler: Sampler, folder: Path, prompt: str) -> None:
             f"{folder} holds class images that were generated otherwise ({'; '.join(changed)}): "
             "choose another --class_data_dir, or delete them"
         )
-
-
-def _is_picture(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() in Image.registered_extensions()

@@ -31,6 +31,19 @@ Schedule = Literal[
     "piecewise_constant",
 ]
 
+OF_FAMILIES = frozenset(
+    {
+        "snr_gamma",
+        "weighting_scheme",
+        "logit_mean",
+        "logit_std",
+        "mode_scale",
+        "guidance_scale_training",
+        "max_sequence_length",
+    }
+)
+"""Settings that not every family of bases has."""
+
 
 @dataclass
 class TrainingConfig:
@@ -73,6 +86,8 @@ class TrainingConfig:
         adam_weight_decay: 0, since the vectors are normalised and decay would change nothing but their step size.
         adam_epsilon: added to the root of the second moment.
         max_grad_norm: gradients are clipped to this norm; 0 turns it off.
+        ema_decay: save and draw with the moving average of what is trained, often 0.99 to 0.999; the decay grows up to
+            this, (1 + step) / (10 + step). Without it the last step counts.
         mixed_precision: no, fp16 or bf16; Accelerate's own configuration where it is not given.
         base_quantization: keep the frozen denoiser in fewer bits: nf4 or int8 (bitsandbytes), or fp8-storage; the
             adapter stays fp32.
@@ -136,6 +151,7 @@ class TrainingConfig:
         "adam_weight_decay": AMOUNT,
         "adam_epsilon": POSITIVE,
         "max_grad_norm": AMOUNT,
+        "ema_decay": Range(0, 1, above=True, below=True),
         "snr_gamma": POSITIVE,
         "logit_mean": Range(-10, 10),
         "logit_std": POSITIVE,
@@ -153,6 +169,13 @@ class TrainingConfig:
         "dataloader_num_workers": AMOUNT,
     }
     """Of every number among the settings; a class that has more adds theirs."""
+
+    LATER: ClassVar[frozenset[str]] = OF_FAMILIES - {"snr_gamma"} | {
+        "base_quantization",
+        "training_adapter",
+        "ema_decay",
+    }
+    """Settings that version 0.1 did not have; a class that has more adds theirs."""
 
     pretrained_model_name_or_path: str
     output_dir: Path
@@ -187,6 +210,7 @@ class TrainingConfig:
     adam_weight_decay: float = 0.0
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    ema_decay: float | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     base_quantization: Quantization | None = None
     training_adapter: Path | None = None
@@ -360,7 +384,9 @@ class TrainingConfig:
     def hash(self) -> str:
         """Twelve hexadecimal digits that stand for the settings that a result depends on, not for where it is kept."""
         # as if there were none: hashes of 0.1 go on standing for the same
-        later = {each.name for each in fields(self) if each.name in LATER and getattr(self, each.name) == each.default}
+        later = {
+            each.name for each in fields(self) if each.name in self.LATER and getattr(self, each.name) == each.default
+        }
         settings = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT | later}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -384,22 +410,6 @@ NOT_OF_THE_RESULT = frozenset(
     }
 )
 """Settings that change where and how a run is kept, but not what it computes."""
-
-OF_FAMILIES = frozenset(
-    {
-        "snr_gamma",
-        "weighting_scheme",
-        "logit_mean",
-        "logit_std",
-        "mode_scale",
-        "guidance_scale_training",
-        "max_sequence_length",
-    }
-)
-"""Settings that not every family of bases has."""
-
-LATER = OF_FAMILIES - {"snr_gamma"} | {"base_quantization", "training_adapter"}
-"""Settings that version 0.1 did not have."""
 
 INPUTS = frozenset(
     {

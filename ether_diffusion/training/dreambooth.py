@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from ether_diffusion.data.augment import Augmentation
 from ether_diffusion.data.cache import TensorCache
+from ether_diffusion.data.captions import Picture, list_pictures, prompts_of
+from ether_diffusion.data.metadata import read_metadata
+from ether_diffusion.data.options import FolderOptions
 from ether_diffusion.data.plan import BatchPlan
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
 from ether_diffusion.families.protocol import Family, Objective
 from ether_diffusion.families.settings import ObjectiveSettings
-from ether_diffusion.images import check_folder, list_images, load_caption
 from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.folder import changed_settings, open_run_folder
 from ether_diffusion.runs.outputs import check_outputs
@@ -44,7 +47,7 @@ from ether_diffusion.training.sections import (
     SampleSection,
     SavingSection,
 )
-from ether_diffusion.training.seen import PLANNED, Stream, seen_by
+from ether_diffusion.training.seen import BUCKETS, PLANNED, Seen, Stream, seen_by
 from ether_diffusion.training.setup import prepare_modules
 from ether_diffusion.training.subjects import subjects_of
 from ether_diffusion.training.trainables import (
@@ -109,7 +112,8 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
     held_out = [validation_samples(objective, each, family) for each in subjects.values()]
     sources = [*(stream for own in streams for stream in own), *held_out]
     if embeds is not None:  # class images may have captions of their own
-        embeds |= _encode(start, {prompt for stream in sources for prompt in stream.subject.prompts} - embeds.keys())
+        said_by = {text for stream in sources for prompts in stream.subject.prompts_of for text in prompts.all}
+        embeds |= _encode(start, said_by - embeds.keys())
     if any(stream.cached is None for own in streams for stream in own):
         family.pipe.vae.to(accelerator.device)
     trainables = [
@@ -129,6 +133,9 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
         seen_by(each.output_dir, start.checkpoint, [stream_of(samples, batching, accelerator) for samples in own])
         for each, own in zip(subjects.values(), streams, strict=True)
     ]
+    if accelerator.is_main_process:
+        for seen in planned:
+            _tell_buckets(seen, config.max_train_steps)
     together = record_start(start, everything, {"subjects": names}) if names else None
     lanes = [
         Lane(
@@ -137,7 +144,7 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
             own,
             sampler,
             _shown(each),
-            record_start(start, own, {**_facts(shown), PLANNED: seen.until(config.max_train_steps)}, each),
+            record_start(start, own, {**_facts(shown), **_planned(seen, config.max_train_steps)}, each),
             name,
             Validation(validation, family, objective, accelerator.device),
             seen,
@@ -158,8 +165,9 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
 def said(config: DreamBoothConfig) -> list[str]:
     """The prompts of the photos, of the held-out ones, and of the class."""
     folders = [config.instance_data_dir, *([config.validation_data_dir] if config.validation_data_dir else [])]
-    captions = [load_caption(path) or config.instance_prompt for folder in folders for path in list_images(folder)]
-    return captions + _classes(config)
+    options, prompt = config.section(FolderOptions), config.instance_prompt
+    pictures = [picture for folder in folders for picture in list_pictures(folder, options).pictures]
+    return [text for picture in pictures for text in prompts_of(picture, prompt, options).all] + _classes(config)
 
 
 def _classes(config: DreamBoothConfig) -> list[str]:
@@ -184,17 +192,17 @@ def _encode_for_drawing(start: Start[DreamBoothConfig], prompts: Iterable[str]) 
 
 
 def check_subjects(config: DreamBoothConfig) -> None:
-    """Look for the folders of photos, and whether the run folders of several subjects are free.
+    """Look for the folders of photos and their metadata, and whether the run folders of several subjects are free.
 
     Raises:
         FileNotFoundError, NotADirectoryError: a folder is missing.
         FileExistsError: a subject's run folder holds a run already.
-        ValueError: class images would lie among the photos.
+        ValueError: class images would lie among the photos, or metadata are not what they should be.
     """
     for each in subjects_of(config).values():
-        check_folder(each.instance_data_dir)
+        read_metadata(each.instance_data_dir, each.caption_column)
         if each.validation_data_dir is not None:
-            check_folder(each.validation_data_dir)
+            read_metadata(each.validation_data_dir, each.caption_column)
         if each.class_data_dir is not None and each.class_data_dir.resolve() == each.instance_data_dir.resolve():
             raise ValueError(
                 f"class_data_dir and instance_data_dir are the same folder, {each.class_data_dir}: class images would "
@@ -216,15 +224,35 @@ def _facts(streams: list[TrainingSamples[SubjectFolder]]) -> dict[str, Any]:
         "instance_images": [str(path.resolve()) for path in streams[0].subject.paths],
         "class_images": len(streams[1].subject) if len(streams) > 1 else 0,
         "pictures": {
-            f"{samples.stream}/{path.name}": picture_hash(path) for samples in streams for path in samples.subject.paths
+            f"{samples.stream}/{picture.name}": picture_hash(picture)
+            for samples in streams
+            for picture in samples.subject.pictures
         },
     }
 
 
-def picture_hash(path: Path) -> str:
-    """Sixteen hexadecimal digits that stand for a picture's file and its caption."""
-    caption = load_caption(path) or ""
-    return hashlib.sha256(f"{sha256(path)} {caption}".encode()).hexdigest()[:16]
+def _planned(seen: Seen, end_step: int) -> dict[str, Any]:
+    """What the provenance says of how often pictures are going to be shown."""
+    buckets = seen.buckets(end_step)
+    return {PLANNED: seen.until(end_step), **({BUCKETS: buckets} if buckets else {})}
+
+
+def _tell_buckets(seen: Seen, end_step: int) -> None:
+    """Log the buckets: a line for each size."""
+    for name, found in seen.buckets(end_step).items():
+        for row in found["sizes"]:
+            times = f"{row['fewest']} to {row['most']}" if row["fewest"] < row["most"] else str(row["most"])
+            logger.info(
+                "%s, bucket of %d x %d pixels (height x width): %d picture%s, each seen once an epoch, %s times in all",
+                *(name, row["height"], row["width"], row["pictures"], "s" * (row["pictures"] > 1), times),
+            )
+
+
+def picture_hash(picture: Picture) -> str:
+    """Sixteen hexadecimal digits that stand for a picture's file and its captions; of one caption as in version 0.1."""
+    several = len(picture.captions) > 1
+    captions = json.dumps(picture.captions) if several else "".join(picture.captions)
+    return hashlib.sha256(f"{sha256(picture.path)} {captions}".encode()).hexdigest()[:16]
 
 
 def make_streams(
@@ -232,9 +260,11 @@ def make_streams(
 ) -> list[TrainingSamples[SubjectFolder]]:
     """The photos of the subject, and with prior preservation images of its class, generated where missing."""
     augmentation = Augmentation(config.center_crop, config.random_flip)
-    family = sampler.family
+    family, options = sampler.family, config.section(FolderOptions)
 
-    def stream(name: str, folder: Path, prompt: str, limit: int | None = None) -> TrainingSamples[SubjectFolder]:
+    def stream(
+        name: str, folder: Path, prompt: str, options: FolderOptions, limit: int | None = None
+    ) -> TrainingSamples[SubjectFolder]:
         subject = SubjectFolder(
             folder,
             prompt,
@@ -243,7 +273,11 @@ def make_streams(
             config.aspect_ratio_buckets,
             family.divisor,
             limit,
+            options,
         )
+        if sampler.accelerator.is_main_process:
+            for remark in subject.remarks():
+                logger.warning("%s", remark)
         cached = None
         if subject.deterministic:
             show = sampler.accelerator.is_main_process
@@ -252,12 +286,15 @@ def make_streams(
                 cached = encode_once(subject, family, TensorCache(config.cache_folder), show)
         return TrainingSamples(subject, name, config.seed, family, objective, config.noise_offset, cached)
 
-    streams = [stream("instance", config.instance_data_dir, config.instance_prompt)]
+    streams = [stream("instance", config.instance_data_dir, config.instance_prompt, options)]
     if config.with_prior_preservation and config.class_prompt:
         folder = config.class_data_dir or config.output_dir / "class_images"
         number = config.num_class_images
-        generate_class_images(sampler, folder, config.class_prompt, number, config.sample_batch_size, config.seed)
-        streams.append(stream("prior", folder, config.class_prompt, number))
+        size, nested = config.sample_batch_size, config.nested_folders
+        generate_class_images(sampler, folder, config.class_prompt, number, size, config.seed, nested)
+        # a prefix names the subject, which class images do not show: their captions stay as they are
+        plain = FolderOptions(config.nested_folders, config.caption_column)
+        streams.append(stream("prior", folder, config.class_prompt, plain, number))
     return streams
 
 
@@ -268,15 +305,19 @@ def validation_samples(
     folder = config.validation_data_dir or config.instance_data_dir
     buckets, resolution = config.aspect_ratio_buckets, config.resolution or family.native_resolution
     centred = Augmentation(center_crop=True)
-    subject = SubjectFolder(folder, config.instance_prompt, resolution, centred, buckets, family.divisor, PICTURES)
+    options = config.section(FolderOptions)
+    subject = SubjectFolder(
+        folder, config.instance_prompt, resolution, centred, buckets, family.divisor, PICTURES, options
+    )
     return TrainingSamples(subject, STREAM, config.validation_seed, family, objective)
 
 
 def stream_of(samples: TrainingSamples[SubjectFolder], section: BatchSection, accelerator: Accelerator) -> Stream:
     """Which picture each sample of a stream is."""
     subject, seed = samples.subject, generator(section.seed, samples.stream).initial_seed()
+    sizes = subject.sizes if subject.use_buckets else []
     plan = BatchPlan(subject.sizes, section.batch_size(accelerator.num_processes), seed)
-    return Stream(samples.stream, plan, len(subject), [path.name for path in subject.paths])
+    return Stream(samples.stream, plan, len(subject), [picture.name for picture in subject.pictures], sizes)
 
 
 def batches(

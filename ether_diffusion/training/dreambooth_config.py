@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ether_diffusion.data.options import TAG_ORDERS
 from ether_diffusion.ranges import AMOUNT, COUNT, Range
 from ether_diffusion.registry import METHODS
 from ether_diffusion.training.config import TrainingConfig
@@ -17,11 +18,18 @@ class DreamBoothConfig(TrainingConfig):
     """DreamBooth (arXiv 2208.12242): teach the model one subject from a folder of its photos.
 
     Attributes:
-        instance_data_dir: folder with the photos of the subject; a .txt beside a photo is its own prompt.
+        instance_data_dir: folder with the photos of the subject. A .txt beside a photo holds its own captions, one a
+            line, and so may a metadata.csv or metadata.jsonl in the folder; of several each sample takes one.
         subjects_dir: instead of instance_data_dir: a folder of such folders, whose subjects are all trained in one run:
             each gets its own adapter and its own run folder in output_dir, as if it were trained alone.
         instance_prompt: prompt of the photos, with a rare word for the subject: "a photo of qwe dog". With subjects_dir
             {subject} stands for the folder's name, and a prompt.txt in a folder is its own prompt.
+        nested_folders: search the sub-folders of the folders of pictures, too.
+        caption_column: column of the captions in metadata.csv and metadata.jsonl.
+        caption_prefix: put before every caption of a photo, with a space, such as "a photo of qwe dog,".
+        shuffle_tags: take comma-separated captions of the photos with their tags in other orders.
+        keep_tags: so many tags at the start of a caption keep their places.
+        tag_orders: at most so many orders of each caption, each of which is encoded once.
         with_prior_preservation: train on images of the class as well, so that the class is not forgotten.
         class_data_dir: folder with class images, filled up by the base itself; output_dir/class_images by default.
         class_prompt: prompt of the class images: "a photo of a dog".
@@ -37,14 +45,31 @@ class DreamBoothConfig(TrainingConfig):
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **TrainingConfig.RANGES,
+        "keep_tags": AMOUNT,
+        "tag_orders": Range(1, 1000),
         "num_class_images": COUNT,
         "prior_loss_weight": AMOUNT,
         "sample_batch_size": COUNT,
     }
 
+    LATER: ClassVar[frozenset[str]] = TrainingConfig.LATER | {
+        "nested_folders",
+        "caption_column",
+        "caption_prefix",
+        "shuffle_tags",
+        "keep_tags",
+        "tag_orders",
+    }
+
     instance_data_dir: Path = Path()
     subjects_dir: Path | None = None
     instance_prompt: str = ""
+    nested_folders: bool = False
+    caption_column: str = "text"
+    caption_prefix: str = ""
+    shuffle_tags: bool = False
+    keep_tags: int = 0
+    tag_orders: int = TAG_ORDERS
     with_prior_preservation: bool = False
     class_data_dir: Path | None = None
     class_prompt: str | None = None
@@ -70,6 +95,8 @@ class DreamBoothConfig(TrainingConfig):
             raise ValueError("instance_data_dir is missing: name the folder with the photos of the subject")
         if not self.instance_prompt and self.subjects_dir is None:
             raise ValueError('instance_prompt is missing: describe the photos, such as "a photo of qwe dog"')
+        if not self.shuffle_tags and (self.keep_tags or self.tag_orders != TAG_ORDERS):
+            raise ValueError("keep_tags and tag_orders are for shuffled captions: add shuffle_tags, or leave them out")
         if self.with_prior_preservation and not self.class_prompt:
             raise ValueError('with_prior_preservation needs class_prompt, such as "a photo of a dog"')
 

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.runs.folder import MetricsFile, Provenance, forget_after, list_checkpoints
 from ether_diffusion.runs.report import write_report
+from ether_diffusion.training.averages import Averages
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.checkpoints import Checkpoints
 from ether_diffusion.training.interrupts import Interrupts
@@ -30,7 +31,7 @@ from ether_diffusion.training.optimizers import learning_rates, make_optimizer, 
 from ether_diffusion.training.samples import Sampler, Shown, has_samples, inactive, write_samples
 from ether_diffusion.training.sections import HubSection, LoopSection, OptimizerSection, SavingSection
 from ether_diffusion.training.seen import SEEN, Seen
-from ether_diffusion.training.trainables import Trainable
+from ether_diffusion.training.trainables import Trainable, trained_state
 from ether_diffusion.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,10 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
     schedule = make_schedule(optimizer, settings.optimizer)
     model, optimizer = accelerator.prepare(task.model, optimizer)
     accelerator.register_for_checkpointing(schedule)  # to save it; it is read back without pickle
-    checkpoints = Checkpoints(accelerator, task.family.pipe, task.trainables, settings.saving)
+    averages = None
+    if section.ema_decay is not None:
+        averages = Averages(trained_state(task.trainables), section.ema_decay)
+    checkpoints = Checkpoints(accelerator, task.family.pipe, task.trainables, settings.saving, averages)
     step = checkpoints.load(start, optimizer, schedule) if start else 0
     task.begin()  # all checks are behind us: from here on the run folder is this run's
     checkpoints.remove_leftovers()
@@ -183,11 +187,15 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
             if not skipped:
                 schedule.step()
             step += 1
+            if averages is not None and not skipped:
+                averages.update(step)
             run.log(step, measured, rates, time.perf_counter() - began, bar)
             if step == section.max_train_steps or step % section.checkpointing_steps == 0:
                 checkpoints.save(step)
             run.sample_if_due(step, interrupts)
         run.record_pictures()
+    if averages is not None:
+        averages.take_over()  # what is saved of the run
     accelerator.wait_for_everyone()
 
 
@@ -257,13 +265,15 @@ class _Run:
         finished = step == self.section.max_train_steps
         due = finished or step % self.section.validation_steps == 0
         if self.accelerator.is_main_process and due:
+            averages = self.checkpoints.averages
             stop = lambda: bool(interrupts.received)  # noqa: E731
-            for number, lane in enumerate(self.task.lanes):
-                self._validate(lane, self.validations[number], step)
-                folder = lane.saving.output_dir / "samples" / f"step-{step:06d}"
-                if self.section.num_validation_images and not has_samples(folder):
-                    self._only(lane)
-                    write_samples(lane.sampler, lane.trainables, lane.shown, step, stop)
+            with nullcontext() if averages is None else averages.acting():
+                for number, lane in enumerate(self.task.lanes):
+                    self._validate(lane, self.validations[number], step)
+                    folder = lane.saving.output_dir / "samples" / f"step-{step:06d}"
+                    if self.section.num_validation_images and not has_samples(folder):
+                        self._only(lane)
+                        write_samples(lane.sampler, lane.trainables, lane.shown, step, stop)
             self.update("running", report=not finished)
         self.accelerator.wait_for_everyone()
 

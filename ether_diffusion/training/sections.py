@@ -123,6 +123,7 @@ class LoopSection:
     max_train_steps: int
     gradient_accumulation_steps: int
     max_grad_norm: float
+    ema_decay: float | None
     checkpointing_steps: int
     validation_steps: int
     num_validation_images: int

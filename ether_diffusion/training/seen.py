@@ -10,6 +10,8 @@ from typing import Any
 from ether_diffusion.data.plan import BatchPlan
 from ether_diffusion.runs.folder import read_provenance, step_of
 
+BUCKETS = "buckets"
+"""In ``provenance.json`` of a run with buckets: their sizes and pictures."""
 PLANNED = "pictures_planned"
 """In ``provenance.json`` from the start on: how often the whole run is going to show each picture."""
 SEEN = "pictures_seen"
@@ -25,12 +27,14 @@ class Stream:
         plan: which picture each sample is.
         pictures: how many there are.
         names: of the pictures; none where there may be too many to list.
+        sizes: (height, width) that each is cut to, where they differ.
     """
 
     name: str
     plan: BatchPlan
     pictures: int
     names: Sequence[str] = ()
+    sizes: Sequence[tuple[int, int]] = ()
 
     def until(self, first_step: int, end_step: int) -> dict[str, Any]:
         """How often the steps show a picture: ``fewest``, ``most``, and the ``times`` of each that has a name."""
@@ -38,6 +42,21 @@ class Stream:
         times = [counts[index] for index in range(self.pictures)]
         named = {"times": dict(zip(self.names, times, strict=True))} if self.names else {}
         return {"batch": self.plan.batch_size, "fewest": min(times), "most": max(times), **named}
+
+    def buckets(self, first_step: int, end_step: int) -> dict[str, Any]:
+        """The sizes with the number of their pictures, and how often the steps show each of these.
+
+        In an epoch every picture is seen once, whatever its size. What fills no batch waits for the next epoch; after
+        ``epochs_of_a_cycle`` nothing waits.
+        """
+        counts = self.plan.seen(first_step, end_step)
+        rows = []
+        for size in sorted(set(self.sizes)):
+            times = [counts[index] for index, own in enumerate(self.sizes) if own == size]
+            height, width = size
+            row = {"height": height, "width": width, "pictures": len(times), "seen_per_epoch": 1}
+            rows.append({**row, "fewest": min(times), "most": max(times)})
+        return {"epochs_of_a_cycle": self.plan.passes, "sizes": rows}
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,11 @@ class Seen:
             "until_step": step,
             **{stream.name: stream.until(since, max(since, step)) for stream in self.streams},
         }
+
+    def buckets(self, step: int) -> dict[str, Any]:
+        """The buckets of the streams that have some, and how often their pictures are shown up to ``step``."""
+        since = self.since_step
+        return {each.name: each.buckets(since, max(since, step)) for each in self.streams if each.sizes}
 
     def resumed(self, before: Mapping[str, Any], step: int) -> Seen:
         """The same for a run that goes on from ``step``, where ``before`` is the provenance so far.

@@ -105,6 +105,16 @@ def make_trainables(components: Components, section: AdapterSection, adapter: st
     return [_full(component, module) for component, module in components.items()]
 
 
+def trained_state(trainables: list[Trainable]) -> dict[str, Tensor]:
+    """The trained parameters by name."""
+    return {
+        f"{trainable.key}.{name}": parameter
+        for trainable in trainables
+        for name, parameter in trainable.module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
 def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], saving: SavingSection) -> None:
     """Write the result into the run folder, in the format that the method's own loader reads.
 

@@ -200,6 +200,18 @@ def broken() -> dict[str, dict[str, bytes]]:
             "name.jsonl": b'{"file_name": ["a.png"], "text": "x"}',
             "latin.jsonl": '{"file_name": "ä.png", "text": "x"}'.encode("latin-1"),
         },
+        "captions": {
+            "deep.jsonl": DEEP.encode(),
+            "outside.csv": b"file_name,text\n/etc/hostname,x\n",
+            "up.csv": b"file_name,text\nx/../../b.png,x\n",
+            "nul.csv": b"file_name,text\na\0.png,x\n",
+            "long.csv": b"file_name,text\n" + b"a" * 5000 + b",x\n",
+            "field.csv": b"file_name,text\na.png," + b"x" * 2**18 + b"\n",
+            "open.csv": b'file_name,text\na.png,"' + b"x\n" * 2**17,
+            "columns.csv": b"file_name,text" + b",x" * 2**17 + b"\n",
+            "half.jsonl": b'{"file_name": "a.png", "text": "\\ud800"}',
+            "latin.csv": "file_name,text\nä.png,x\n".encode("latin-1"),
+        },
         "picture": {
             "bomb.png": png(40_000, 40_000),
             "large.png": png(12_000, 9_000),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from ether_diffusion.data.augment import Augmentation
+from ether_diffusion.data.options import FolderOptions
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
 
@@ -117,3 +119,41 @@ def test_a_photo_that_would_be_scaled_to_gigabytes_is_named(tmp_path: Path) -> N
     Image.new("RGB", (100, 6000)).save(tmp_path / "long.png")
     with pytest.raises(ValueError, match=r"long.png of 100 x 6000 pixels would have 2048 x 122880 once it covers"):
         SubjectFolder(tmp_path, "a dog", 2048, Augmentation())
+
+
+def test_pictures_that_are_enlarged_are_named_in_one_remark(tmp_path: Path) -> None:
+    for number in range(6):
+        save(tmp_path / f"{number}.png", 32 + number, 40)
+    save(tmp_path / "large.png", 64, 64)
+    (remark,) = SubjectFolder(tmp_path, "p", 64, CENTER).remarks()
+    assert remark.startswith(f"6 of 7 pictures in {tmp_path} are smaller than the resolution and are enlarged")
+    assert "0.png (40 x 32) to 2.00 of its size, 1.png (40 x 33) to 1.94 of its size" in remark
+    assert remark.count("of its size") == 4
+    assert ", …; use larger pictures, or a smaller --resolution" in remark
+    assert SubjectFolder(tmp_path, "p", 32, CENTER).remarks() == []
+
+
+def test_captions_that_are_missing_in_the_metadata_or_many_are_counted(folder: Path) -> None:
+    assert SubjectFolder(folder, "a sks dog", 64, CENTER).remarks() == []
+    (folder / "metadata.csv").write_text("file_name,text\na.png,one\n")
+    (folder / "b.txt").write_text("a sks dog\non a beach")
+    missing, several = SubjectFolder(folder, "a sks dog", 64, CENTER).remarks()
+    assert missing == (
+        f'1 of 3 pictures in {folder} have no caption in {folder / "metadata.csv"} or beside them, and get "a sks dog"'
+    )
+    assert several.startswith(f"1 of 3 pictures in {folder} have several captions")
+
+
+def test_settings_that_change_nothing_are_named(folder: Path) -> None:
+    def remarks(**options: Any) -> list[str]:
+        return SubjectFolder(folder, "a, sks, dog", 64, CENTER, options=FolderOptions(**options)).remarks()
+
+    (shuffled,) = remarks(shuffle_tags=True, caption_prefix="photo")
+    assert shuffled.startswith(f"shuffle_tags changes nothing: no caption in {folder} has two comma-separated tags")
+    (folder / "b.txt").write_text("sks dog, beach, sun")
+    assert remarks(shuffle_tags=True, keep_tags=1) == []
+    assert len(remarks(shuffle_tags=True, keep_tags=2)) == 1
+    (folder / "b.txt").unlink()
+    assert remarks(caption_prefix="photo") == [
+        f"caption_prefix stands before captions only, of which {folder} has none"
+    ]

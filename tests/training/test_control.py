@@ -242,6 +242,24 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert checkpoints(whole) == checkpoints(cut)
 
 
+@pytest.mark.parametrize("way", ["encoder and ETHER+", "new ControlNet"], indirect=True)
+def test_the_average_of_a_control_is_what_is_saved_and_goes_on_after_a_resume(
+    way: dict[str, Any], train: Train
+) -> None:
+    common = way | {"checkpointing_steps": 2, "ema_decay": 0.9}
+    whole, cut = train("whole", max_train_steps=4, **common), train("cut", max_train_steps=2, **common)
+    train("cut", max_train_steps=4, resume="latest", **common)
+    found = [load_file(run / "checkpoints" / "step-000004" / "averaged.safetensors") for run in (whole, cut)]
+    assert same_tensors(*found)
+    assert found[0].keys() == trained(whole, 4).keys()
+    assert not same_tensors(found[0], trained(whole, 4))
+    saved = [
+        file for file in whole.rglob("*.safetensors") if "checkpoints" not in file.parts and "cache" not in file.parts
+    ]
+    kept = {tensor.numpy().tobytes() for file in saved for tensor in load_file(file).values()}
+    assert {tensor.numpy().tobytes() for tensor in found[0].values()} <= kept
+
+
 def test_accumulation_equals_the_larger_batch(train: Train) -> None:
     large = train("large", train_batch_size=4)
     rounds = train("rounds", train_batch_size=1, gradient_accumulation_steps=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from training.helpers import checkpoints, metrics, provenance, relative_change, same_tensors, samples, trained
 
 Train = Callable[..., Path]
@@ -63,3 +65,31 @@ def test_two_processes_equal_one_with_twice_the_batch_also_when_resumed(
         for key in ("loss", "instance_loss", "prior_loss", "grad_norm"):
             assert left[key] == pytest.approx(right[key], rel=1e-5), key
     assert same_tensors(samples(two)["step-000000/00.png"], samples(one)["step-000000/00.png"])
+
+
+def test_two_processes_take_the_captions_and_the_average_of_one(
+    train: Train, launch: Callable[..., Path], photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "captioned"
+    shutil.copytree(photos, folder)
+    rows = ['{"file_name": "0.png", "text": ["a, b, c, d", "one dog"]}', '{"file_name": "2.png", "text": "e, f, g"}']
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    common: dict[str, Any] = {
+        "instance_data_dir": folder,
+        "shuffle_tags": True,
+        "caption_prefix": "qwe,",
+        "ema_decay": 0.8,
+        "learning_rate": 1e-2,
+        "adam_epsilon": 1e-3,
+        "max_train_steps": 4,
+    }
+    one, two = train("one", train_batch_size=2, **common), launch("two", **common)
+    assert provenance(two)["num_processes"] == 2
+    final, average = ([load_file(run / "checkpoints" / "step-000004" / name) for run in (two, one)] for name in (
+        "trained.safetensors", "averaged.safetensors",
+    ))  # fmt: skip
+    assert relative_change(*final) < 1e-6
+    assert relative_change(*average) < 1e-6
+    assert relative_change(average[0], final[0]) > 1e-3
+    for left, right in zip(metrics(two), metrics(one), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,20 @@ def test_a_lone_shape_has_its_share_of_the_samples(train: Train, lone: Path, sho
     expected = {"batch": 4, "fewest": 4, "most": 4, "times": dict.fromkeys(names, 4)}
     assert record["pictures_seen"] == {"since_step": 0, "until_step": 7, "instance": expected}
     assert record["pictures_planned"] == record["pictures_seen"]
+
+
+def test_each_bucket_is_told_and_recorded(train: Train, lone: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run = train(instance_data_dir=lone, aspect_ratio_buckets=True, train_batch_size=4, max_train_steps=8)
+    square = {"height": 32, "width": 32, "pictures": 6, "seen_per_epoch": 1, "fewest": 4, "most": 5}
+    wide = {"height": 22, "width": 46, "pictures": 1, "seen_per_epoch": 1, "fewest": 4, "most": 4}
+    assert provenance(run)["buckets"] == {"instance": {"epochs_of_a_cycle": 4, "sizes": [wide, square]}}
+    told = [message for message in caplog.messages if "bucket of" in message]
+    assert told == [
+        "instance, bucket of 22 x 46 pixels (height x width): 1 picture, each seen once an epoch, 4 times in all",
+        "instance, bucket of 32 x 32 pixels (height x width): 6 pictures, each seen once an epoch, 4 to 5 times in all",
+    ]
+    assert "buckets" not in provenance(train("squares", instance_data_dir=lone))
 
 
 def test_a_run_that_fails_records_what_it_showed(

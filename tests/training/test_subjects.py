@@ -71,6 +71,7 @@ CASES: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 2,
         "random_flip": True,
     },
+    "average": {"method": "ether_plus", "ema_decay": 0.9},
     "text encoder": {"method": "ether_plus", "train_text_encoder": True, "train_batch_size": 2},
     "gradient checkpointing": {"method": "ether_plus", "gradient_checkpointing": True},
 }
