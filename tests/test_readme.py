@@ -16,6 +16,7 @@ from ether_diffusion.pipelines.control_encoder import ControlEncoder
 from ether_diffusion.pipelines.control_hook import attach_control
 from ether_diffusion.playground.world import write_subject
 from ether_diffusion.private import forget_accelerator
+from ether_diffusion.runs.sample import main as draw
 from ether_diffusion.training.dreambooth import main as train_dreambooth
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +52,9 @@ def test_the_training_command_and_all_python_of_the_readme_run(workplace: Path, 
              "--mixed_precision", "no"]  # fmt: skip
     train_dreambooth([*training_command(), *small])
     assert (workplace / "runs/dog/report.html").is_file()
+    (drawing,) = (block for block in blocks("bash") if block.startswith("ether sample"))
+    draw([*shlex.split(drawing)[2:], "--num_inference_steps", "2", "--device", "cpu"])
+    assert len(list((workplace / "pictures").glob("00-seed*.png"))) == 12
     pipe = DiffusionPipeline.from_pretrained(base_folder)
     ether.attach(pipe.unet, ether.EtherConfig(method="ether"), name="style")
     ether.save(pipe, "runs/style")

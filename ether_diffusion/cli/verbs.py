@@ -110,6 +110,9 @@ ETHER = Group(
             Program("train", "teach a base a subject from a few photos", "ether_diffusion.training.launch:dreambooth"),
             Program("control", "teach a base to follow maps, edges, depth", "ether_diffusion.training.launch:control"),
         ),
+        "Pictures": (
+            Program("sample", "draw with what a run learnt, at several strengths", "ether_diffusion.runs.sample:main"),
+        ),
         "Evaluation": (
             Program(
                 "bench",
