@@ -53,6 +53,7 @@ READ = [
     ("sdxl", "all", ("text_encoder", "text_encoder_2"), "diffusers"),
     ("sdxl", "attention", ("text_encoder",), "comfyui"),
     ("sd3", "all", ("text_encoder", "text_encoder_2"), "diffusers"),
+    ("sd3.5", "all", ("text_encoder",), "diffusers"),
     ("flux", "all", ("text_encoder",), "diffusers"),
     ("flux", "attention", (), "comfyui"),
     ("flux2", "all", (), "diffusers"),

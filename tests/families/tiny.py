@@ -151,8 +151,8 @@ def qwen_autoencoder() -> nn.Module:
     )
 
 
-def sd3(with_t5: bool = True) -> DiffusionPipeline:
-    """Stable Diffusion 3, whose T5 may be missing."""
+def sd3(with_t5: bool = True, dual: bool = False) -> DiffusionPipeline:
+    """Stable Diffusion 3, whose T5 may be missing; of 3.5 medium the first blocks have two attentions."""
     tokenizer_3, text_encoder_3 = t5(64) if with_t5 else (None, None)
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=16,
@@ -167,6 +167,7 @@ def sd3(with_t5: bool = True) -> DiffusionPipeline:
         out_channels=16,
         pos_embed_max_size=16,
         qk_norm="rms_norm",
+        dual_attention_layers=(0,) if dual else (),
     )
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
@@ -587,6 +588,9 @@ FLOW: dict[str, Callable[[], DiffusionPipeline]] = {
 }
 """Pipelines of flow matching, by what the tests call them."""
 
+VARIANTS: dict[str, Callable[[], DiffusionPipeline]] = {"sd3.5": lambda: sd3(dual=True)}
+"""Pipelines with layers that others of their family do not have."""
+
 DIFFUSION: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd": tiny_pipeline,
     "sdxl": lambda: tiny_pipeline(xl=True),
@@ -602,7 +606,7 @@ def build(name: str) -> DiffusionPipeline:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipe = (FLOW | DIFFUSION)[name]()
+        pipe = (FLOW | DIFFUSION | VARIANTS)[name]()
         for part in pipe.components.values():
             if not isinstance(part, nn.Module):
                 continue
