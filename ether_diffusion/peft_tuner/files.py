@@ -1,0 +1,181 @@
+"""Our adapter file and PEFT's folder, each made from the other; the numbers are the same bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialize
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from ether_diffusion.config import EtherConfig
+from ether_diffusion.core.targets import canonical
+from ether_diffusion.families.parts import TEXT_ENCODERS
+from ether_diffusion.files import atomic_path
+from ether_diffusion.peft_tuner.config import VARIANTS, EtherPeftConfig, write_import
+from ether_diffusion.peft_tuner.registration import NAME
+from ether_diffusion.pipelines.file import AdapterFile
+from ether_diffusion.pipelines.schema import COMPONENTS, vector_shapes
+from ether_diffusion.reading import check_regular, parse_json
+
+PEFT_ROOT = "base_model.model."
+"""What PEFT's keys begin with."""
+METHODS = ".ether_methods."
+NESTED = "text_model."
+"""Where some text encoders keep their layers; canonical paths leave it out."""
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def to_peft(source: str | Path, folder: str | Path) -> dict[str, Path]:
+    """Write an adapter of ``ether.save`` as folders that ``PeftModel.from_pretrained`` loads.
+
+    Args:
+        source: a folder, a file, or a repository of the Hugging Face Hub.
+        folder: where to write: into itself if the adapter has one component, else into a folder for each, by name.
+
+    Returns:
+        The folder of each component.
+
+    Raises:
+        FileNotFoundError: there is nothing under ``source``.
+        ValueError: the adapter is Naive's, or has a control encoder; or its file is damaged.
+    """
+    file = AdapterFile.read(source)
+    if file.control is not None:
+        raise ValueError(f"{source} has a control encoder, which a PEFT folder cannot hold")
+    for component, config in file.configs.items():
+        if config.method not in VARIANTS:
+            raise ValueError(f"{component} of {source} is of {config.method}; the tuner has {', '.join(VARIANTS)}")
+    places = {name: Path(folder) / name if len(file.configs) > 1 else Path(folder) for name in file.configs}
+    for component, place in places.items():
+        state = file.states[component]
+        place.mkdir(parents=True, exist_ok=True)
+        tensors = {PEFT_ROOT + _peft_key(key): value.float().contiguous() for key, value in state.items()}
+        with atomic_path(place / WEIGHTS) as temporary:
+            temporary.write_bytes(serialize(tensors, metadata={"format": "pt"}))
+        _settings(component, file).save_pretrained(str(place))
+        write_import(place)
+    return places
+
+
+def from_peft(folders: Mapping[str, str | Path], path: str | Path) -> Path:
+    """Write ETHER folders of PEFT as the adapter file that ``ether.load`` reads.
+
+    Args:
+        folders: for each component of the pipeline ("unet", "transformer", "text_encoder", …) its folder.
+        path: a folder, which gets the file's standard name, or a name that ends in .safetensors.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: a folder has no ``adapter_config.json`` or ``adapter_model.safetensors``.
+        ValueError: a folder is of another type, is damaged, or has what no adapter file holds, such as
+            ``modules_to_save``; or a component is unknown.
+    """
+    if unknown := sorted(set(folders) - set(COMPONENTS)):
+        raise ValueError(f"unknown component {unknown[0]!r}; there are: {', '.join(COMPONENTS)}")
+    states, configs, names, hashes = {}, {}, set(), {}
+    for component, folder in folders.items():
+        settings = _read_settings(Path(folder))
+        states[component] = _read_state(Path(folder), component, settings)
+        origin = settings.origin or {}
+        configs[component] = _ether_config(settings, states[component])
+        names.add(origin.get("base_model") or settings.base_model_name_or_path or "")
+        if origin.get("base_hash"):
+            hashes[component] = origin["base_hash"]
+    base_model = names.pop() if len(names) == 1 else ""
+    return AdapterFile(states, configs, base_model, hashes).write(path)
+
+
+def _peft_key(key: str) -> str:
+    """``path.u`` to ``path.ether_methods.u``; of a part, ``path.u.q`` to ``path.ether_methods.u.q``."""
+    *parents, last = key.split(".")
+    vectors = [last] if last in ("u", "v", "u_out", "v_out") else [parents.pop(), last]
+    return ".".join(parents) + METHODS + ".".join(vectors)
+
+
+def _settings(component: str, file: AdapterFile) -> EtherPeftConfig:
+    """Of a component, with all that the file says of it."""
+    config = file.configs[component]
+    keys = [_peft_key(key) for key in file.states[component]]
+    paths = sorted({key.partition(METHODS)[0] for key in keys})
+    parts = {key.partition(METHODS)[2].partition(".")[2] for key in keys} - {""}
+    origin: dict[str, Any] = {"component": component, "ether_config": config.to_dict(), "base_model": file.base_model}
+    origin |= {"base_hash": (file.base_hash or {}).get(component, "")}
+    return EtherPeftConfig(
+        variant=config.method,
+        n_blocks=config.n_blocks,
+        two_sided=config.two_sided,
+        target_modules=paths,
+        exclude_parts=["mlp"] if parts and "mlp" not in parts else None,
+        seed=config.seed,
+        origin=origin,
+        base_model_name_or_path=file.base_model or None,
+        inference_mode=True,
+    )
+
+
+def _read_settings(folder: Path) -> EtherPeftConfig:
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {SETTINGS}: it is no folder of PEFT")
+    check_regular(path)
+    values = parse_json(path.read_bytes())
+    if not isinstance(values, dict) or values.get("peft_type") != NAME:
+        found = values.get("peft_type") if isinstance(values, dict) else None
+        raise ValueError(f"{path} is of the type {found!r}, not {NAME}: only ETHER adapters have an adapter file")
+    known = EtherPeftConfig.__dataclass_fields__
+    return EtherPeftConfig(**{key: value for key, value in values.items() if key in known and key != "peft_type"})
+
+
+def _read_state(folder: Path, component: str, settings: EtherPeftConfig) -> dict[str, Tensor]:
+    """The vectors by canonical path."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; files that must be unpickled are not read")
+    check_regular(path)
+    try:
+        tensors = deserialize(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors; it is damaged or cut off ({error})") from error
+    state: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        place, found, vector = key.removeprefix(PEFT_ROOT).partition(METHODS)
+        if not found:
+            raise ValueError(f"{path} holds {key}, which is no vector of ETHER: an adapter file cannot hold it")
+        place = canonical(place)
+        state[f"{place.removeprefix(NESTED) if component in TEXT_ENCODERS else place}.{vector}"] = value
+    _check(state, settings, path)
+    return state
+
+
+def _check(state: Mapping[str, Tensor], settings: EtherPeftConfig, path: Path) -> None:
+    """Raise ValueError unless every projection has exactly the vectors of the settings, of one width a side."""
+    expected = set(vector_shapes(settings.ether_config(), settings.n_blocks, settings.n_blocks))
+    found: dict[str, set[str]] = {}
+    for key, value in state.items():
+        place, _, vectors = _peft_key(key).partition(METHODS)
+        found.setdefault(place, set()).add(vectors.partition(".")[0])
+        if value.ndim != 2 or len(value) != settings.n_blocks:
+            raise ValueError(
+                f"{path}: {key} is {tuple(value.shape)}; with n_blocks={settings.n_blocks} it has as many rows"
+            )
+    for place, vectors in found.items():
+        if vectors != expected:
+            raise ValueError(f"{path}: {place} has the vectors {sorted(vectors)}; its settings need {sorted(expected)}")
+
+
+def _ether_config(settings: EtherPeftConfig, state: Mapping[str, Tensor]) -> EtherConfig:
+    """The settings that the vectors came with, if they are still true; else those of exactly these projections."""
+    paths = tuple(sorted({_peft_key(key).partition(METHODS)[0] for key in state}))
+    stored = (settings.origin or {}).get("ether_config")
+    if stored is not None:
+        config = EtherConfig.from_dict(stored)
+        known = (config.method, config.n_blocks, config.two_sided)
+        if known == (settings.variant, settings.n_blocks, settings.two_sided):
+            return config
+    return settings.ether_config(paths)

@@ -1,0 +1,167 @@
+"""What the ETHER layers of one model share: the rows of a running forward, and the adapters of a mixed batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ether_diffusion.core.host import Link, forward_dtype, links_to, refuse_switches
+from ether_diffusion.core.linear import Projection
+from ether_diffusion.core.rows import Slots, close_forward, open_forward
+from ether_diffusion.core.targets import wrapper_at
+
+_ATTRIBUTE = "_ether_forwards"
+_LOOKING = threading.Lock()
+"""Held while a model is searched for its layers: threads may share it."""
+
+
+class Forwards:
+    """Hooks on a model with ETHER layers, which make the rows of all of them at the start of its forward.
+
+    Which adapters act is the layers' own state, kept by PEFT's verbs; here is only what follows from it.
+
+    Attributes:
+        model: whose layers they are.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._projections: list[Projection] = []
+        self._slots = Slots([])
+        self._links: list[Link] = []
+        self._around: list[BaseTunerLayer] = []
+        self._switches: list[nn.Module] = []
+        self._stale = True
+        self._handles = [
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+
+    @staticmethod
+    def of(model: nn.Module) -> Forwards:
+        """Those of a model, made at the first call."""
+        found: Forwards | None = model.__dict__.get(_ATTRIBUTE)
+        if found is None:
+            found = model.__dict__[_ATTRIBUTE] = Forwards(model)
+        return found
+
+    def remove(self) -> None:
+        """Take the hooks off a model that has no ETHER layer any more."""
+        for handle in self._handles:
+            handle.remove()
+        self.model.__dict__.pop(_ATTRIBUTE, None)
+
+    def changed(self) -> None:
+        """A layer has another plan, or is new."""
+        self._stale = True
+
+    def check_part(self, projection: Projection) -> None:
+        """Raise RuntimeError if another tuner has merged an update into the weight of a layer that is called alone."""
+        module = wrapper_at(self.model, projection.path)
+        while module is not None and _projection_of(module) is not projection:
+            if getattr(module, "merged_adapters", None):
+                raise _merged_around(module)
+            module = module._modules.get("base_layer")
+
+    def _follow(self) -> None:
+        """Look for the layers anew, where one has changed, come or gone."""
+        stale = self._stale or not all(children.get(name) is child for children, name, child in self._links)
+        if not stale:
+            return
+        with _LOOKING:
+            self._stale = False
+            self._projections = [p for each in self.model.modules() if (p := _projection_of(each)) is not None]
+            self._slots = Slots(list(dict.fromkeys(slot for each in self._projections for slot in each.slot)))
+            self._links = links_to(self.model, [each.path for each in self._projections])
+            inside = {id(module) for each in self._projections for module in each.module.modules()}
+            self._around = [
+                module
+                for module in self.model.modules()
+                if isinstance(module, BaseTunerLayer)
+                and _projection_of(module) is None
+                and id(module) not in inside
+                and any(_projection_of(each) is not None for each in module.modules())
+            ]
+            self._switches = [module for module in self.model.modules() if hasattr(module, "gradient_checkpointing")]
+
+    def _begin(self, model: nn.Module, args: object) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self._follow()
+        if not self._projections:
+            self.remove()
+            return
+        for module in self._around:
+            if module.merged_adapters:
+                raise _merged_around(module)
+        for projection in self._projections:
+            projection.refresh_buffers()
+        open_forward(self, self._slots, forward_dtype(self._projections))
+
+    def _end(self, model: nn.Module, args: object, output: object) -> None:
+        close_forward(self)
+        refuse_switches(
+            model, self._switches, output, lambda: [projection.plan.generation for projection in self._projections]
+        )
+
+
+def _projection_of(module: nn.Module | None) -> Projection | None:
+    found = module.__dict__.get("projection") if module is not None else None
+    return found if isinstance(found, Projection) else None
+
+
+def _merged_around(module: Any) -> RuntimeError:
+    return RuntimeError(
+        f"{type(module).__module__}.{type(module).__name__} stands around an ETHER layer and has merged "
+        f"{', '.join(module.merged_adapters)} into the weight beneath, which ETHER would transform, too: unmerge it, "
+        "or merge both"
+    )
+
+
+class Named(NamedTuple):
+    """The adapters of the samples of a running forward.
+
+    Attributes:
+        forwards: whose forward it is.
+        names: one per sample.
+        beams: by how many each sample is repeated in the decoder.
+    """
+
+    forwards: object
+    names: tuple[str, ...]
+    beams: int
+
+    def of_batch(self, size: int) -> tuple[str, ...]:
+        """The names for a batch: as they are, or each repeated for its beams, which an encoder never sees."""
+        if self.beams > 1 and size == self.beams * len(self.names):
+            return tuple([name for name in self.names for _ in range(self.beams)])
+        return self.names
+
+
+_NAMED: ContextVar[tuple[Named, ...]] = ContextVar("mixed batches", default=())
+"""The mixed batches that this thread is in."""
+
+
+@contextmanager
+def mixed_batch(forwards: object, names: Sequence[str], beams: int) -> Iterator[None]:
+    """Within this, samples of a forward of the model have adapters of their own."""
+    token = _NAMED.set((*_NAMED.get(), Named(forwards, tuple(names), beams)))
+    try:
+        yield
+    finally:
+        _NAMED.reset(token)
+
+
+def names_of(forwards: object, size: int) -> tuple[str, ...] | None:
+    """The names for a batch in the running forward of a model; None where all samples have the active adapters."""
+    for named in reversed(_NAMED.get()):
+        if named.forwards is forwards:
+            return named.of_batch(size)
+    return None
