@@ -131,7 +131,7 @@ def trained(layout: Layout, values: Sequence[Tensor]) -> Trained:
 
 def of_parts(layout: Layout, parameters: Trained) -> list[Tensor]:
     """The parameters of the parts of a side, in their order."""
-    if isinstance(parameters, nn.Parameter):
+    if not isinstance(parameters, nn.ParameterDict):  # a plain tensor while FSDP has its parameters gathered
         return [parameters]
     return [getattr(parameters, part.name) for part in layout.parts]
 

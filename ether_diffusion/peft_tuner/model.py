@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -95,6 +96,11 @@ class EtherModel(BaseTuner):
         """Delete an adapter from all layers."""
         super().delete_adapter(adapter_name)
         self.__dict__.get("_generators", {}).pop(adapter_name, None)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Nothing is cast: the vectors are fp32, for in half precision v - u would be rounded away."""
+        if not autocast_adapter_dtype:
+            warnings.warn("autocast_adapter_dtype=False: the vectors of ETHER stay fp32 all the same", stacklevel=2)
 
     def _check_merge_allowed(self) -> None:
         """Raise ValueError if the weight of a target is also another module's, which would get the update, too."""
