@@ -19,7 +19,7 @@ from ether_diffusion.core.targets import wrapper_at
 
 _ATTRIBUTE = "_ether_forwards"
 _LOOKING = threading.Lock()
-"""Held while a model is searched for its layers: threads may share it."""
+"""Held while a model is searched for its layers, or its mixed batches are counted: threads may share it."""
 
 
 class Forwards:
@@ -29,6 +29,8 @@ class Forwards:
 
     Attributes:
         model: whose layers they are.
+        mixed: how many mixed batches run, in any thread. Code that is being compiled looks at this first, which it can
+            guard, unlike a context variable.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,6 +41,7 @@ class Forwards:
         self._around: list[BaseTunerLayer] = []
         self._switches: list[nn.Module] = []
         self._stale = True
+        self.mixed = 0
         self._handles = [
             model.register_forward_pre_hook(self._begin),
             model.register_forward_hook(self._end, always_call=True),
@@ -150,17 +153,23 @@ _NAMED: ContextVar[tuple[Named, ...]] = ContextVar("mixed batches", default=())
 
 
 @contextmanager
-def mixed_batch(forwards: object, names: Sequence[str], beams: int) -> Iterator[None]:
+def mixed_batch(forwards: Forwards, names: Sequence[str], beams: int) -> Iterator[None]:
     """Within this, samples of a forward of the model have adapters of their own."""
     token = _NAMED.set((*_NAMED.get(), Named(forwards, tuple(names), beams)))
+    with _LOOKING:
+        forwards.mixed += 1
     try:
         yield
     finally:
         _NAMED.reset(token)
+        with _LOOKING:
+            forwards.mixed -= 1
 
 
-def names_of(forwards: object, size: int) -> tuple[str, ...] | None:
+def names_of(forwards: Forwards, size: int) -> tuple[str, ...] | None:
     """The names for a batch in the running forward of a model; None where all samples have the active adapters."""
+    if not forwards.mixed:
+        return None
     for named in reversed(_NAMED.get()):
         if named.forwards is forwards:
             return named.of_batch(size)

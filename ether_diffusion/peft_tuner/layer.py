@@ -20,6 +20,7 @@ from ether_diffusion.core.linear import Projection, given_input, with_input
 from ether_diffusion.core.methods import EtherPlus, Reflection, build_method
 from ether_diffusion.core.plan import Generations, Mixture, Off, PerSample, Plan, SampleNames
 from ether_diffusion.core.targets import Target, canonical
+from ether_diffusion.core.weights import writable_weight
 from ether_diffusion.peft_tuner.config import EtherPeftConfig
 from ether_diffusion.peft_tuner.forwards import Forwards, names_of
 
@@ -298,6 +299,7 @@ class EtherLinear(nn.Module, BaseTunerLayer):
                 f"cannot {wish} {self.projection.path}: {type(self.base_layer).__module__} has a layer between ETHER "
                 "and the weight; delete that adapter first, or use both unmerged"
             )
+        writable_weight(self.base_layer, wish)
         return self.base_layer
 
     def get_delta_weight(self, adapter: str) -> Tensor:

@@ -105,19 +105,18 @@ class EtherModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         """Raise ValueError if the weight of a target is also another module's, which would get the update, too."""
         super()._check_merge_allowed()
-        owners: dict[int, str] = {}
+        owners: dict[int, list[str]] = {}
         for path, module in self.model.named_modules():
             for parameter in module.parameters(recurse=False):
-                owners.setdefault(id(parameter), path)
+                owners.setdefault(id(parameter), []).append(path)
         for path, module in self.model.named_modules():
             if isinstance(module, EtherLinear):
-                own = f"{path}.base_layer"
                 weight = getattr(module.get_base_layer(), "weight", None)
-                other = owners.get(id(weight), own)
-                if other != own and not other.startswith(f"{own}."):
+                others = [other for other in owners.get(id(weight), []) if not other.startswith(f"{path}.base_layer")]
+                if others:
                     raise ValueError(
-                        f"cannot merge into {path}: its weight is also that of {other}, which would change, too; use "
-                        "the adapter unmerged, or untie the weights"
+                        f"cannot merge into {path}: its weight is also that of {others[0]}, which would change, too; "
+                        "use the adapter unmerged, or untie the weights"
                     )
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
