@@ -429,6 +429,15 @@ _FOLLOWING = threading.Lock()
 _ATTRIBUTE = "_ether_host"
 
 
+def _in_tuner(module: nn.Module | None) -> bool:
+    """Whether a layer of the ETHER tuner of PEFT is among the layers around a projection."""
+    while module is not None and "base_layer" in module._modules:
+        if "ether_methods" in module._modules:
+            return True
+        module = module._modules["base_layer"]
+    return False
+
+
 def host_of(model: nn.Module) -> Host | None:
     """The adapters attached to ``model``, None if there are none."""
     host: Host | None = root_of(model).__dict__.get(_ATTRIBUTE)
@@ -446,7 +455,7 @@ def attach(model: nn.Module, config: EtherConfig | None = None, name: str = "def
 
     Raises:
         ValueError: n_blocks does not divide the features of a target, no projection matches, the name is taken, or
-            the model's q, k, v projections are fused.
+            the model's q, k, v projections are fused, or PEFT has an ETHER layer around a target.
     """
     config = config or EtherConfig()
     targets = find_targets(model, config.targets)
@@ -467,6 +476,12 @@ def attach_made(model: nn.Module, adapter: Adapter, targets: list[Target]) -> Ad
         raise ValueError(f"an adapter {name!r} is attached already: detach it, or choose another name")
     if any(has_fused_qkv(target.attention) for target in targets):
         raise ValueError("the model's q, k, v projections are fused: call unfuse_qkv_projections() before attaching")
+    for target in targets:
+        if _in_tuner(wrapper_at(root, target.path)):
+            raise ValueError(
+                f"PEFT has an ETHER layer around {target.path}, which an adapter beside it would not see: unload it, "
+                "or add this adapter by PEFT, too (ether_diffusion.peft_tuner.to_peft makes its folder)"
+            )
     device = getattr(getattr(targets[0].module, "weight", None), "device", torch.device("cpu"))
     if device.type != "meta":
         adapter.to(device)

@@ -129,7 +129,7 @@ def test_threads_do_not_mix_their_batches() -> None:
 
 def test_what_cannot_be_mixed_is_refused() -> None:
     model, x = tuned("ether_plus"), batch()
-    with pytest.raises(ValueError, match="non-existing adapter.*: other"):
+    with pytest.raises(ValueError, match=r"non-existing adapter\(s\): other"):
         model(x, adapter_names=["other"] * 5)
     with pytest.raises(ValueError, match="but got 4 and 5 respectively"):
         model(x, adapter_names=["default"] * 4)
