@@ -12,10 +12,12 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ether_diffusion.config import EtherConfig
+from ether_diffusion.core.layout import INPUT_PARTS, OUTPUT_PARTS
 from ether_diffusion.core.targets import canonical
 from ether_diffusion.families.parts import TEXT_ENCODERS
 from ether_diffusion.files import atomic_path
 from ether_diffusion.peft_tuner.config import VARIANTS, EtherPeftConfig, write_import
+from ether_diffusion.peft_tuner.model import NESTED
 from ether_diffusion.peft_tuner.registration import NAME
 from ether_diffusion.pipelines.file import AdapterFile
 from ether_diffusion.pipelines.schema import COMPONENTS, vector_shapes
@@ -24,8 +26,8 @@ from ether_diffusion.reading import check_regular, parse_json
 PEFT_ROOT = "base_model.model."
 """What PEFT's keys begin with."""
 METHODS = ".ether_methods."
-NESTED = "text_model."
-"""Where some text encoders keep their layers; canonical paths leave it out."""
+PARTED = {"u": INPUT_PARTS, "v": INPUT_PARTS, "u_out": OUTPUT_PARTS, "v_out": OUTPUT_PARTS}
+"""The parts that a vector's name may be followed by."""
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -94,7 +96,8 @@ def from_peft(folders: Mapping[str, str | Path], path: str | Path) -> Path:
 def _peft_key(key: str) -> str:
     """``path.u`` to ``path.ether_methods.u``; of a part, ``path.u.q`` to ``path.ether_methods.u.q``."""
     *parents, last = key.split(".")
-    vectors = [last] if last in ("u", "v", "u_out", "v_out") else [parents.pop(), last]
+    of_part = parents[-1] in PARTED and last in PARTED[parents[-1]]
+    vectors = [parents.pop(), last] if of_part else [last]
     return ".".join(parents) + METHODS + ".".join(vectors)
 
 

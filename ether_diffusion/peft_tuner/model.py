@@ -22,6 +22,8 @@ from ether_diffusion.peft_tuner.forwards import Forwards, mixed_batch, names_of
 from ether_diffusion.peft_tuner.layer import BASE, EtherLinear, check_all
 from ether_diffusion.peft_tuner.registration import PREFIX
 
+NESTED = "text_model."
+"""Where some text encoders keep their layers; the canonical paths of adapter files leave it out."""
 Layouts = dict[str, tuple[Layout, Layout]]
 
 
@@ -162,9 +164,12 @@ class EtherModel(BaseTuner):
         Raises:
             StateMismatchError: unknown or missing keys, wrong shapes, values that are not finite, zero vectors.
         """
-        found: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         own = f".ether_methods.{adapter_name}."
         expected = {key: value for key, value in model.state_dict().items() if own in key}
+        keys = {cls._remove_adapter_name_from_key(key, adapter_name) for key in expected}
+        nested = {key.replace(NESTED, "", 1): key for key in keys if f".{NESTED}" in key or key.startswith(NESTED)}
+        state_dict = {nested.get(key, key) if key not in keys else key: value for key, value in state_dict.items()}
+        found: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         given = {key: value for key, value in found.items() if ".ether_methods." in key}
         if problems := state_problems(given, expected):
             raise StateMismatchError(adapter_name, problems)
