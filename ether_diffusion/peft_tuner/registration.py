@@ -15,6 +15,16 @@ NAME = "ETHER"
 PREFIX = "ether_"
 """Of the parameters' names; transformers derives it from the type's name."""
 TRIED_WITH = "0.21.2"
+OVERRIDDEN = (
+    "_prepare_model",
+    "_create_and_replace",
+    "_cast_adapter_dtype",
+    "_check_merge_allowed",
+    "_unload_and_optionally_merge",
+    "_remove_adapter_name_from_key",
+    "_remap_adapter_state_dict_for_load",
+)
+"""Methods of ``BaseTuner`` that PEFT calls and the tuner has its own of; without a public name."""
 
 
 def peft_type() -> PeftType:
@@ -48,8 +58,13 @@ def register(config: type[PeftConfig], model: type[BaseTuner]) -> None:
     """Tell PEFT which classes stand for the type; a second call with the same ones does nothing.
 
     Raises:
-        RuntimeError: PEFT, or another package, has a tuner of this name.
+        RuntimeError: PEFT, or another package, has a tuner of this name; or PEFT lacks what the tuner overrides.
     """
+    if missing := [name for name in OVERRIDDEN if not hasattr(BaseTuner, name)]:
+        raise RuntimeError(
+            f"PEFT {__version__} has no BaseTuner.{missing[0]}, which the ETHER tuner overrides: install "
+            f"peft=={TRIED_WITH}, which this was tried with"
+        )
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type())
     if known is None:
         register_peft_method(name=NAME.lower(), config_cls=config, model_cls=model, prefix=PREFIX)

@@ -63,6 +63,14 @@ def test_an_enum_that_is_built_in_another_way_is_named(monkeypatch: pytest.Monke
         registration.peft_type()
 
 
+def test_a_peft_without_what_the_tuner_overrides_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in registration.OVERRIDDEN:
+        assert name in EtherModel.__dict__
+    monkeypatch.delattr(registration.BaseTuner, "_remap_adapter_state_dict_for_load")
+    with pytest.raises(RuntimeError, match=r"has no BaseTuner\._remap_adapter_state_dict_for_load"):
+        registration.register(EtherPeftConfig, EtherModel)
+
+
 def test_the_status_of_a_model_counts_the_layers() -> None:
     status = peft.get_model_status(tuned("ether_plus"))
     assert (status.adapter_model_type, status.peft_types) == ("EtherModel", {"default": "ETHER"})
