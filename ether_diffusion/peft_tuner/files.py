@@ -167,9 +167,9 @@ def _check(state: Mapping[str, Tensor], settings: EtherPeftConfig, path: Path) -
             raise ValueError(
                 f"{path}: {key} is {tuple(value.shape)}; with n_blocks={settings.n_blocks} it has as many rows"
             )
-    for place, vectors in found.items():
-        if vectors != expected:
-            raise ValueError(f"{path}: {place} has the vectors {sorted(vectors)}; its settings need {sorted(expected)}")
+    for place, given in found.items():
+        if given != expected:
+            raise ValueError(f"{path}: {place} has the vectors {sorted(given)}; its settings need {sorted(expected)}")
 
 
 def _ether_config(settings: EtherPeftConfig, state: Mapping[str, Tensor]) -> EtherConfig:

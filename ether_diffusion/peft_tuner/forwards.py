@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -105,6 +106,7 @@ class Forwards:
             if module.merged_adapters:
                 raise _merged_around(module)
         for projection in self._projections:
+            bring_back(projection)
             projection.refresh_buffers()
         open_forward(self, self._slots, forward_dtype(self._projections))
 
@@ -113,6 +115,13 @@ class Forwards:
         refuse_switches(
             model, self._switches, output, lambda: [projection.plan.generation for projection in self._projections]
         )
+
+
+def bring_back(projection: Projection) -> None:
+    """Keep vectors out of Accelerate's offloading: they are few, and it brings back only modules that are called."""
+    for method in projection.methods.values():
+        if getattr(method.__dict__.get("_hf_hook"), "offload", False):
+            remove_hook_from_module(method)
 
 
 def _projection_of(module: nn.Module | None) -> Projection | None:

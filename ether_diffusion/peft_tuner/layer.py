@@ -22,7 +22,7 @@ from ether_diffusion.core.plan import Generations, Mixture, Off, PerSample, Plan
 from ether_diffusion.core.targets import Target, canonical
 from ether_diffusion.core.weights import writable_weight
 from ether_diffusion.peft_tuner.config import EtherPeftConfig
-from ether_diffusion.peft_tuner.forwards import Forwards, names_of
+from ether_diffusion.peft_tuner.forwards import Forwards, bring_back, names_of
 
 BASE = "__base__"
 """PEFT's name for no adapter in a mixed batch."""
@@ -59,7 +59,7 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         self.ether_scales: dict[str, tuple[float, ...]] = {}
         self.ether_serials: dict[str, int] = {}
         self.merged_adapters: list[str] = []
-        self._active_adapter: list[str] = []
+        self._active_adapter: str | list[str] = []
         self._disable_adapters = False
         self.forwards = forwards
         self.projection = Projection(canonical(path), base_layer, forwards, hooked=False)
@@ -82,7 +82,18 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         self.ether_serials[adapter_name] = next(_SERIALS)
         self.projection.put(adapter_name, method)
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self.set_adapter(self._active(), inference_mode=config.inference_mode)
+
+    def linear(self) -> nn.Module:
+        """The Linear, whatever other tuners have put around it."""
+        found: nn.Module = BaseTunerLayer.get_base_layer(self)
+        return found
+
+    def method(self, adapter: str) -> Reflection:
+        """The transform of an adapter that is here."""
+        found = self.ether_methods[adapter]
+        assert isinstance(found, Reflection)
+        return found
 
     def target(self, config: EtherPeftConfig) -> Target:
         """What an adapter with these settings acts on."""
@@ -107,6 +118,8 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         projection = self.projection
         if projection.module is not self.base_layer:  # replaced, as by a quantised one
             projection.module = self.base_layer
+        if not torch.compiler.is_compiling():
+            bring_back(projection)
         names = adapter_names or names_of(self.forwards, len(given_input(args, kwargs)))
         if names is None or self._disable_adapters:
             return projection.run(projection.plan, *args, **kwargs)
@@ -149,8 +162,7 @@ class EtherLinear(nn.Module, BaseTunerLayer):
             return None
         if strength != 1.0:
             return name
-        method = self.ether_methods[name]
-        return tuple([(key, vector.shape) for key, vector in method.named_parameters()])
+        return tuple([(key, vector.shape) for key, vector in self.method(name).named_parameters()])
 
     def _plan_of(self, names: tuple[str, ...]) -> Plan:
         """The plan of samples of one kind, and of the base."""
@@ -160,19 +172,22 @@ class EtherLinear(nn.Module, BaseTunerLayer):
             return Off()
         first = samples.adapters[0]
         if isinstance(self._kind(first), str):
-            return Mixture(((self.ether_methods[first], self.strength(first)),), 0)
-        methods = [self.ether_methods[name] for name in samples.adapters]
-        return PerSample(tuple([method for method in methods if isinstance(method, Reflection)]), samples, 0)
+            return self._mixture([first])
+        return PerSample(tuple([self.method(name) for name in samples.adapters]), samples, 0)
+
+    def _mixture(self, names: Sequence[str], generation: int = 0) -> Mixture:
+        """Adapters at their strengths, without those of strength 0."""
+        strengths = {name: self.strength(name) for name in names}
+        parts = tuple([(self.method(name), strength) for name, strength in strengths.items() if strength != 0.0])
+        return Mixture(parts, generation)
 
     def _replan(self) -> None:
         """Decide anew what acts."""
-        acts = () if self._disable_adapters or self.merged else tuple(self.ether_methods)
-        strengths = {name: self.strength(name) for name in acts if name in self.active_adapters}
-        here = {name: strength for name, strength in strengths.items() if strength != 0.0}
-        content = tuple([(self.ether_serials[name], strength) for name, strength in here.items()])
+        here = [] if self._disable_adapters or self.merged else self._active_here()
+        content = tuple([(self.ether_serials[name], self.strength(name)) for name in here])
         generation = self._generations.of((content, tuple(self.merged_adapters)))
-        parts = tuple([(self.ether_methods[name], strength) for name, strength in here.items()])
-        self.projection.plan = Mixture(parts, generation) if parts else Off(generation)  # type: ignore[arg-type]
+        mixture = self._mixture(here, generation)
+        self.projection.plan = mixture if mixture.parts else Off(generation)
         self.projection.set_buffered()
         self.forwards.changed()
 
@@ -213,6 +228,7 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         """
         if adapter in self.ether_scales:
             self.ether_scales[adapter] = (_finite(scale),)
+            self._warn_if_merged([adapter])
             self._replan()
 
     def scale_layer(self, scale: float) -> None:
@@ -220,6 +236,7 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         if _finite(scale) != 1:
             for name in self._active_here():
                 self.ether_scales[name] = (*self.ether_scales[name], scale)
+            self._warn_if_merged(self._active_here())
             self._replan()
 
     def unscale_layer(self, scale: float | None = None) -> None:
@@ -234,8 +251,18 @@ class EtherLinear(nn.Module, BaseTunerLayer):
             self.ether_scales[name] = (1.0,) if scale is None else _without(self.ether_scales[name], scale)
         self._replan()
 
+    def _warn_if_merged(self, names: list[str]) -> None:
+        if merged := [name for name in names if name in self.merged_adapters]:
+            warnings.warn(f"{merged[0]} is merged: its new scale holds from the next merge on", stacklevel=3)
+
     def _active_here(self) -> list[str]:
-        return [name for name in self.active_adapters if name in self.ether_methods]
+        """In the order in which they were added, whatever the order of activation: sums round the same."""
+        active = self._active()
+        return [name for name in self.ether_methods if name in active]
+
+    def _active(self) -> list[str]:
+        names = self._active_adapter
+        return [names] if isinstance(names, str) else names
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Fold adapters into the weight: weight + Σ s ΔW; :meth:`unmerge` restores it bit for bit.
@@ -252,12 +279,12 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.ether_methods]
         if not names:
             return
-        module = self._foldable("merge into")
+        module = self.foldable("merge into")
         earlier = self.projection.fused
         if earlier is not None:
             self._restore()
         merged = [*self.merged_adapters, *names]
-        self.projection.fused = FusedWeight.fold(module, self._fixed(merged))
+        self.projection.fused = FusedWeight.fold(module, self._mixture(merged))
         weight = module.weight
         if safe_merge and isinstance(weight, Tensor) and not weight.isfinite().all():
             self.projection.unfuse()
@@ -280,19 +307,21 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
         self._replan()
 
-    def _fixed(self, names: list[str]) -> Mixture:
-        """Adapters at their strengths, as they are folded."""
-        strengths = {name: self.strength(name) for name in names}
-        return Mixture(tuple([(self.ether_methods[name], s) for name, s in strengths.items() if s != 0.0]), 0)  # type: ignore[misc]
-
     def _restore(self) -> None:
-        fused, module = self.projection.fused, self._foldable("unmerge")
+        fused, module = self.projection.fused, self.foldable("unmerge")
         assert fused is not None
         fused.check(module, self.projection.path, wrapped=False, way_out="load the base again")
         self.projection.unfuse()
 
-    def _foldable(self, wish: str) -> nn.Module:
-        """The Linear, with nothing of another tuner around it."""
+    def foldable(self, wish: str) -> nn.Module:
+        """The Linear, if its weight can be changed in place and no other tuner is around it.
+
+        Args:
+            wish: what is to be done, for the error.
+
+        Raises:
+            ValueError: it is quantised, sharded or offloaded, or another tuner has a layer around it.
+        """
         self.projection.module = self.base_layer
         if isinstance(self.base_layer, BaseTunerLayer):
             raise ValueError(
@@ -305,12 +334,11 @@ class EtherLinear(nn.Module, BaseTunerLayer):
     def get_delta_weight(self, adapter: str) -> Tensor:
         """s ΔW of an adapter, (out_features, in_features) in fp32 at least; of rank n (ETHER) or 4n (ETHER+)."""
         fused = self.projection.fused
-        weight = dequantize_module_weight(self.get_base_layer()) if fused is None else fused.base
+        weight = dequantize_module_weight(self.linear()) if fused is None else fused.base
         if adapter not in self.ether_methods:
             return torch.zeros(weight.shape, device=weight.device)
-        method = self.ether_methods[adapter]
-        weight = weight.to(next(method.parameters()).device)
-        return self.strength(adapter) * method.delta_weight(weight)  # type: ignore[operator]
+        method = self.method(adapter)
+        return self.strength(adapter) * method.delta_weight(weight.to(next(method.parameters()).device))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether ``convert_to_lora`` can be called: W' - W is exactly of rank n (ETHER), 2n or 4n (ETHER+)."""
@@ -320,8 +348,8 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         """Move the vectors to the weight's device; their dtype stays fp32, where PEFT's own would take the weight's."""
         if adapter_name not in self.ether_methods:
             return
-        method = self.ether_methods[adapter_name]
-        weight = getattr(self.get_base_layer(), "weight", None)
+        method = self.method(adapter_name)
+        weight = getattr(self.linear(), "weight", None)
         device = device or getattr(weight, "device", None)
         on_meta = any(vector.is_meta for vector in method.parameters())
         if device is not None and device.type != "meta" and not on_meta:

@@ -105,7 +105,11 @@ class EtherModel(BaseTuner):
             warnings.warn("autocast_adapter_dtype=False: the vectors of ETHER stay fp32 all the same", stacklevel=2)
 
     def _check_merge_allowed(self) -> None:
-        """Raise ValueError if the weight of a target is also another module's, which would get the update, too."""
+        """Raise what would keep one layer from being merged, before the first is.
+
+        Raises:
+            ValueError: a weight is quantised or sharded, or is also another module's, which would get the update, too.
+        """
         super()._check_merge_allowed()
         owners: dict[int, list[str]] = {}
         for path, module in self.model.named_modules():
@@ -113,7 +117,9 @@ class EtherModel(BaseTuner):
                 owners.setdefault(id(parameter), []).append(path)
         for path, module in self.model.named_modules():
             if isinstance(module, EtherLinear):
-                weight = getattr(module.get_base_layer(), "weight", None)
+                weight = getattr(module.linear(), "weight", None)
+                if weight is not None and not weight.is_meta:  # PEFT brings back what is offloaded, layer by layer
+                    module.foldable("merge into")
                 others = [other for other in owners.get(id(weight), []) if not other.startswith(f"{path}.base_layer")]
                 if others:
                     raise ValueError(
@@ -184,7 +190,7 @@ def _layout(path: str, module: nn.Module, layouts: Layouts) -> tuple[Layout, Lay
 
 def refuse_other(path: str, module: nn.Module, model: nn.Module) -> None:
     """Raise ValueError unless a target is a Linear that its model calls."""
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    base: nn.Module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     parent = path.rpartition(".")[0]
     if not isinstance(base, nn.Linear):
         raise ValueError(

@@ -41,8 +41,8 @@ def peft_type() -> PeftType:
 def _add_member() -> None:
     member = str.__new__(PeftType, NAME)
     member._name_ = member._value_ = NAME
-    member.__objclass__ = PeftType  # type: ignore[attr-defined]
-    member._sort_order_ = len(PeftType._member_names_)  # type: ignore[attr-defined]
+    member.__objclass__ = PeftType
+    member._sort_order_ = len(PeftType._member_names_)
     type.__setattr__(PeftType, NAME, member)
     PeftType._member_names_.append(NAME)
     PeftType._member_map_[NAME] = PeftType._value2member_map_[NAME] = member

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -266,6 +267,33 @@ def test_scale_verbs_follow_pefts_meaning() -> None:
         layer.unscale_layer(0)
     with pytest.raises(ValueError, match="must be a finite number, not inf"):
         layer.set_scale("default", float("inf"))
+
+
+def test_scaling_a_merged_adapter_warns_and_unmerging_restores_every_bit_all_the_same() -> None:
+    model, x = tuned("ether_plus"), batch()
+    before, layer = weights(model), layers(model)["first"]
+    model.merge_adapter()
+    with pytest.warns(UserWarning, match="default is merged: its new scale holds from the next merge on"):
+        layer.set_scale("default", 0.5)
+    with pytest.warns(UserWarning, match="default is merged"):
+        layer.scale_layer(0.5)
+    model.unmerge_adapter()
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
+    layers(model)["second"].set_scale("default", 0.25)
+    assert relative_error(model(x), output(model, x, {"default": 0.25})) < 1e-5
+
+
+def test_a_base_that_accelerate_offloads_is_transformed_merged_and_restored() -> None:
+    model, x = tuned("ether_plus"), batch()
+    before, expected = weights(model), model(x)
+    offloaded = accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert all(layer.base_layer.weight.is_meta for layer in layers(model).values())
+    assert torch.allclose(offloaded(x), expected, atol=1e-6)
+    model.merge_adapter()
+    assert torch.allclose(offloaded(x), expected, atol=1e-6)
+    model.unmerge_adapter()
+    accelerate.hooks.remove_hook_from_submodules(model)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
 def test_only_active_adapters_are_scaled() -> None:

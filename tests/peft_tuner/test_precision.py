@@ -170,9 +170,12 @@ def test_a_quantised_base_is_transformed_as_its_dequantised_weight(kind: str, bi
 def test_merging_into_a_quantised_weight_is_refused_by_name(bits: str) -> None:
     model = peft.get_peft_model(quantized(bits, torch.float32), config("ether_plus"))
     kind = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[bits]
+    model.base_model.model.first.base_layer = small().first  # the first could be merged, the second not
     with pytest.raises(ValueError, match=f"cannot merge into {kind}: its weight is quantised"):
         model.merge_adapter()
-    assert not layers(model)["first"].merged
+    assert not any(layer.merged for layer in layers(model).values())
+    with pytest.raises(ValueError, match=f"cannot merge into {kind}"):
+        layers(model)["second"].merge()
 
 
 @needs_bitsandbytes
