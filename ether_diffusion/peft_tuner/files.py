@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
+from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.functional import delete_adapter
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
-from torch import Tensor
+from torch import Tensor, nn
 
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.layout import INPUT_PARTS, OUTPUT_PARTS
+from ether_diffusion.core.state import StateMismatchError
 from ether_diffusion.core.targets import canonical
 from ether_diffusion.families.parts import TEXT_ENCODERS
 from ether_diffusion.files import atomic_path
 from ether_diffusion.peft_tuner.config import VARIANTS, EtherPeftConfig, write_import
 from ether_diffusion.peft_tuner.model import NESTED
-from ether_diffusion.peft_tuner.registration import NAME
+from ether_diffusion.peft_tuner.registration import NAME, PREFIX
 from ether_diffusion.pipelines.file import AdapterFile
 from ether_diffusion.pipelines.schema import COMPONENTS, vector_shapes
 from ether_diffusion.reading import check_regular, parse_json
@@ -93,6 +97,62 @@ def from_peft(folders: Mapping[str, str | Path], path: str | Path) -> Path:
     return AdapterFile(states, configs, base_model, hashes).write(path)
 
 
+def save(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> Path:
+    """Write an adapter of a model that is no ``PeftModel``, after ``unet.add_adapter`` or ``inject_adapter_in_model``.
+
+    Args:
+        model: a model of diffusers or transformers, or any with injected layers.
+        folder: what :func:`load`, ``PeftModel.from_pretrained`` and :func:`from_peft` read.
+        adapter_name: which adapter.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the model has no ETHER adapter of this name.
+    """
+    config = getattr(model, "peft_config", {}).get(adapter_name)
+    if not isinstance(config, EtherPeftConfig):
+        raise ValueError(f"{type(model).__name__} has no ETHER adapter {adapter_name!r}")
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    keys = {key: PEFT_ROOT + key.removeprefix(PEFT_ROOT) for key in state}
+    tensors = {keys[key]: value.detach().cpu().contiguous() for key, value in state.items()}
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with atomic_path(place / WEIGHTS) as temporary:
+        temporary.write_bytes(serialize(tensors, metadata={"format": "pt"}))
+    settings = copy(config)
+    settings.inference_mode = True
+    settings.save_pretrained(str(place))
+    return place
+
+
+def load(model: nn.Module, folder: str | Path, adapter_name: str = "default") -> None:
+    """Put the adapter of a folder on a model of diffusers or transformers, or any other, and make it active.
+
+    Args:
+        model: which is no ``PeftModel``; that has ``load_adapter``.
+        folder: of :func:`save`, :func:`to_peft` or ``PeftModel.save_pretrained``.
+        adapter_name: by which it is set, scaled and deleted.
+
+    Raises:
+        FileNotFoundError: the folder has no settings or no weights.
+        ValueError: it is of another type, or damaged.
+        StateMismatchError: its vectors do not fit the model, which then is left without the adapter.
+    """
+    config, tensors = _read_settings(Path(folder)), _read_tensors(Path(folder))
+    if hasattr(model, "add_adapter"):
+        model.add_adapter(config, adapter_name)  # type: ignore[operator]
+    else:
+        inject_adapter_in_model(config, model, adapter_name)
+    try:
+        set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
+    except StateMismatchError:
+        delete_adapter(model, adapter_name, PREFIX)
+        del model.peft_config[adapter_name]  # type: ignore[union-attr, operator]
+        raise
+
+
 def _peft_key(key: str) -> str:
     """``path.u`` to ``path.ether_methods.u``; of a part, ``path.u.q`` to ``path.ether_methods.u.q``."""
     *parents, last = key.split(".")
@@ -137,14 +197,7 @@ def _read_settings(folder: Path) -> EtherPeftConfig:
 
 def _read_state(folder: Path, component: str, settings: EtherPeftConfig) -> dict[str, Tensor]:
     """The vectors by canonical path."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; files that must be unpickled are not read")
-    check_regular(path)
-    try:
-        tensors = deserialize(path.read_bytes())
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors; it is damaged or cut off ({error})") from error
+    path, tensors = folder / WEIGHTS, _read_tensors(folder)
     state: dict[str, Tensor] = {}
     for key, value in tensors.items():
         place, found, vector = key.removeprefix(PEFT_ROOT).partition(METHODS)
@@ -154,6 +207,18 @@ def _read_state(folder: Path, component: str, settings: EtherPeftConfig) -> dict
         state[f"{place.removeprefix(NESTED) if component in TEXT_ENCODERS else place}.{vector}"] = value
     _check(state, settings, path)
     return state
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; files that must be unpickled are not read")
+    check_regular(path)
+    try:
+        found: dict[str, Tensor] = deserialize(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors; it is damaged or cut off ({error})") from error
+    return found
 
 
 def _check(state: Mapping[str, Tensor], settings: EtherPeftConfig, path: Path) -> None:

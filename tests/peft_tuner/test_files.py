@@ -17,7 +17,8 @@ from safetensors import safe_open
 
 import ether_diffusion as ether
 from ether_diffusion.core.host import host_of
-from ether_diffusion.peft_tuner import EtherPeftConfig, from_peft, to_peft
+from ether_diffusion.core.state import StateMismatchError
+from ether_diffusion.peft_tuner import EtherPeftConfig, from_peft, load, save, to_peft
 from ether_diffusion.pipelines.file import FILE_NAME, AdapterFile
 
 KIND = pytest.mark.parametrize("kind", KINDS)
@@ -169,3 +170,31 @@ def test_settings_that_do_not_belong_to_the_vectors_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         from_peft({"unet": folder}, tmp_path / "x")
+
+
+@KIND
+def test_an_adapter_of_a_diffusers_model_is_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    unet, again = build(), build()
+    unet.add_adapter(EtherPeftConfig(target_modules=ATTENTION, init_weights=False, **KINDS[kind]), "dog")  # type: ignore[arg-type]
+    save(unet, tmp_path, "dog")
+    load(again, tmp_path, "cat")
+    assert torch.equal(run(again), run(unet))
+    assert again.active_adapters() == ["cat"]
+    model = peft.PeftModel.from_pretrained(build(), tmp_path)
+    assert torch.equal(run(model.base_model.model), run(unet))
+    ours = from_peft({"unet": tmp_path}, tmp_path / "ours")
+    assert AdapterFile.read(ours).configs["unet"].method == KINDS[kind]["variant"]
+
+
+def test_a_folder_that_does_not_fit_leaves_the_model_without_the_adapter(tmp_path: Path) -> None:
+    unet, again = build(), build()
+    unet.add_adapter(EtherPeftConfig(target_modules=["to_q"]), "dog")
+    save(unet, tmp_path, "dog")
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"target_modules": ["to_k"]}))
+    with pytest.raises(StateMismatchError, match=r"missing key: .*to_k"):
+        load(again, tmp_path, "dog")
+    assert again.peft_config == {}
+    assert torch.equal(run(again), run(build()))
+    with pytest.raises(ValueError, match="UNet2DConditionModel has no ETHER adapter 'dog'"):
+        save(again, tmp_path / "x", "dog")
