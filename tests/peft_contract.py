@@ -1,4 +1,4 @@
-"""Run PEFT's own contract tests on the ETHER tuner: ``python tests/peft_contract.py FOLDER``.
+"""Run PEFT's own contract tests on the ETHER tuner: ``python tests/peft_contract.py FOLDER [FILE …]``.
 
 FOLDER is the unpacked source of the installed PEFT, which has the tests; they are not kept here:
 
@@ -6,7 +6,8 @@ FOLDER is the unpacked source of the installed PEFT, which has the tests; they a
     python tests/peft_contract.py peft-0.21.2
 
 The lists of cases are replaced while pytest collects: every test that takes a configuration, or a class of them, gets
-ours. Tests of one tuner's own are left out. A table by class of case is printed; the exit status is 1 if a test fails
+ours. Tests of one tuner's own are left out. In the place of models of the Hub stand small random ones of the same
+architecture. A table by class of case is printed; the exit status is 1 if a test fails
 that :func:`departure` does not name, or one passes that it does.
 """
 
@@ -27,10 +28,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import peft
 import pytest
 import torch
+import transformers
 
 from ether_diffusion.peft_tuner import EtherPeftConfig
 
-FILES = ("test_custom_models.py", "test_config.py")
+FILES = (
+    "test_custom_models.py",
+    "test_config.py",
+    "test_decoder_models.py",
+    "test_encoder_decoder_models.py",
+    "test_feature_extraction_models.py",
+    "test_seq_classifier.py",
+)
 TARGETS: dict[str, dict[str, Any]] = {
     "lin0 as an expression": {"target_modules": "lin0", "n_blocks": 2},
     "lin0": {"target_modules": ["lin0"], "n_blocks": 5},
@@ -67,8 +76,35 @@ START = "plain ETHER is no identity at its start"
 HALF = "vectors are fp32 even under autocast_adapter_dtype=False"
 DEPARTURES = (START, HALF)
 """Why a test may fail: see :func:`departure`."""
-NEEDS_HUB = ("test_from_pretrained", "test_from_pretrained_cache_dir", "test_save_pretrained_with_runtime_config")
-"""Tests of configurations that download; they are left out."""
+HUB = "needs the Hub"
+NO_HUB = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "couldn't connect to 'https://huggingface.co'")
+"""What stands in the report of a test that has tried to download; it is counted apart."""
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1024}
+GATED = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+STAND_INS: dict[str, Any] = {
+    "opt": lambda: transformers.OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32),
+    "gptj": lambda: transformers.GPTJConfig(n_embd=32, n_layer=2, n_head=4, rotary_dim=4, vocab_size=1024),
+    "llama": lambda: transformers.LlamaConfig(**GATED),
+    "qwen2": lambda: transformers.Qwen2Config(**{**GATED, "head_dim": None}),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**GATED),
+    "t5": lambda: transformers.T5Config(
+        d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, vocab_size=1024, decoder_start_token_id=0
+    ),
+    "bart": lambda: transformers.BartConfig(
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        vocab_size=1024,
+    ),
+    "roberta": lambda: transformers.RobertaConfig(**SIZES, intermediate_size=64, pad_token_id=1),
+    "bert": lambda: transformers.BertConfig(**SIZES, intermediate_size=64),
+}
+"""Small random models in the place of those that PEFT's tests download, by what their names contain."""
+AUTO = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModel", "AutoModelForSequenceClassification")
 
 
 def departure(name: str, config: type[EtherPeftConfig], arguments: dict[str, Any]) -> str | None:
@@ -87,8 +123,13 @@ def departure(name: str, config: type[EtherPeftConfig], arguments: dict[str, Any
     return None
 
 
-def cases(argnames: str) -> list[Any] | None:
-    """Our cases for a test that takes these arguments; None where it takes none of ours."""
+def cases(argnames: str, theirs: list[Any]) -> list[Any] | None:
+    """Our cases for a test that takes these arguments; None where it takes none of ours.
+
+    Args:
+        argnames: of the test, as pytest takes them.
+        theirs: the cases of PEFT, HRA's among them.
+    """
     names = [name.strip() for name in argnames.split(",")]
     if names == ["test_name", "model_id", "config_cls", "config_kwargs"]:
         return [(f"{cls.__name__}: {what}", "MLP", cls, kwargs) for cls in VARIANTS for what, kwargs in TARGETS.items()]
@@ -103,7 +144,28 @@ def cases(argnames: str) -> list[Any] | None:
         return list(VARIANTS)
     if names == ["config_class", "mandatory_kwargs"]:
         return [(EtherPeftConfig, {})]  # it is found again by its type, so no subclass
+    if names == ["config_cls", "config_kwargs"]:
+        task = next(case[1]["task_type"] for case in theirs if case[0] is peft.HRAConfig)
+        return [(cls, {"task_type": task, "target_modules": None, "n_blocks": 2}) for cls in VARIANTS]
     return None
+
+
+def stand_in(name: str) -> Any:
+    """``from_pretrained`` of an automatic class of transformers, which builds a small model for a name of the Hub."""
+    auto = getattr(transformers, name)
+    original = auto.from_pretrained
+
+    def build(model_id: str, *arguments: Any, dtype: torch.dtype | None = None, **options: Any) -> Any:
+        kind = next((kind for kind in STAND_INS if kind in str(model_id).lower()), None)
+        if kind is None or Path(model_id).exists():
+            return original(model_id, *arguments, dtype=dtype, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = auto.from_config(STAND_INS[kind]())
+        model.name_or_path = model.config._name_or_path = model_id
+        return model.eval().to(dtype or torch.float32)
+
+    return build
 
 
 class Contract:
@@ -122,8 +184,9 @@ class Contract:
         def parametrize(argnames: Any, argvalues: Iterable[Any], *args: Any, **kwargs: Any) -> None:
             values = list(argvalues)
             joined = argnames if isinstance(argnames, str) else ",".join(argnames)
-            ours = cases(joined)
-            if ours is not None and _takes_any(values):
+            if joined == "model_id":
+                values = [each for each in values if any(kind in each.lower() for kind in STAND_INS)]
+            if _takes_any(values) and (ours := cases(joined, values)) is not None:
                 values, kwargs = ours, {**kwargs, "ids": None}
             original(argnames, values, *args, **kwargs)
 
@@ -136,7 +199,7 @@ class Contract:
             arguments = getattr(getattr(item, "callspec", None), "params", {})
             name = getattr(item, "originalname", item.name)
             found = next((value for value in arguments.values() if _is_ours(value)), None)
-            if found is not None and name not in NEEDS_HUB:
+            if found is not None:
                 kept.append(item)
                 self.departures[item.nodeid] = departure(name, found, arguments)
                 self.classes[item.nodeid] = f"{item.path.name} {item.nodeid.split('::')[1].split('[')[0]}"
@@ -146,7 +209,9 @@ class Contract:
         """Remember how a test ended."""
         failed = report.outcome == "failed"
         if report.when == "call" or failed or (report.when == "setup" and report.outcome == "skipped"):
-            self.outcomes[report.nodeid] = (report.outcome, str(report.longrepr)[-300:] if failed else "")
+            text = str(report.longrepr) if failed else ""
+            no_hub = any(words in text for words in NO_HUB)
+            self.outcomes[report.nodeid] = (HUB if no_hub else report.outcome, text[-300:])
 
 
 def _is_ours(value: object) -> bool:
@@ -161,13 +226,20 @@ def _takes_any(values: list[Any]) -> bool:
 def main(folder: Path, *arguments: str) -> int:
     """Run the tests and print the table."""
     contract = Contract()
+    for name in AUTO:
+        getattr(transformers, name).from_pretrained = stand_in(name)
     with TemporaryDirectory() as temporary:
         package = Path(temporary) / "tests"
         shutil.copytree(folder / "tests", package)
         (package / "__init__.py").touch()  # the source distribution leaves it out
-        tests = [str(package / name) for name in FILES]
+        with (package / "testing_utils.py").open("a") as file:
+            file.write("\n\n@contextmanager\ndef hub_online_once(model_id):\n    yield\n")
+        files = [name for name in arguments if name in FILES] or FILES
+        tests = [str(package / name) for name in files]
         options = ["-q", "--no-header", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir", temporary]
-        pytest.main([*tests, *options, "--tb=short", *arguments], plugins=[contract])
+        pytest.main(
+            [*tests, *options, "--tb=short", *(each for each in arguments if each not in FILES)], plugins=[contract]
+        )
     table: dict[str, Counter[str]] = {}
     unexpected = []
     for node, (outcome, message) in contract.outcomes.items():
@@ -178,7 +250,7 @@ def main(folder: Path, *arguments: str) -> int:
             unexpected.append(f"passed, though it should not: {node}")
         reason = expected if outcome == "failed" and expected is not None else outcome
         table.setdefault(contract.classes[node], Counter())[reason] += 1
-    columns = ["passed", "skipped", *DEPARTURES, "failed"]
+    columns = ["passed", "skipped", *DEPARTURES, HUB, "failed"]
     print(f"\npeft {peft.__version__}")
     print("| class of case | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
