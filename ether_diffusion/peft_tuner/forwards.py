@@ -36,11 +36,7 @@ class Forwards:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._projections: list[Projection] = []
-        self._slots = Slots([])
-        self._links: list[Link] = []
-        self._around: list[BaseTunerLayer] = []
-        self._switches: list[nn.Module] = []
+        self._found = Found([], Slots([]), [], [], [])
         self._stale = True
         self.mixed = 0
         self._handles = [
@@ -74,47 +70,76 @@ class Forwards:
                 raise _merged_around(module)
             module = module._modules.get("base_layer")
 
-    def _follow(self) -> None:
-        """Look for the layers anew, where one has changed, come or gone."""
-        stale = self._stale or not all(children.get(name) is child for children, name, child in self._links)
-        if not stale:
-            return
+    def _follow(self) -> Found:
+        """The layers and what follows from them, looked for anew where one has changed, come or gone."""
+        if not self._stale and all(children.get(name) is child for children, name, child in self._found.links):
+            return self._found
         with _LOOKING:
-            self._stale = False
-            self._projections = [p for each in self.model.modules() if (p := _projection_of(each)) is not None]
-            self._slots = Slots(list(dict.fromkeys(slot for each in self._projections for slot in each.slot)))
-            self._links = links_to(self.model, [each.path for each in self._projections])
-            inside = {id(module) for each in self._projections for module in each.module.modules()}
-            self._around = [
-                module
-                for module in self.model.modules()
-                if isinstance(module, BaseTunerLayer)
-                and _projection_of(module) is None
-                and id(module) not in inside
-                and any(_projection_of(each) is not None for each in module.modules())
-            ]
-            self._switches = [module for module in self.model.modules() if hasattr(module, "gradient_checkpointing")]
+            self._stale = False  # before looking: what changes meanwhile is looked for again
+            self._found = find(self.model)
+        return self._found
 
     def _begin(self, model: nn.Module, args: object) -> None:
         if torch.compiler.is_compiling():
             return
-        self._follow()
-        if not self._projections:
+        found = self._follow()
+        if not found.projections:
             self.remove()
             return
-        for module in self._around:
+        for module in found.around:
             if module.merged_adapters:
                 raise _merged_around(module)
-        for projection in self._projections:
+        for projection in found.projections:
             bring_back(projection)
             projection.refresh_buffers()
-        open_forward(self, self._slots, forward_dtype(self._projections))
+        open_forward(self, found.slots, forward_dtype(found.projections))
 
     def _end(self, model: nn.Module, args: object, output: object) -> None:
         close_forward(self)
+        found = self._found
         refuse_switches(
-            model, self._switches, output, lambda: [projection.plan.generation for projection in self._projections]
+            model, found.switches, output, lambda: [projection.plan.generation for projection in found.projections]
         )
+
+
+class Found(NamedTuple):
+    """The ETHER layers of a model, and what follows from them; made whole, for threads may share it.
+
+    Attributes:
+        projections: of the layers.
+        slots: what their plans need rows of.
+        links: all that has to stay as it is for these to be the layers.
+        around: layers of other tuners around them.
+        switches: modules that may checkpoint.
+    """
+
+    projections: list[Projection]
+    slots: Slots
+    links: list[Link]
+    around: list[BaseTunerLayer]
+    switches: list[nn.Module]
+
+
+def find(model: nn.Module) -> Found:
+    """Look through a model."""
+    modules = list(model.modules())
+    projections = [found for module in modules if (found := _projection_of(module)) is not None]
+    inside = {id(module) for projection in projections for module in projection.module.modules()}
+    around = [
+        module
+        for module in modules
+        if isinstance(module, BaseTunerLayer)
+        and _projection_of(module) is None
+        and id(module) not in inside
+        and any(_projection_of(each) is not None for each in module.modules())
+    ]
+    return Found(
+        projections,
+        Slots(list(dict.fromkeys(slot for projection in projections for slot in projection.slot))),
+        links_to(model, [projection.path for projection in projections]),
+        around,
+        [module for module in modules if hasattr(module, "gradient_checkpointing")],
+    )
 
 
 def bring_back(projection: Projection) -> None:

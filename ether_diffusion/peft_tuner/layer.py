@@ -64,6 +64,7 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         self.forwards = forwards
         self.projection = Projection(canonical(path), base_layer, forwards, hooked=False)
         self._generations = Generations()
+        self.register_load_state_dict_post_hook(_loaded)
 
     def update_layer(self, adapter_name: str, config: EtherPeftConfig, generator: torch.Generator) -> None:
         """Add an adapter.
@@ -357,6 +358,12 @@ class EtherLinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return f"ether.{super().__repr__()}"
+
+
+def _loaded(layer: nn.Module, _: object) -> None:
+    """Let compiled code, which may read what was made of the vectors beforehand, see those that were loaded."""
+    assert isinstance(layer, EtherLinear)
+    layer.projection.set_buffered()
 
 
 def check(target: Target, config: EtherPeftConfig) -> None:

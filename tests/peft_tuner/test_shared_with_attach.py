@@ -12,6 +12,7 @@ from helpers import shake, unet_inputs
 from peft_tuner.models import KINDS, batch, layers, tuned
 from peft_tuner.test_diffusers import ATTENTION, build
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import ether_diffusion as ether
 from ether_diffusion.core import functional, linear, rows
@@ -126,6 +127,28 @@ def test_compiled_code_equals_eager_code_with_and_without_a_mixed_batch() -> Non
         with model.disable_adapter():
             base = model(x)
         assert torch.allclose(model(x), base, atol=1e-6)
+
+
+def test_compiled_code_sees_vectors_that_are_loaded_and_strengths_without_compiling_again() -> None:
+    model, x = tuned("ether_plus"), batch()
+    other = {key: value.clone() for key, value in peft.get_peft_model_state_dict(model).items()}
+    for key in other:
+        other[key] = other[key].flip(0)
+    model.set_adapter("default", inference_mode=True)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    with torch.no_grad():
+        first = compiled(x)
+        assert torch.allclose(first, model(x), atol=1e-5)
+        graphs = counter.frame_count
+        for layer in layers(model).values():
+            layer.set_scale("default", 0.5)
+        assert torch.allclose(compiled(x), model(x), atol=1e-5)
+        peft.set_peft_model_state_dict(model, other)
+        assert torch.allclose(compiled(x), model(x), atol=1e-5)
+        assert not torch.allclose(compiled(x), first, atol=1e-3)
+        assert counter.frame_count == graphs
 
 
 def test_a_layer_compiles_to_one_graph() -> None:
