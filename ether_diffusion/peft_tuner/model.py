@@ -14,7 +14,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, Auxil
 from torch import Tensor, nn
 
 from ether_diffusion.core.host import host_of
-from ether_diffusion.core.layout import Layout
+from ether_diffusion.core.layout import INPUT_PARTS, OUTPUT_PARTS, Layout
 from ether_diffusion.core.state import StateMismatchError, state_problems
 from ether_diffusion.core.targets import Target, canonical, fused_layouts, unwrapped
 from ether_diffusion.peft_tuner.config import EtherPeftConfig
@@ -24,6 +24,8 @@ from ether_diffusion.peft_tuner.registration import PREFIX
 
 NESTED = "text_model."
 """Where some text encoders keep their layers; the canonical paths of adapter files leave it out."""
+VECTOR_NAMES = {"ether_methods", "u", "v", "u_out", "v_out", *INPUT_PARTS, *OUTPUT_PARTS}
+"""Names in the keys of vectors."""
 Layouts = dict[str, tuple[Layout, Layout]]
 
 
@@ -38,6 +40,24 @@ class EtherModel(BaseTuner):
     prefix = PREFIX
     tuner_layer_cls = EtherLinear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.copy()
+
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
+        """Raise ValueError for a name under which PEFT would leave out vectors of the other adapters when they are saved.
+
+        PEFT takes every key with that name between dots for one of that adapter.
+        """
+        super()._check_new_adapter_config(config)
+        if len(self.peft_config) == 1:
+            return
+        tuned = tuple([f"{path}." for path, each in self.model.named_modules() if isinstance(each, BaseTunerLayer)])
+        paths = [path for path, _ in self.model.named_modules() if not path.startswith(tuned)]
+        parts = {part for path in paths for part in path.split(".")} | VECTOR_NAMES
+        for name in self.peft_config:
+            if name in parts:
+                raise ValueError(
+                    f"the adapter name {name!r} is also part of a name in this model: PEFT would leave out vectors of "
+                    "the other adapters when it saves them; give it another name"
+                )
 
     def _prepare_model(self, peft_config: EtherPeftConfig, model: nn.Module) -> None:
         """Check all targets before any is replaced."""

@@ -106,13 +106,13 @@ def test_merged_weights_are_dense_ones_and_unmerging_restores_every_bit(
 
 def test_merging_one_after_the_other_gives_the_sum_and_unmerging_restores_every_bit() -> None:
     model = tuned("ether_plus")
-    add(model, "ether", "second")
+    add(model, "ether", "other")
     before, layer = weights(model), layers(model)["first"]
-    expected = dense(layer, {"default": 1.0, "second": 1.0})
+    expected = dense(layer, {"default": 1.0, "other": 1.0})
     model.merge_adapter(["default"])
     with pytest.warns(UserWarning, match="Already following adapters were merged default"):
-        model.merge_adapter(["second"])
-    assert layer.merged_adapters == ["default", "second"]
+        model.merge_adapter(["other"])
+    assert layer.merged_adapters == ["default", "other"]
     assert relative_error(layer.base_layer.weight, expected) < 1e-6
     model.unmerge_adapter()
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
@@ -181,34 +181,34 @@ def test_a_weight_that_is_also_another_modules_is_not_merged_into() -> None:
 
 def test_active_adapters_add_their_updates() -> None:
     model, x = tuned("ether_plus"), batch()
-    add(model, "ether", "second", target_modules=["first"])
-    model.base_model.set_adapter(["default", "second"])
-    assert relative_error(model(x), output(model, x, {"default": 1.0, "second": 1.0})) < 1e-5
-    model.set_adapter("second")
-    assert relative_error(model(x), output(model, x, {"second": 1.0})) < 1e-5
+    add(model, "ether", "other", target_modules=["first"])
+    model.base_model.set_adapter(["default", "other"])
+    assert relative_error(model(x), output(model, x, {"default": 1.0, "other": 1.0})) < 1e-5
+    model.set_adapter("other")
+    assert relative_error(model(x), output(model, x, {"other": 1.0})) < 1e-5
     with model.disable_adapter():
         assert torch.equal(model(x), small()(x))
-    assert relative_error(model(x), output(model, x, {"second": 1.0})) < 1e-5
+    assert relative_error(model(x), output(model, x, {"other": 1.0})) < 1e-5
 
 
 def test_the_order_of_activation_changes_no_bit() -> None:
     model, x = tuned("ether_plus"), batch()
-    add(model, "ether", "second")
-    model.base_model.set_adapter(["default", "second"])
+    add(model, "ether", "other")
+    model.base_model.set_adapter(["default", "other"])
     one = model(x)
-    model.base_model.set_adapter(["second", "default"])
+    model.base_model.set_adapter(["other", "default"])
     assert torch.equal(model(x), one)
 
 
 def test_deleting_an_adapter_leaves_the_others() -> None:
     model, x = tuned("ether_plus"), batch()
-    add(model, "ether", "second")
-    model.set_adapter("second")
+    add(model, "ether", "other")
+    model.set_adapter("other")
     expected = model(x)
     model.delete_adapter("default")
     assert torch.equal(model(x), expected)
-    assert all(list(layer.ether_methods) == ["second"] for layer in layers(model).values())
-    assert all(list(layer.projection.methods) == ["second"] for layer in layers(model).values())
+    assert all(list(layer.ether_methods) == ["other"] for layer in layers(model).values())
+    assert all(list(layer.projection.methods) == ["other"] for layer in layers(model).values())
 
 
 def test_disabling_a_merged_adapter_gives_the_base_back() -> None:
@@ -298,10 +298,10 @@ def test_a_base_that_accelerate_offloads_is_transformed_merged_and_restored() ->
 
 def test_only_active_adapters_are_scaled() -> None:
     model = tuned("ether_plus")
-    add(model, "ether", "second")
+    add(model, "ether", "other")
     layer = layers(model)["first"]
     layer.scale_layer(0.5)
-    assert (layer.strength("default"), layer.strength("second")) == (0.5, 1.0)
+    assert (layer.strength("default"), layer.strength("other")) == (0.5, 1.0)
 
 
 def test_the_update_of_an_adapter_is_exactly_of_its_rank_and_a_lora_of_it_is_exact() -> None:

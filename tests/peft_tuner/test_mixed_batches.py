@@ -16,12 +16,12 @@ from ether_diffusion.core.plan import PerSample
 from ether_diffusion.peft_tuner import EtherPeftConfig
 
 KIND = pytest.mark.parametrize("kind", KINDS)
-NAMES = ["second", "__base__", "default", "second", "default"]
+NAMES = ["other", "__base__", "default", "other", "default"]
 
 
 def alone(model: nn.Module, x: Tensor, names: list[str], scales: dict[str, float] | None = None) -> Tensor:
     """Each sample by dense fp64 weights of its own."""
-    strengths = {"default": 1.0, "second": 1.0, **(scales or {})}
+    strengths = {"default": 1.0, "other": 1.0, **(scales or {})}
     of_name = {name: output(model, x, {name: strengths.get(name, 0.0)}) for name in set(names)}
     return torch.stack([of_name[name][i] for i, name in enumerate(names)])
 
@@ -31,7 +31,7 @@ def alone(model: nn.Module, x: Tensor, names: list[str], scales: dict[str, float
 @torch.no_grad()
 def test_every_sample_has_its_own_adapter_whatever_their_kinds(kind: str, other: str) -> None:
     model, x = tuned(kind), batch()
-    add(model, other, "second")
+    add(model, other, "other")
     assert relative_error(model(x, adapter_names=NAMES), alone(model, x, NAMES)) < 1e-5
 
 
@@ -40,7 +40,7 @@ def test_every_sample_has_its_own_adapter_whatever_their_kinds(kind: str, other:
 @torch.no_grad()
 def test_a_layer_in_a_mixed_batch_is_dense_in_every_dtype(kind: str, dtype: torch.dtype) -> None:
     model = tuned(kind, dtype)
-    add(model, kind, "second")
+    add(model, kind, "other")
     for layer in layers(model).values():
         x = batch(5, dtype, layer.in_features)
         rows = [dense(layer, {name: 1.0}) @ x[i].double() for i, name in enumerate(NAMES)]
@@ -51,20 +51,20 @@ def test_a_layer_in_a_mixed_batch_is_dense_in_every_dtype(kind: str, dtype: torc
 @torch.no_grad()
 def test_scales_hold_in_a_mixed_batch() -> None:
     model, x = tuned("ether_plus"), batch()
-    add(model, "ether_plus", "second")
+    add(model, "ether_plus", "other")
     for layer in layers(model).values():
         layer.set_scale("default", 0.5)
     assert relative_error(model(x, adapter_names=NAMES), alone(model, x, NAMES, {"default": 0.5})) < 1e-5
     for layer in layers(model).values():
-        layer.set_scale("second", 0.0)
-    expected = alone(model, x, NAMES, {"default": 0.5, "second": 0.0})
+        layer.set_scale("other", 0.0)
+    expected = alone(model, x, NAMES, {"default": 0.5, "other": 0.0})
     assert relative_error(model(x, adapter_names=NAMES), expected) < 1e-5
 
 
 @torch.no_grad()
 def test_an_adapter_that_a_layer_lacks_is_the_base_there() -> None:
     model, x = tuned("ether_plus", target_modules=["first"]), batch()
-    add(model, "ether_plus", "second", target_modules=["second"])
+    add(model, "ether_plus", "other", target_modules=["second"])
     assert relative_error(model(x, adapter_names=NAMES), dense_by_layer(model, x)) < 1e-5
 
 
@@ -81,7 +81,7 @@ def dense_by_layer(model: nn.Module, x: Tensor) -> Tensor:
 @torch.no_grad()
 def test_samples_of_one_kind_cost_one_call_of_the_projection() -> None:
     model, x = tuned("ether_plus"), batch()
-    add(model, "ether_plus", "second")
+    add(model, "ether_plus", "other")
     calls, layer = [], layers(model)["first"]
     layer.base_layer.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
     model(x, adapter_names=NAMES)
@@ -106,8 +106,8 @@ def test_modules_to_save_take_part() -> None:
 @torch.no_grad()
 def test_threads_do_not_mix_their_batches() -> None:
     model, x = tuned("ether_plus"), batch(4)
-    add(model, "ether", "second")
-    expected = {name: alone(model, x, [name] * 4) for name in ("default", "second", "__base__")}
+    add(model, "ether", "other")
+    expected = {name: alone(model, x, [name] * 4) for name in ("default", "other", "__base__")}
     errors: list[str] = []
     together = threading.Barrier(3)
 
@@ -129,8 +129,8 @@ def test_threads_do_not_mix_their_batches() -> None:
 
 def test_what_cannot_be_mixed_is_refused() -> None:
     model, x = tuned("ether_plus"), batch()
-    with pytest.raises(ValueError, match=r"non-existing adapter\(s\): other"):
-        model(x, adapter_names=["other"] * 5)
+    with pytest.raises(ValueError, match=r"non-existing adapter\(s\): stranger"):
+        model(x, adapter_names=["stranger"] * 5)
     with pytest.raises(ValueError, match="but got 4 and 5 respectively"):
         model(x, adapter_names=["default"] * 4)
     model.merge_adapter()
@@ -167,17 +167,17 @@ def test_generation_with_beams_equals_each_adapter_alone(build: object, beams: i
             EtherPeftConfig(variant="ether", n_blocks=2, task_type=task),
         ]
         model = peft.get_peft_model(base, settings[0])
-        model.add_adapter("second", settings[1])
+        model.add_adapter("other", settings[1])
         model.eval()
         ids = torch.randint(3, 64, (3, 5))
     options = {"num_beams": beams, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    names = ["second", "__base__", "default"]
+    names = ["other", "__base__", "default"]
     expected = {}
-    for name in ("default", "second"):
+    for name in ("default", "other"):
         model.set_adapter(name)
         expected[name] = model.generate(input_ids=ids, **options)
     with model.disable_adapter():
         expected["__base__"] = model.generate(input_ids=ids, **options)
     found = model.generate(input_ids=ids, adapter_names=names, **options)
     assert all(torch.equal(found[i], expected[name][i]) for i, name in enumerate(names))
-    assert not torch.equal(expected["default"], expected["second"])
+    assert not torch.equal(expected["default"], expected["other"])

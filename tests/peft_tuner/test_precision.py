@@ -45,7 +45,7 @@ def by_injection(model: nn.Module) -> nn.Module:
 
 def by_adding(model: nn.Module) -> nn.Module:
     found = peft.get_peft_model(model, config("ether"))
-    found.add_adapter("second", config("ether_plus"))
+    found.add_adapter("other", config("ether_plus"))
     return found
 
 
@@ -83,7 +83,7 @@ def test_vectors_are_fp32_when_loaded_even_from_a_file_in_half_precision(
     save_file({key: value.to(dtype) for key, value in load_file(path).items()}, path)
     options = {"low_cpu_mem_usage": low_cpu_mem_usage, "autocast_adapter_dtype": autocast}
     model = peft.PeftModel.from_pretrained(small(dtype), tmp_path, **options)
-    model.load_adapter(tmp_path, "second", **options)
+    model.load_adapter(tmp_path, "other", **options)
     assert {value.dtype for value in vectors(model).values()} == {torch.float32}
 
 
@@ -143,7 +143,7 @@ def test_a_quantised_base_is_transformed_as_its_dequantised_weight(kind: str, bi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = peft.get_peft_model(quantized(bits, dtype), config(kind)).eval()
-    add(model, kind, "second")
+    add(model, kind, "other")
     layer = layers(model)["first"]
     x = batch(dtype=dtype)
     weight = readable(layer.base_layer, bits)
@@ -158,7 +158,7 @@ def test_a_quantised_base_is_transformed_as_its_dequantised_weight(kind: str, bi
     right = torch.autograd.grad(expected("default").square().mean(), trained)
     both = [torch.cat([each.double().flatten() for each in gradients]) for gradients in (found, right)]
     assert relative_error(*both) < 3 * tolerance
-    names = ["second", "default", "__base__", "second", "default"]
+    names = ["other", "default", "__base__", "other", "default"]
     mixed = layer(x, adapter_names=names)
     base = x.double() @ weight.double().T + layer.bias.double()
     rows = [(base if name == "__base__" else expected(name))[i] for i, name in enumerate(names)]

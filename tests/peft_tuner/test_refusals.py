@@ -167,6 +167,20 @@ def test_merging_around_another_tuner_is_refused() -> None:
     assert not layer.supports_lora_conversion()
 
 
+@pytest.mark.parametrize("name", ["first", "u", "v_out", "ether_methods"])
+def test_a_name_that_would_cost_other_adapters_their_vectors_is_refused(name: str, tmp_path: Path) -> None:
+    model = tuned("ether_plus")
+    with pytest.raises(ValueError, match=f"the adapter name '{name}' is also part of a name in this model"):
+        model.add_adapter(name, config("ether_plus"))
+    assert list(model.peft_config) == ["default"]
+    alone = peft.get_peft_model(small(), config("ether_plus"), adapter_name=name).eval()  # there is no other one
+    alone.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(small(), tmp_path / name)
+    assert torch.equal(again(batch()), alone(batch()))
+    with pytest.raises(ValueError, match="give it another name"):
+        alone.add_adapter("other", config("ether_plus"))
+
+
 def test_rescaling_by_pefts_lora_helper_is_refused() -> None:
     with (
         pytest.raises(ValueError, match="scaling is only supported for"),
