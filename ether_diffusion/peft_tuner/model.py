@@ -41,10 +41,24 @@ class EtherModel(BaseTuner):
     tuner_layer_cls = EtherLinear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.copy()
 
-    def _check_new_adapter_config(self, config: PeftConfig) -> None:
-        """Raise ValueError for a name under which PEFT would leave out vectors of the other adapters when they are saved.
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put an adapter on its targets; one that is refused leaves no settings behind.
 
-        PEFT takes every key with that name between dots for one of that adapter.
+        Raises:
+            ValueError: see the class; or a name that is part of another one's keys.
+        """
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            known = any(adapter_name in each.ether_methods for each in model.modules() if isinstance(each, EtherLinear))
+            if not known:
+                self.peft_config.pop(adapter_name, None)
+            raise
+
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
+        """Raise ValueError for a name under which PEFT would not save all vectors of the other adapters.
+
+        It takes every key with that name between dots for one of that adapter.
         """
         super()._check_new_adapter_config(config)
         if len(self.peft_config) == 1:

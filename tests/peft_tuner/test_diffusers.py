@@ -147,3 +147,14 @@ def test_switching_between_forward_and_backward_is_an_error_under_checkpointing(
     unet.set_adapters(["dog"], [0.5])
     with pytest.raises(RuntimeError, match="adapters were switched between the forward and the backward"):
         loss.backward()
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("u", 4), ("large", 5)])
+def test_an_adapter_that_is_refused_leaves_nothing_behind(name: str, blocks: int) -> None:
+    unet = with_two(build())
+    before = run(unet)
+    with pytest.raises(ValueError, match=r"n_blocks=5|adapter name 'u'"):
+        unet.add_adapter(EtherPeftConfig(target_modules=["to_k"], n_blocks=blocks), name)
+    assert list(unet.peft_config) == ["dog", "style"]
+    assert unet.active_adapters() == ["style"]
+    assert torch.equal(run(unet), before)
