@@ -61,6 +61,7 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._active_adapter: str | list[str] = []
         self._disable_adapters = False
+        self.cast_input_dtype_enabled = True  # what PEFT's helper switches; nothing is cast here either way
         self.forwards = forwards
         self.projection = Projection(canonical(path), base_layer, forwards, hooked=False)
         self._generations = Generations()

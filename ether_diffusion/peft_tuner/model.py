@@ -133,6 +133,17 @@ class EtherModel(BaseTuner):
         super().delete_adapter(adapter_name)
         self.__dict__.get("_generators", {}).pop(adapter_name, None)
 
+    def add_weighted_adapter(self, *args: object, **kwargs: object) -> None:
+        """Refused: the sum of two ETHER adapters is no ETHER adapter.
+
+        Raises:
+            NotImplementedError: always, with what to do.
+        """
+        raise NotImplementedError(
+            "a weighted sum of ETHER adapters is no ETHER adapter: make several active by "
+            "model.base_model.set_adapter([...]) and give each a strength by set_scale, or convert them to LoRA first"
+        )
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Nothing is cast: the vectors are fp32, for in half precision v - u would be rounded away."""
         if not autocast_adapter_dtype:

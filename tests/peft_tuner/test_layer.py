@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 
 import accelerate
@@ -335,6 +336,26 @@ def test_a_copy_has_its_own_vectors_and_forwards() -> None:
             layer.ether_methods["default"].v.neg_().add_(0.1)
     assert torch.equal(model(x), expected)
     assert relative_error(other(x), output(other, x, {"default": 1.0})) < 1e-5
+
+
+def test_a_merged_model_can_be_copied_cast_and_pickled_and_is_unmerged_all_the_same() -> None:
+    model, x = tuned("ether_plus"), batch()
+    model.merge_adapter()
+    other = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    other.unmerge_adapter()
+    assert torch.equal(layers(other)["first"].base_layer.weight, small().first.weight)
+    assert relative_error(other(x), output(other, x, {"default": 1.0})) < 1e-5
+    model.to(torch.bfloat16).unmerge_adapter()
+    assert torch.equal(layers(model)["first"].base_layer.weight, small(torch.bfloat16).first.weight)
+
+
+@pytest.mark.parametrize("shape", [(NARROW,), (0, NARROW), (2, 3, NARROW)])
+def test_inputs_of_any_shape(shape: tuple[int, ...]) -> None:
+    model = tuned("ether_plus")
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    found, expected = model(x), output(model, x, {"default": 1.0})
+    assert found.shape == expected.shape
+    assert torch.allclose(found.double(), expected, atol=1e-5)
 
 
 def test_modules_to_save_are_trained_and_saved_whole(tmp_path: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from peft.utils.hotswap import hotswap_adapter
 from peft_tuner.models import batch, config, layers, small, tuned
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -187,6 +188,24 @@ def test_rescaling_by_pefts_lora_helper_is_refused() -> None:
         peft.helpers.rescale_adapter_scale(tuned("ether"), 0.5),
     ):
         pass
+
+
+def test_what_only_lora_has_is_refused_by_name(tmp_path: Path) -> None:
+    model = tuned("ether_plus")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(NotImplementedError, match="a weighted sum of ETHER adapters is no ETHER adapter"):
+        model.add_weighted_adapter(["default"], [1.0], "sum")
+    with pytest.raises(ValueError, match="Hotswapping only supports LORA but ETHER was passed"):
+        hotswap_adapter(model, tmp_path, "default")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'bias'"):
+        EtherPeftConfig(bias="all")  # type: ignore[call-arg]
+
+
+def test_pefts_switch_of_input_casting_changes_nothing() -> None:
+    model = tuned("ether_plus")
+    expected = model(batch())
+    with peft.helpers.disable_input_dtype_casting(model):
+        assert torch.equal(model(batch()), expected)
 
 
 def test_no_layer_is_left_behind_by_a_refusal() -> None:
