@@ -63,7 +63,8 @@ class EtherModel(BaseTuner):
         super()._check_new_adapter_config(config)
         if len(self.peft_config) == 1:
             return
-        tuned = tuple([f"{path}." for path, each in self.model.named_modules() if isinstance(each, BaseTunerLayer)])
+        with_adapters = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        tuned = tuple([f"{path}." for path, each in self.model.named_modules() if isinstance(each, with_adapters)])
         paths = [path for path, _ in self.model.named_modules() if not path.startswith(tuned)]
         parts = {part for path in paths for part in path.split(".")} | VECTOR_NAMES
         for name in self.peft_config:

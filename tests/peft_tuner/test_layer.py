@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from pathlib import Path
 
 import accelerate
 import peft
@@ -358,7 +359,7 @@ def test_inputs_of_any_shape(shape: tuple[int, ...]) -> None:
     assert torch.allclose(found.double(), expected, atol=1e-5)
 
 
-def test_modules_to_save_are_trained_and_saved_whole(tmp_path: object) -> None:
+def test_modules_to_save_are_trained_and_saved_whole(tmp_path: Path) -> None:
     model = tuned("ether_plus", modules_to_save=["classifier"])
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name.split(".")[-1] for name in trained if "classifier" in name} == {"weight", "bias"}
@@ -366,6 +367,17 @@ def test_modules_to_save_are_trained_and_saved_whole(tmp_path: object) -> None:
         model.base_model.model.classifier.modules_to_save["default"].weight.add_(1.0)
     model.save_pretrained(tmp_path)
     again = peft.PeftModel.from_pretrained(small(), tmp_path)
+    assert torch.equal(again(batch()), model(batch()))
+
+
+def test_two_adapters_may_each_save_a_module_whole(tmp_path: Path) -> None:
+    model = tuned("ether_plus", modules_to_save=["classifier"])
+    add(model, "ether", "other", modules_to_save=["classifier"])
+    with torch.no_grad():
+        model.base_model.model.classifier.modules_to_save["other"].weight.add_(1.0)
+    model.set_adapter("other")
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(small(), tmp_path / "other")
     assert torch.equal(again(batch()), model(batch()))
 
 
