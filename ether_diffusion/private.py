@@ -27,17 +27,17 @@ def in_function_transform() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
-def others_see_output(module: nn.Module) -> bool:
-    """Whether forward hooks of others, on the module or global, may hold its output or have made it."""
-    return len(module._forward_hooks) > 1 or bool(nn.modules.module._global_forward_hooks)
+def others_see_output(module: nn.Module, ours: int = 1) -> bool:
+    """Whether forward hooks of others than ``ours``, on the module or global, may hold its output or have made it."""
+    return len(module._forward_hooks) > ours or bool(nn.modules.module._global_forward_hooks)
 
 
-def alone(module: nn.Module) -> bool:
-    """Whether nobody but we, who have one hook on each side, and no compiler or transform can see what goes through."""
+def alone(module: nn.Module, ours: int = 1) -> bool:
+    """Whether nobody but we, who have ``ours`` hooks on each side, and no compiler or transform can see the output."""
     return not (
         torch.compiler.is_compiling()
         or in_function_transform()
-        or len(module._forward_hooks) + len(module._forward_pre_hooks) > 2
+        or len(module._forward_hooks) + len(module._forward_pre_hooks) > 2 * ours
         or module._backward_hooks
         or module._backward_pre_hooks
         or _global_hooks()

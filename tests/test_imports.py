@@ -98,14 +98,26 @@ def test_dreambooth_imports_neither_controls_nor_figures_nor_other_pipelines() -
     )
 
 
-def test_no_module_imports_peft_at_its_top() -> None:
+def test_no_module_but_the_tuner_of_peft_imports_peft_at_its_top() -> None:
     found = []
-    for path in sorted((ROOT / "ether_diffusion").rglob("*.py")):
+    tuner = ROOT / "ether_diffusion" / "peft_tuner"
+    for path in sorted({*(ROOT / "ether_diffusion").rglob("*.py")} - {*tuner.rglob("*.py")}):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found += [str(path.relative_to(ROOT)) for name in names if name.split(".")[0] == "peft"]
     assert not found, "import peft where it is used"
+
+
+def test_nothing_but_the_user_imports_the_tuner_of_peft() -> None:
+    found = []
+    for path in sorted((ROOT / "ether_diffusion").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if path.parent.name != "peft_tuner" and "import ether_diffusion.peft_tuner" in text:
+            found.append(str(path.relative_to(ROOT)))
+    assert not found
+    code = "import ether_diffusion, ether_diffusion.core.host, ether_diffusion.pipelines.verbs"
+    assert "ether_diffusion.peft_tuner" not in imported(code)
 
 
 def typed_names() -> dict[str, str]:

@@ -18,7 +18,7 @@ FLOORS = (
     ("metrics",),
     ("playground",),
     ("data",),
-    ("control", "export"),
+    ("control", "export", "peft_tuner"),
     ("pipelines",),
     ("families",),
     ("core",),

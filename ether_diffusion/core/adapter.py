@@ -68,14 +68,8 @@ class Adapter(nn.Module):
         return self._scalars
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the vectors as ``fn`` says, but keep them in fp32 where it would make them half precision."""
-
-        def kept(tensor: Tensor) -> Tensor:
-            changed = fn(tensor)
-            half = changed.is_floating_point() and changed.dtype.itemsize < torch.float32.itemsize
-            return tensor.to(changed.device) if half else changed
-
-        super()._apply(kept, recurse)
+        """Move the vectors as ``fn`` says; each method keeps its own in fp32."""
+        super()._apply(fn, recurse)
         self._changed()
         return self
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ether_diffusion.core.plan import Mixture
 from ether_diffusion.core.weights import checksum, same_but_for_rounding, writable_weight
 
+_WAY_OUT = "call ether.unfuse(pipe, force=True), which restores the base without it"
+
 
 @dataclass(frozen=True)
 class FusedWeight:
@@ -38,7 +40,7 @@ class FusedWeight:
             weight.copy_(changed)
         return FusedWeight(base, plan, checksum(weight))
 
-    def check(self, module: nn.Module, path: str, wrapped: bool, force: bool = False) -> None:
+    def check(self, module: nn.Module, path: str, wrapped: bool, force: bool = False, way_out: str = _WAY_OUT) -> None:
         """Raise what keeps the base's weight from being put back.
 
         Args:
@@ -46,6 +48,7 @@ class FusedWeight:
             path: its name, for the error.
             wrapped: whether PEFT has a layer around it, which may have merged and unmerged an update.
             force: whether other changes of the weight are to be dropped.
+            way_out: what else can be done, for the error.
 
         Raises:
             ValueError: the weight is offloaded.
@@ -60,7 +63,7 @@ class FusedWeight:
         if not (wrapped or cast or exact) or not same_but_for_rounding(weight.detach(), expected):
             raise RuntimeError(
                 f"cannot unfuse: the weight of {path} was changed since the adapter was fused into it, perhaps by a "
-                "LoRA: take that off, or call ether.unfuse(pipe, force=True), which restores the base without it"
+                f"LoRA: take that off, or {way_out}"
             )
 
     def restore(self, module: nn.Module) -> None:

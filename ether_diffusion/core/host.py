@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -338,23 +338,11 @@ class Host:
                 projection.refresh_buffers()
             if not self.fused and (merged := self._merged_by_peft()):
                 raise _merged_beneath(merged)
-        weights = (plain_weight(projection.module) for projection in self._projections.values())
-        weight = next((weight for weight in weights if weight is not None), None)
-        open_forward(self, self._slots, torch.float32 if weight is None else matmul_dtype(weight))
+        open_forward(self, self._slots, forward_dtype(self._projections.values()))
 
     def _end(self, model: nn.Module, args: object, output: object) -> None:
         close_forward(self)
-        again = any(module.gradient_checkpointing for module in self._switches)
-        if again and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            generation = self._generation
-
-            def check(_: Tensor) -> None:
-                if self._generation != generation:
-                    raise SwitchedError(type(model).__name__)
-
-            for tensor in tensors_of(output):
-                if tensor.requires_grad:
-                    tensor.register_hook(check)
+        refuse_switches(model, self._switches, output, lambda: self._generation)
 
     def _guard(self, attention: nn.Module, args: object) -> None:
         if has_fused_qkv(attention) and any(not isinstance(p.plan, Off) for p in self._projections.values()):
@@ -369,6 +357,38 @@ def _merged_beneath(merged: Sequence[str]) -> RuntimeError:
         f"PEFT has merged {', '.join(merged)} into weights that an adapter transforms; it would transform the merged "
         "update, too: call pipe.unfuse_lora(), or ether.fuse(pipe) before pipe.fuse_lora()"
     )
+
+
+def forward_dtype(projections: Iterable[Projection]) -> torch.dtype:
+    """The dtype in which a model's projections multiply: that of the first weight that can be read, else fp32."""
+    weights = (plain_weight(projection.module) for projection in projections)
+    weight = next((weight for weight in weights if weight is not None), None)
+    return torch.float32 if weight is None else matmul_dtype(weight)
+
+
+def refuse_switches(
+    model: nn.Module, switches: Iterable[nn.Module], output: object, generation: Callable[[], object]
+) -> None:
+    """Let the backward of a forward that checkpoints raise SwitchedError if another plan acts by then.
+
+    Args:
+        model: whose forward has ended.
+        switches: its modules that may checkpoint.
+        output: of the forward.
+        generation: what acts on the model, as a value that can be compared.
+    """
+    again = any(module.gradient_checkpointing for module in switches)
+    if not again or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return
+    before = generation()
+
+    def check(_: Tensor) -> None:
+        if generation() != before:
+            raise SwitchedError(type(model).__name__)
+
+    for tensor in tensors_of(output):
+        if tensor.requires_grad:
+            tensor.register_hook(check)
 
 
 def tensors_of(output: object) -> Iterator[Tensor]:
@@ -409,6 +429,15 @@ _FOLLOWING = threading.Lock()
 _ATTRIBUTE = "_ether_host"
 
 
+def _in_tuner(module: nn.Module | None) -> bool:
+    """Whether a layer of the ETHER tuner of PEFT is among the layers around a projection."""
+    while module is not None and "base_layer" in module._modules:
+        if "ether_methods" in module._modules:
+            return True
+        module = module._modules["base_layer"]
+    return False
+
+
 def host_of(model: nn.Module) -> Host | None:
     """The adapters attached to ``model``, None if there are none."""
     host: Host | None = root_of(model).__dict__.get(_ATTRIBUTE)
@@ -426,7 +455,7 @@ def attach(model: nn.Module, config: EtherConfig | None = None, name: str = "def
 
     Raises:
         ValueError: n_blocks does not divide the features of a target, no projection matches, the name is taken, or
-            the model's q, k, v projections are fused.
+            the model's q, k, v projections are fused, or PEFT has an ETHER layer around a target.
     """
     config = config or EtherConfig()
     targets = find_targets(model, config.targets)
@@ -447,6 +476,12 @@ def attach_made(model: nn.Module, adapter: Adapter, targets: list[Target]) -> Ad
         raise ValueError(f"an adapter {name!r} is attached already: detach it, or choose another name")
     if any(has_fused_qkv(target.attention) for target in targets):
         raise ValueError("the model's q, k, v projections are fused: call unfuse_qkv_projections() before attaching")
+    for target in targets:
+        if _in_tuner(wrapper_at(root, target.path)):
+            raise ValueError(
+                f"PEFT has an ETHER layer around {target.path}, which an adapter beside it would not see: unload it, "
+                "or add this adapter by PEFT, too (ether_diffusion.peft_tuner.to_peft makes its folder)"
+            )
     device = getattr(getattr(targets[0].module, "weight", None), "device", torch.device("cpu"))
     if device.type != "meta":
         adapter.to(device)

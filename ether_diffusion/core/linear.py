@@ -60,8 +60,15 @@ class Projection:
     """All adapters on one frozen projection.
 
     Forward hooks run around ``forward``, so they stack with anything that replaces it (Accelerate's offloading) and
-    with any attention processor. Every plan costs one matmul of the projection, as the base does, and thin products
-    beside it; a Naive adapter in a mixture with an output side costs one more.
+    with any attention processor. A layer that owns the projection needs none: it calls :meth:`run`. Every plan costs
+    one matmul of the projection, as the base does, and thin products beside it; a Naive adapter in a mixture with an
+    output side costs one more.
+
+    Args:
+        path: canonical path in the model.
+        module: the projection.
+        host: the adapters of the model.
+        hooked: whether forward hooks apply the plan; if not, whoever owns the projection calls :meth:`run`.
 
     Attributes:
         path: canonical path in the model.
@@ -73,7 +80,7 @@ class Projection:
         buffers: the plan's update as thin factors, in tensors that stay when the plan changes: it is no guard then.
     """
 
-    def __init__(self, path: str, module: nn.Module, host: PartOf | None = None) -> None:
+    def __init__(self, path: str, module: nn.Module, host: PartOf | None = None, hooked: bool = True) -> None:
         self.path = path
         self.module = module
         self.methods: dict[str, Method] = {}
@@ -85,7 +92,9 @@ class Projection:
         self._rank = 0
         self._host = host
         self._handles: list[Any] = []
-        self.hook(module)
+        self._hooks = 1 if hooked else 0
+        if hooked:
+            self.hook(module)
 
     def put(self, name: str, method: Method) -> None:
         """Have an adapter's method here."""
@@ -124,14 +133,40 @@ class Projection:
             self.fused.restore(self.module)
             self.fused = None
 
+    def run(self, plan: Plan, *args: Any, **kwargs: Any) -> Tensor:
+        """The output of a projection without hooks, under a plan for this call alone.
+
+        Args:
+            plan: what acts; nothing is kept of it when the call has ended.
+            args: of the projection: its input (..., in_features), by position or by name.
+            kwargs: likewise.
+
+        Returns:
+            (..., out_features).
+        """
+        module = self.module
+        if torch.compiler.is_compiling() and plan is self.plan and self._reads_buffers(module):
+            return self._from_buffers(given_input(args, kwargs), module(*args, **kwargs))
+        call, changed = self._begin(plan, module, given_input(args, kwargs))
+        if changed is not None:
+            args, kwargs = with_input(args, kwargs, changed)
+        output: Tensor = module(*args, **kwargs)
+        moved = self._finish(call, module, given_input(args, kwargs), output)
+        return output if moved is None else moved
+
     def _before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Transform the input, where that is the way of the plan."""
         if torch.compiler.is_compiling() and self._reads_buffers(module):
             return None
-        call, x, changed = Call(self.plan), given_input(args, kwargs), None
-        plan = call.plan
+        call, changed = self._begin(self.plan, module, given_input(args, kwargs))
+        _remember(self, call)
+        return None if changed is None else with_input(args, kwargs, changed)
+
+    def _begin(self, plan: Plan, module: nn.Module, x: Tensor) -> tuple[Call, Tensor | None]:
+        """What a call decides before the projection, and the transformed input, where that is the way of the plan."""
+        call, changed = Call(plan), None
         if not (isinstance(plan, Off) or self._host is None or torch.compiler.is_compiling() or in_forward(self._host)):
             self._host.check_part(self)
         if isinstance(plan, Off):
@@ -144,13 +179,12 @@ class Projection:
             weight = frozen_weight(module, x, sides)
             if weight is not None and many_tokens(x, weight, plan):
                 call = Call(plan, weight, sides)
-            elif weight is not None and alone(module):
+            elif weight is not None and alone(module, self._hooks):
                 changed, coefficients = reflect_input(x, sides[0])
                 call = Call(plan, weight, sides, x, coefficients)
             else:
                 changed = symmetric_update(x, sides[0])
-        _remember(self, call)
-        return None if changed is None else with_input(args, kwargs, changed)
+        return call, changed
 
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None
@@ -161,19 +195,24 @@ class Projection:
             return None
         x = given_input(args, kwargs)
         if torch.compiler.is_compiling() and self._reads_buffers(module):
-            self.fill_buffers()
-            assert self.buffers is not None
-            return plain_add_low_rank(
-                output, _for_matmul(x), Factors(*(each.to(output.dtype) for each in self.buffers))
-            )
-        call = call or self._compiled(module, x)
+            return self._from_buffers(x, output)
+        return self._finish(call or self._compiled(module, x), module, x, output)
+
+    def _from_buffers(self, x: Tensor, output: Tensor) -> Tensor:
+        """The output moved by what the buffers hold, in code that is being compiled."""
+        self.fill_buffers()
+        assert self.buffers is not None
+        return plain_add_low_rank(output, _for_matmul(x), Factors(*(each.to(output.dtype) for each in self.buffers)))
+
+    def _finish(self, call: Call, module: nn.Module, x: Tensor, output: Tensor) -> Tensor | None:
+        """The output with what the call has left to do; None where it stays as it is."""
         plan = call.plan
         if isinstance(plan, Off):
             return None
         changed = self._changed(plan, call, module, x, output)
         checked = output if changed is None else changed
         if not torch.compiler.is_compiling() and saves_through_hooks() and checked.requires_grad:
-            if changed is None or others_see_output(module):
+            if changed is None or others_see_output(module, self._hooks):
                 checked = checked.clone()
             guarded: Tensor = _Checked.apply(checked, torch.tensor(plan.generation % GENERATIONS), self.path)
             return guarded
@@ -222,7 +261,7 @@ class Projection:
                 output, x, call.x, call.coefficients, call.weight, bias, call.sides, keeps_output(output)
             )
         if call.weight is not None:
-            return _moved(module, output, _for_matmul(x), call.weight, low_rank_factors(call.weight, call.sides))
+            return self._moved(output, _for_matmul(x), call.weight, low_rank_factors(call.weight, call.sides))
         if plan.two_sided:
             return symmetric_update(output, self.sides(plan, output, module)[1], bias_of(module, output))
         return None
@@ -270,7 +309,7 @@ class Projection:
             strengths = [strength for _, strength, _ in of_parts]
             down = torch.cat([each.down for each in found], -2)
             up = torch.cat([s * each.up for s, each in zip(strengths, found, strict=True)], -2)
-            return _moved(module, output, x, weight, Factors(down, up))
+            return self._moved(output, x, weight, Factors(down, up))
         bias, total = bias_of(module, output), output
         base = output if bias is None else output - bias.to(output.dtype)
         for method, strength, sides in of_parts:
@@ -285,6 +324,13 @@ class Projection:
                     moved = moved + symmetric_update(base + moved, sides[1], keep=False)
             total = total + strength * moved
         return total
+
+    def _moved(self, output: Tensor, x: Tensor, weight: Tensor, factors: Factors) -> Tensor:
+        """The output moved by x downᵀ up; in place where it is the projection's own and nobody else has seen it."""
+        seen = others_see_output(self.module, self._hooks)
+        if torch.compiler.is_compiling() or in_function_transform() or seen or output.dtype != x.dtype:
+            return plain_add_low_rank(output, x, factors)
+        return add_low_rank(output.detach(), x, weight, factors)
 
     def _on(self, method: Method, x: Tensor, module: nn.Module) -> Method:
         """The method on the device of ``x``: it follows the model wherever the pipeline moves it."""
@@ -380,13 +426,6 @@ def scaled(parts: list[Rows], strengths: list[float]) -> Rows:
     analysis = [abs(s) ** 0.5 * rows.analysis for rows, s in zip(parts, strengths, strict=True)]
     signed = [abs(s) ** 0.5 * (1 if s > 0 else -1) * rows.synthesis for rows, s in zip(parts, strengths, strict=True)]
     return Rows(torch.cat(analysis, -2), torch.cat(signed, -2))
-
-
-def _moved(module: nn.Module, output: Tensor, x: Tensor, weight: Tensor, factors: Factors) -> Tensor:
-    """The output moved by x downᵀ up; in place where the output is the projection's own and nobody else has seen it."""
-    if torch.compiler.is_compiling() or in_function_transform() or others_see_output(module) or output.dtype != x.dtype:
-        return plain_add_low_rank(output, x, factors)
-    return add_low_rank(output.detach(), x, weight, factors)
 
 
 def _thin_image(module: nn.Module, rows: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,7 +6,8 @@ arXiv 2405.20271, Sec. 3.2, 3.3 and 4.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,16 @@ class Method(nn.Module, ABC):
     def __init__(self, inputs: Layout | int, outputs: Layout | int) -> None:
         super().__init__()
         self.inputs, self.outputs = Layout.of(inputs), Layout.of(outputs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the vectors as ``fn`` says, but keep them in fp32 where it would make them half precision."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            half = changed.is_floating_point() and changed.dtype.itemsize < torch.float32.itemsize
+            return tensor.to(changed.device) if half else changed
+
+        return super()._apply(kept, recurse)
 
     @abstractmethod
     def input_delta(self, x: Tensor) -> Tensor:
@@ -120,14 +131,15 @@ def trained(layout: Layout, values: Sequence[Tensor]) -> Trained:
 
 def of_parts(layout: Layout, parameters: Trained) -> list[Tensor]:
     """The parameters of the parts of a side, in their order."""
-    if isinstance(parameters, nn.Parameter):
+    if not isinstance(parameters, nn.ParameterDict):  # a plain tensor while FSDP has its parameters gathered
         return [parameters]
     return [getattr(parameters, part.name) for part in layout.parts]
 
 
 def directions(n_blocks: int, layout: Layout, generator: torch.Generator) -> list[Tensor]:
     """Random unit vectors (n_blocks, width / n_blocks) in fp32 for every part of a side."""
-    drawn = [torch.randn(n_blocks, part.width // n_blocks, generator=generator) for part in layout.parts]
+    shapes = [(n_blocks, part.width // n_blocks) for part in layout.parts]
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float32) for shape in shapes]
     return [torch.nn.functional.normalize(vectors, dim=-1) for vectors in drawn]
 
 
@@ -183,7 +195,8 @@ class Naive(Method):
 
     def __init__(self, inputs: Layout | int, outputs: Layout | int, n_blocks: int, generator: torch.Generator) -> None:
         super().__init__(inputs, outputs)
-        eyes = [torch.eye(part.width // n_blocks).repeat(n_blocks, 1, 1) for part in self.inputs.parts]
+        widths = [part.width // n_blocks for part in self.inputs.parts]
+        eyes = [torch.eye(width, dtype=torch.float32).repeat(n_blocks, 1, 1) for width in widths]
         self.blocks = trained(self.inputs, eyes)
 
     def input_delta(self, x: Tensor) -> Tensor:

@@ -250,7 +250,7 @@ def _named(root: nn.Module) -> Iterator[_Named]:
     linears = dict(_linears(root))
     attention = {target.path: target for target in _attention_targets(root)}
     feed_forward, geglu = _feed_forward(root, linears)
-    fused = _fused(root)
+    fused = fused_layouts(root)
     for path in dict.fromkeys([*attention, *linears]):
         if any(name in BESIDE_PROMPTS for name in path.split(".")):
             continue
@@ -270,7 +270,7 @@ def _attention_targets(root: nn.Module) -> Iterator[Target]:
         _diffusers_class("attention_processor", "Attention"),
         _diffusers_class("attention", "AttentionModuleMixin"),
     )
-    fused = _fused(root)
+    fused = fused_layouts(root)
     for path, module in root.named_modules():
         if isinstance(module, classes):
             names: tuple[str, ...] = DIFFUSERS_PROJECTIONS
@@ -291,7 +291,7 @@ def _attention_targets(root: nn.Module) -> Iterator[Target]:
                 yield found if name == "proj_out" else replace(found, attention=module)
 
 
-def _fused(root: nn.Module) -> dict[str, tuple[Layout, Layout]]:
+def fused_layouts(root: nn.Module) -> dict[str, tuple[Layout, Layout]]:
     """Input and output side of every fused Linear of single blocks, whose attention and MLP stand side by side.
 
     FLUX.2: ``to_qkv_mlp_proj`` makes q, k, v and what goes into the MLP; ``to_out`` takes what comes out of both. In
@@ -359,7 +359,7 @@ def _without_mlp(target: Target) -> Target:
 def _matching(root: nn.Module, patterns: tuple[str, ...]) -> list[Target]:
     """The Linears whose path matches one of ``patterns``; each pattern must match at least one."""
     owners = {target.path: target for target in _attention_targets(root)}
-    linears, fused = dict(_linears(root)), _fused(root)
+    linears, fused = dict(_linears(root)), fused_layouts(root)
     used: set[str] = set()
     found = []
     for path, module in linears.items():
