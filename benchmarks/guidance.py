@@ -31,14 +31,13 @@ KINDS = {playground.NAME: "unet", playground.FLOW: "flow"}
 ASPECTS = ("class", "colour", "background")
 
 
-def measured(base: str, guidance: float, shift: float | None, images: int) -> dict[str, list[bool]]:
+def measured(base: str, guidance: float, shift: float | None, images: int, seed: int) -> dict[str, list[bool]]:
     """Of every picture whether CLIP sees the class, a colour of the coat and the background that was asked for."""
     device = torch.device("cpu")
     pipe = loaded(Path(playground.base_folder(base)), device)
     if shift is not None:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=shift)
     own = SAMPLING[KINDS[base]]
-    seed = int(json.loads(report_of(base).read_text())["seed"])
     scenes = asked_scenes(seed, images)
     drawn = generate(pipe, scenes, seed, Sampling(own.scheduler, own.steps, guidance))
     return right_answers(Judges(playground.BASE / "judges", device), scenes, drawn.pictures)
@@ -56,16 +55,19 @@ def main() -> None:
     parser.add_argument("--base", choices=list(KINDS), default=playground.NAME)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.0, 6.0])
     parser.add_argument("--shift", type=float, nargs="+", help="of a flow model; its own where it is not given")
+    parser.add_argument("--seed", type=int, help="of captions and noise (default: that of the base's report)")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--json", type=Path, help="file to add the results to")
     given = parser.parse_args()
+    own = int(json.loads(report_of(given.base).read_text())["seed"])
+    seed = own if given.seed is None else given.seed
     rows: list[dict[str, object]] = []
     answers: list[dict[str, list[bool]]] = []
     for shift in given.shift or [None]:
         for guidance in given.guidance:
-            found = measured(given.base, guidance, shift, given.images)
+            found = measured(given.base, guidance, shift, given.images, seed)
             answers.append(found)
-            row: dict[str, object] = {"guidance": guidance, "shift": shift, "images": given.images}
+            row: dict[str, object] = {"guidance": guidance, "shift": shift, "images": given.images, "seed": seed}
             for aspect in ASPECTS:
                 hits = sum(found[aspect])
                 ends = binomtest(hits, given.images).proportion_ci(method="wilson")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, ZImagePipeline
+from safetensors import safe_open
 from transformers import CLIPTextModel
 
 from ether_diffusion import playground
@@ -18,8 +19,11 @@ from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import ObjectiveSettings
 from ether_diffusion.playground import flow_base
 from ether_diffusion.playground.build.__main__ import main
+from ether_diffusion.playground.build.assemble import LIMIT, check_size
 from ether_diffusion.playground.build.drawings import caption_tokens
+from ether_diffusion.playground.build.evaluate import SAMPLING, asked_scenes, generate, seen_figures
 from ether_diffusion.playground.build.flow import FlowStage
+from ether_diffusion.playground.build.judges import Judges
 from ether_diffusion.playground.build.presets import PRESETS
 from ether_diffusion.playground.build.project import Project
 from ether_diffusion.playground.build.vocabulary import world_tokenizer
@@ -156,3 +160,41 @@ def test_an_installation_without_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(flow_base, "OWN", tmp_path)
     with pytest.raises(FileNotFoundError, match="comes without playground-flow"):
         playground.base_folder("playground-flow")
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the base that is shipped, in a cache of the tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return Path(playground.base_folder("playground-flow"))
+
+
+def test_what_is_shipped_weighs_no_more_than_it_may() -> None:
+    assert check_size(flow_base.OWN) <= LIMIT
+    files = [path for place in (playground.BASE, flow_base.OWN) for path in place.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 40_000_000
+    for path in flow_base.OWN.rglob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 - it is no mapping
+                assert weights.get_tensor(key).dtype is torch.float16, key
+                assert weights.get_tensor(key).isfinite().all(), key
+
+
+@pytest.mark.slow
+def test_what_is_shipped_draws_what_it_is_asked_for(shipped: Path) -> None:
+    record = json.loads((flow_base.OWN / "build.json").read_text())["figures"]
+    asked = asked_scenes(77, 12)  # scenes that neither the build nor its report has seen
+    drawn = generate(loaded(shipped), asked, 77, SAMPLING["flow"]).pictures
+    seen = seen_figures(Judges(playground.BASE / "judges", CPU), asked, drawn)
+    for figure in ("class", "colour", "background"):
+        assert seen[figure] >= record[f"base_{figure}"]["value"] - 0.25, figure
+    assert np.std([picture.mean().item() for picture in drawn]) > 0.05  # not one picture for all
+
+
+def test_the_guidance_that_is_told_is_the_one_of_the_report() -> None:
+    for name, place in ((playground.NAME, playground.BASE), (playground.FLOW, flow_base.OWN)):
+        sampling = json.loads((place / "build.json").read_text()).get("sampling")
+        kind = "unet" if name == playground.NAME else "flow"
+        assert playground.GUIDANCE[name] == SAMPLING[kind].guidance
+        assert sampling is None or sampling["guidance"] == SAMPLING[kind].guidance
