@@ -1,7 +1,7 @@
 """The exact LoRA of adapters: Σ s (W' - W) = up down for every projection, in fp64.
 
 W' = (I + E_out) W (I + E_in), and E is of rank n for ETHER, 2n for ETHER+ on a side; so W' - W is of rank n, 2n
-(one-sided) or 4n at most. Ranks of several adapters add up.
+(one-sided) or 4n at most. Ranks of several adapters add up, to the width of the layer at most.
 """
 
 from __future__ import annotations
@@ -102,7 +102,17 @@ def _update(module: nn.Module, mixture: Mixture, where: str) -> tuple[Tensor, Te
         downs.append(factors.down)
         ups.append(strength * factors.up.mT)
         moved += strength * probes @ exact.delta_weight(base).mT
-    return *_balanced(torch.cat(downs), torch.cat(ups, 1)), probes, moved
+    return *_balanced(*_within(torch.cat(downs), torch.cat(ups, 1))), probes, moved
+
+
+def _within(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product with a rank of at most the narrower side: no reader needs more, and files grow with it."""
+    rank, inputs, outputs = len(down), down.shape[1], len(up)
+    if rank <= min(inputs, outputs):
+        return down, up
+    if inputs <= outputs:
+        return torch.eye(inputs, dtype=down.dtype), up @ down
+    return up @ down, torch.eye(outputs, dtype=up.dtype)
 
 
 def _balanced(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

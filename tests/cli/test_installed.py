@@ -20,7 +20,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder into which a wheel of this checkout is installed; the playground's weights are left out."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    shutil.copytree(ROOT / "ether_diffusion", source / "ether_diffusion", ignore=shutil.ignore_patterns("base"))
+    shutil.copytree(ROOT / "ether_diffusion", source / "ether_diffusion", ignore=shutil.ignore_patterns("base", "flow"))
     shutil.copytree(ROOT / "configs", source / "configs")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)

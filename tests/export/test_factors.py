@@ -53,6 +53,23 @@ def test_several_adapters_add_up() -> None:
         assert layer.rank == first[path].rank + second[path].rank == 20
 
 
+def test_no_rank_is_above_the_width_of_its_layer() -> None:
+    pipe = adapted("sd")
+    for seed, name in enumerate("bcd"):
+        shaken(ether.attach(pipe.unet, ether.EtherConfig("ether_plus", seed=seed), name), seed=seed)
+    host, ranks = host_of(pipe.unet), set()
+    assert host is not None
+    strengths = dict.fromkeys("abcd", 1.0)
+    deltas = {name: adapter.methods() for name, adapter in host.adapters.items()}
+    for layer in lora_layers(pipe, strengths):
+        weight = pipe.unet.get_submodule(layer.path).weight.detach().double()
+        assert layer.rank == min(4 * 16, *weight.shape)
+        ranks.add(layer.rank)
+        expected = sum(deltas[name][layer.path].double().delta_weight(weight) for name in "abcd")
+        torch.testing.assert_close(layer.up @ layer.down, expected, rtol=0, atol=1e-10)
+    assert len(ranks) > 1
+
+
 def test_what_has_no_low_rank_is_refused() -> None:
     with pytest.raises(ExportError, match="Naive adapter, whose update is of full rank"):
         list(lora_layers(adapted("sd", method="naive"), {"a": 1.0}))
