@@ -61,7 +61,7 @@ class Sampling:
 
 
 SAMPLING = {"unet": Sampling("DDIM", 30, 4.0), "flow": Sampling("Euler", 30, 3.0)}
-"""Of both bases; ``docs/results/guidance.json`` has what other scales draw."""
+"""Of both bases; ``docs/results/guidance.json`` has what other scales draw on the second."""
 
 
 @dataclass(frozen=True)
