@@ -16,7 +16,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 import ether_diffusion.peft_tuner as tuner  # registers the type ETHER with PEFT
-from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, SHARE, Range, check_ranges
+from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, Range, check_ranges
 from ether_diffusion.reading import matches, parse_json, read_lines, read_text
 
 Loaded = TypeVar("Loaded")
@@ -47,7 +47,7 @@ class LanguageConfig:
         max_steps: end after so many steps; None leaves it to ``epochs``.
         warmup: share of the steps in which the rate rises.
         schedule: how the rate goes on from there.
-        max_grad_norm: where the gradient is clipped.
+        max_grad_norm: where the gradient is clipped; 0 clips nothing.
         max_length: tokens of a text; what is longer is cut.
         train_file: JSON lines or a JSON list; None takes the data of the Hub.
         seed: of the vectors, the head and the order of the data.
@@ -63,8 +63,8 @@ class LanguageConfig:
         "micro_batch_size": COUNT,
         "epochs": POSITIVE,
         "max_steps": COUNT,
-        "warmup": SHARE,
-        "max_grad_norm": POSITIVE,
+        "warmup": Range(0, 1, below=True),
+        "max_grad_norm": AMOUNT,
         "max_length": Range(8),
         "seed": SEED,
     }
