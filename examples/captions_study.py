@@ -91,7 +91,7 @@ class CaptionsConfig:
     layers: int = 4
     heads: int = 4
     intermediate_size: int = 344
-    base_steps: int = 4000
+    base_steps: int = 6000
     base_learning_rate: float = 2e-3
     steps: int = 300
     examples: int = 512
@@ -179,12 +179,12 @@ class Study:
         }
 
     def train_base(self) -> None:
-        """Train the model from scratch on lines of all kinds; all words are targets."""
+        """Train the model from scratch on lines of all kinds."""
         started = time.monotonic()
         model = self._new_model()
         source = lines(self.config.seed, KINDS_OF_QUESTIONS, held_out=False)
         batches = iter(lambda: list(islice(source, self.config.batch_size)), [])
-        self._train(model, batches, self.config.base_steps, self.config.base_learning_rate, "base", answers_only=False)
+        self._train(model, batches, self.config.base_steps, self.config.base_learning_rate, "base")
         with atomic_path(self._weights) as temporary:
             save_file(model.state_dict(), temporary)
         found = {kind: self.score(model, kind) for kind in KINDS_OF_QUESTIONS}
@@ -210,7 +210,7 @@ class Study:
         adapted = adapt(model, method, TARGETS, "CAUSAL_LM")
         known = list(islice(lines(_seed_of(job.task), ("colour",), held_out=False, codes=codes), config.examples))
         batches = _epochs(known, config.batch_size, random.Random(job.task))
-        self._train(adapted, batches, config.steps, job.rate, job.key, answers_only=True)
+        self._train(adapted, batches, config.steps, job.rate, job.key)
         by_kind = {kind: self.score(adapted, kind) for kind in KEPT}
         record: JobRecord = {
             "part": job.part,
@@ -236,7 +236,7 @@ class Study:
         right = 0
         model.eval()
         for start in range(0, len(chosen), 128):
-            ids, mask, targets = self.vocabulary.batch(chosen[start : start + 128], answers_only=True)
+            ids, mask, targets = self.vocabulary.batch(chosen[start : start + 128])
             likeliest = model(input_ids=ids, attention_mask=mask).logits.argmax(-1)
             hits = (likeliest[:, :-1] == targets[:, 1:]) | (targets[:, 1:] < 0)
             right += int(hits.all(1).sum())
@@ -262,22 +262,14 @@ class Study:
             )
         )
 
-    def _train(
-        self,
-        model: nn.Module,
-        batches: Iterator[list[Line]],
-        steps: int,
-        rate: float,
-        title: str,
-        answers_only: bool,
-    ) -> None:
-        """AdamW without weight decay on ``steps`` batches."""
+    def _train(self, model: nn.Module, batches: Iterator[list[Line]], steps: int, rate: float, title: str) -> None:
+        """AdamW without weight decay on ``steps`` batches; the loss is on the words of the answers."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
         model.train()
         for batch in tqdm(islice(batches, steps), total=steps, desc=title, unit="step", leave=False):
-            ids, mask, targets = self.vocabulary.batch(batch, answers_only)
+            ids, mask, targets = self.vocabulary.batch(batch)
             model(input_ids=ids, attention_mask=mask, labels=targets).loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, CLIP)
             optimizer.step()

@@ -118,21 +118,21 @@ class Vocabulary:
         """The number of words."""
         return len(self.words)
 
-    def batch(self, chosen: list[Line], answers_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, chosen: list[Line]) -> tuple[Tensor, Tensor, Tensor]:
         """Tensors of some lines, padded on the right.
 
         Args:
             chosen: the lines.
-            answers_only: whether the words of the prompts are no targets.
 
         Returns:
-            Ids, mask of the words, and targets with ``IGNORED`` where there are none; each (lines, longest line).
+            Ids, mask of the words, and targets: the words of the answers, ``IGNORED`` elsewhere; each (lines, longest
+            line).
         """
         texts = [[self.ids[word] for word in (*line.prompt, *line.answer)] for line in chosen]
         width = max(map(len, texts))
         ids = torch.tensor([text + [self.ids[PAD]] * (width - len(text)) for text in texts])
         places = torch.arange(width)
         mask = places < torch.tensor([[len(text)] for text in texts])
-        first = torch.tensor([[len(line.prompt) if answers_only else 0] for line in chosen])
+        first = torch.tensor([[len(line.prompt)] for line in chosen])
         targets = ids.masked_fill(~mask | (places < first), IGNORED)
         return ids, mask.long(), targets

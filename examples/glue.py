@@ -9,9 +9,8 @@ trained numbers for ETHER and 331,776 for ETHER+, besides the head.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -20,6 +19,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from language_settings import (
     InputError,
     LanguageConfig,
+    Model,
     Record,
     adapt,
     count_trained,
@@ -28,11 +28,11 @@ from language_settings import (
     one_line,
     read_records,
     run,
+    save,
     training_arguments,
 )
 from numpy.typing import NDArray
 from scipy import stats
-from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -40,12 +40,12 @@ from transformers import (
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
     EvalPrediction,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     set_seed,
 )
 
-from ether_diffusion.files import write_text
 from ether_diffusion.ranges import COUNT, Range
 from ether_diffusion.training.cli import parse_config
 
@@ -208,16 +208,16 @@ def count(config: GlueConfig) -> tuple[int, int]:
     return count_trained(model, HEAD)
 
 
-def adapted(model: nn.Module, config: GlueConfig) -> nn.Module:
+def adapted(model: PreTrainedModel, config: GlueConfig) -> Model:
     return adapt(model, config, TARGETS, "SEQ_CLS", HEAD)
 
 
-def main() -> None:
-    config = parse_config(GlueConfig)
-    if config.count:
-        trained, head = count(config)
-        print(f"{config.method}: {trained:,} trained numbers and {head:,} in the head")
-        return
+def finetune(config: GlueConfig) -> Model:
+    """Train, score after every epoch, save the adapter and ``results.json``; return the trained model.
+
+    Raises:
+        InputError: data, base or settings cannot be used.
+    """
     task = TASKS[config.task]
     set_seed(config.seed)
     data = read_data(config)
@@ -244,19 +244,22 @@ def main() -> None:
     )
     trainer.train()
     found = {split: trainer.evaluate(splits[split]) for split in task.validation if split in splits}
-    model.save_pretrained(config.output_dir)
-    tokenizer.save_pretrained(config.output_dir)
-    results = {
-        "settings": asdict(config),
-        "trained": trained,
-        "head": head,
-        "scores": found,
-        "log": trainer.state.log_history,
-    }
-    write_text(config.output_dir / "results.json", json.dumps(results, indent=1, default=str))
-    for split, values in found.items():
-        told = ", ".join(f"{metric.__name__} {values[f'eval_{metric.__name__}']:.4f}" for metric in task.metrics)
-        print(f"{config.task}, {split}: {told}")
+    if trainer.is_world_process_zero():
+        sizes = {"trained": trained, "head": head}
+        save(model, tokenizer, config, {**sizes, "scores": found, "log": trainer.state.log_history})
+        for split, values in found.items():
+            told = ", ".join(f"{metric.__name__} {values[f'eval_{metric.__name__}']:.4f}" for metric in task.metrics)
+            print(f"{config.task}, {split}: {told}")
+    return model
+
+
+def main() -> None:
+    config = parse_config(GlueConfig)
+    if config.count:
+        trained, head = count(config)
+        print(f"{config.method}: {trained:,} trained numbers and {head:,} in the head")
+    else:
+        finetune(config)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ settings are those of the authors' published command.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -18,6 +17,7 @@ from datasets import load_dataset
 from language_settings import (
     InputError,
     LanguageConfig,
+    Model,
     Record,
     adapt,
     count_trained,
@@ -26,21 +26,21 @@ from language_settings import (
     one_line,
     read_records,
     run,
+    save,
     training_arguments,
 )
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     set_seed,
 )
 
-from ether_diffusion.files import write_text
 from ether_diffusion.ranges import Range
 from ether_diffusion.training.cli import parse_config
 
@@ -138,15 +138,16 @@ def count(config: InstructionConfig) -> int:
     return sum(count_trained(model))
 
 
-def adapted(model: nn.Module, config: InstructionConfig) -> nn.Module:
+def adapted(model: PreTrainedModel, config: InstructionConfig) -> Model:
     return adapt(model, config, TARGETS, "CAUSAL_LM")
 
 
-def main() -> None:
-    config = parse_config(InstructionConfig)
-    if config.count:
-        print(f"{config.method}: {count(config):,} trained numbers")
-        return
+def finetune(config: InstructionConfig) -> Model:
+    """Train, save the adapter and ``results.json``; return the trained model.
+
+    Raises:
+        InputError: data, base or settings cannot be used.
+    """
     set_seed(config.seed)
     records = read_data(config)
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, config.model)
@@ -167,11 +168,18 @@ def main() -> None:
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
     )
     trainer.train()
-    model.save_pretrained(config.output_dir)
-    tokenizer.save_pretrained(config.output_dir)
-    results = {"settings": asdict(config), "trained": trained, "left_out": dropped, "log": trainer.state.log_history}
-    write_text(config.output_dir / "results.json", json.dumps(results, indent=1, default=str))
-    print(f"saved in {config.output_dir}")
+    if trainer.is_world_process_zero():
+        save(model, tokenizer, config, {"trained": trained, "left_out": dropped, "log": trainer.state.log_history})
+        print(f"saved in {config.output_dir}")
+    return model
+
+
+def main() -> None:
+    config = parse_config(InstructionConfig)
+    if config.count:
+        print(f"{config.method}: {count(config):,} trained numbers")
+    else:
+        finetune(config)
 
 
 if __name__ == "__main__":

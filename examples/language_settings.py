@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import peft
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 import ether_diffusion.peft_tuner as tuner  # registers the type ETHER with PEFT
+from ether_diffusion.files import write_text
 from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, Range, check_ranges
 from ether_diffusion.reading import matches, parse_json, read_lines, read_text
 
 Loaded = TypeVar("Loaded")
+Model: TypeAlias = PreTrainedModel | peft.PeftModel
 Record = dict[str, str | int | float]
 Method = Literal["ether", "ether_plus", "lora", "full"]
 
@@ -94,12 +97,12 @@ class LanguageConfig:
 
 
 def adapt(
-    model: nn.Module,
+    model: PreTrainedModel,
     config: LanguageConfig,
     targets: Sequence[str],
     task_type: str,
     head: Sequence[str] = (),
-) -> nn.Module:
+) -> Model:
     """The model under the method of the settings; all but what is trained is frozen.
 
     Args:
@@ -167,6 +170,7 @@ def training_arguments(config: LanguageConfig, **more: object) -> TrainingArgume
         seed=config.seed,
         save_strategy="no",
         logging_first_step=True,
+        logging_steps=10,
         report_to=[],
         **more,
     )
@@ -212,6 +216,14 @@ def load_pretrained(load: Callable[..., Loaded], name: str, **options: object) -
         raise InputError(f"{name} cannot be loaded: {one_line(error)}") from error
 
 
+def save(model: Model, tokenizer: PreTrainedTokenizerBase, config: LanguageConfig, results: dict[str, object]) -> None:
+    """Write what was trained (an adapter, or the model), the tokenizer, and ``results.json`` with the settings."""
+    model.save_pretrained(config.output_dir)
+    tokenizer.save_pretrained(config.output_dir)
+    text = json.dumps({"settings": asdict(config), **results}, indent=1, default=str)
+    write_text(config.output_dir / "results.json", text + "\n")
+
+
 def one_line(error: Exception) -> str:
     """The first line of an error, else its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -229,7 +241,7 @@ def run(program: Callable[[], None]) -> None:
         raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from None
 
 
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+def on_meta(make: Callable[[], Model]) -> Model:
     """A model with shapes and without numbers."""
     with torch.device("meta"):
         return make()
