@@ -223,7 +223,11 @@ def finetune(config: GlueConfig) -> Model:
     data = read_data(config)
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, config.model)
     base = load_pretrained(
-        AutoModelForSequenceClassification.from_pretrained, config.model, num_labels=task.labels, dtype="float32"
+        AutoModelForSequenceClassification.from_pretrained,
+        config.model,
+        num_labels=task.labels,
+        ignore_mismatched_sizes=True,  # a base that was finetuned on a task with more or fewer classes
+        dtype="float32",
     )
     model = adapted(base, config)
     trained, head = count_trained(model, HEAD)

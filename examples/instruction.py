@@ -157,13 +157,15 @@ def finetune(config: InstructionConfig) -> Model:
     if dropped:
         print(f"{dropped:,} of {len(records):,} records have no response within {config.max_length} tokens: left out")
     base = load_pretrained(AutoModelForCausalLM.from_pretrained, config.model, dtype=config.dtype)
+    if config.gradient_checkpointing:
+        base.gradient_checkpointing_enable()
     model = adapted(base, config)
     trained = sum(count_trained(model))
     print(f"{config.method}: {trained:,} trained numbers, {len(examples):,} records")
 
     trainer = Trainer(
         model=model,
-        args=training_arguments(config, gradient_checkpointing=config.gradient_checkpointing),
+        args=training_arguments(config),
         train_dataset=examples,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED),
     )
