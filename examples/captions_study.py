@@ -33,7 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ether_diffusion.evaluation.runner import PAUSE, claimed
 from ether_diffusion.files import atomic_path, write_text
-from ether_diffusion.ranges import COUNT, POSITIVE, SEED, Range, check_ranges
+from ether_diffusion.ranges import COUNT, POSITIVE, SEED, SHARE, Range, check_ranges
 from ether_diffusion.reading import read_json
 from ether_diffusion.training.cli import parse_config
 
@@ -62,6 +62,7 @@ class CaptionsConfig:
         intermediate_size: of the model.
         base_steps: of the training from scratch.
         base_learning_rate: of the same.
+        least_base: share of the questions about colours that the base must answer right before anything is finetuned.
         steps: of a finetuning.
         examples: lines that a finetuning sees, again and again.
         batch_size: lines per step, of base and finetunings.
@@ -79,6 +80,7 @@ class CaptionsConfig:
         ),
         **dict.fromkeys(("scored", "n_blocks", "rank", "threads", "most_rates"), COUNT),
         "base_learning_rate": POSITIVE,
+        "least_base": SHARE,
         "seed": SEED,
     }
 
@@ -93,6 +95,7 @@ class CaptionsConfig:
     intermediate_size: int = 344
     base_steps: int = 6000
     base_learning_rate: float = 2e-3
+    least_base: float = 0.9
     steps: int = 300
     examples: int = 512
     batch_size: int = 32
@@ -160,9 +163,19 @@ class Study:
         return self.config.output_dir / "jobs" / f"{key}.json"
 
     def run(self) -> Results:
-        """Train what is not done: the base, the tuning tasks at all rates, the test tasks at the chosen ones."""
+        """Train what is not done: the base, the tuning tasks at all rates, the test tasks at the chosen ones.
+
+        Raises:
+            InputError: the base has learnt too little.
+        """
         config = self.config
         self._share(["base"], lambda key: self.train_base())
+        base: BaseRecord = read_json(self.record("base"), BaseRecord)
+        if (known := base["by_kind"]["colour"]) < config.least_base:
+            raise InputError(
+                f"the base answers {known:.3f} of the questions about colours right, least_base is "
+                f"{config.least_base:g}: give more base_steps and a new output_dir"
+            )
         grid = [(method, rate) for method, rates in config.rates.items() for rate in sorted(rates)]
         tuned: list[JobRecord] = []
         while grid:
@@ -174,7 +187,7 @@ class Study:
         return {
             "settings": _comparable(config),
             "versions": {name: version(name) for name in PACKAGES},
-            "base": read_json(self.record("base"), BaseRecord),
+            "base": base,
             "jobs": tuned + tested,
         }
 

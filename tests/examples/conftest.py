@@ -18,10 +18,8 @@ from transformers import (
 )
 
 ROOT = Path(__file__).parents[2]
-WORDS = (
-    "a the film was is good bad very not so . : what colour has sky grass snow Request Text Response blue green white "
-    "say it"
-).split()
+SENTENCE = "a the film was is good bad very not so . : what colour has sky grass snow Request Text Response"
+WORDS = (*SENTENCE.split(), "blue", "green", "white", "say", "it")
 Writer = Callable[[str, list[dict[str, object]]], Path]
 
 

@@ -12,7 +12,6 @@ from types import ModuleType
 
 import pytest
 import torch
-import yaml
 
 from ether_diffusion.evaluation.statistics import mean_interval
 from ether_diffusion.playground.world import COLOURS
@@ -39,7 +38,7 @@ def tiny(study: ModuleType, folder: Path, **more: object) -> object:
     given: dict[str, object] = {
         "output_dir": folder, "rates": {"ether": [0.01, 0.03], "full": [0.01]}, "most_rates": 2, "tuning_tasks": [7],
         "test_tasks": [0, 1], "hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32, "base_steps": 3,
-        "steps": 2, "examples": 8, "batch_size": 4, "scored": 8,
+        "steps": 2, "examples": 8, "batch_size": 4, "scored": 8, "least_base": 0.0,
     }  # fmt: skip
     return study.CaptionsConfig(**{**given, **more})
 
@@ -221,20 +220,26 @@ def test_the_tables_have_means_intervals_and_comparisons(table: ModuleType) -> N
     assert "**0.01: 0.500**" in table.rates_table(results)
 
 
-def test_the_recipe_and_the_plan_say_the_same(study: ModuleType) -> None:
+def test_the_recipe_and_the_plan_say_the_same(study: ModuleType, table: ModuleType) -> None:
     config = study.parse_config(study.CaptionsConfig, ["--config", str(ROOT / "examples" / "captions_study.yaml")])
     plan = (ROOT / "docs" / "studies" / "language.md").read_text(encoding="utf-8")
-    assert config == study.CaptionsConfig(
-        **{
-            **vars(config),
-            **yaml.safe_load((ROOT / "examples" / "captions_study.yaml").read_text()),
-            "output_dir": config.output_dir,
-        }
-    )
-    for name in ("steps", "examples", "base_steps", "scored", "batch_size"):
-        assert f"{getattr(config, name):,}" in plan, name
+    words = {
+        "steps": "for {:,} steps of", "examples": "sees {:,} lines", "base_steps": "from scratch for {:,} steps",
+        "scored": "on {:,} held-out", "least_base": "fewer than {} of", "rank": "LoRA r = {}",
+        "n_blocks": "both n = {}", "hidden_size": "hidden {}", "layers": "{} layers", "intermediate_size": "feed-forward {}",
+    }  # fmt: skip
+    for name, phrase in words.items():
+        assert phrase.format(getattr(config, name)) in plan, name
     for method, rates in config.rates.items():
-        assert len(rates) == 4, method
+        assert f"- {table.TITLES[method]}: {', '.join(f'{rate:g}' for rate in rates)}\n" in plan
+    assert (config.tuning_tasks, config.test_tasks) == ([100, 101], [0, 1, 2, 3, 4])
+
+
+def test_a_base_that_has_learnt_too_little_is_not_finetuned(study: ModuleType, tmp_path: Path) -> None:
+    error = importlib.import_module("language_settings").InputError
+    with pytest.raises(error, match="of the questions about colours right, least_base is 0"):
+        study.Study(tiny(study, tmp_path, least_base=0.9)).run()
+    assert not (tmp_path / "jobs" / "tuning").exists()
 
 
 @pytest.mark.parametrize(

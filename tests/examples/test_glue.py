@@ -23,6 +23,9 @@ SENTENCES = [
     for word in ("good", "bad")
 ]
 
+GOOD = ["--train_file", "good.jsonl", "--validation_file", "good.jsonl"]
+MODEL = ["--model", "deberta"]
+
 
 @pytest.fixture
 def glue() -> ModuleType:
@@ -151,10 +154,9 @@ def test_constant_answers_score_nothing(glue: ModuleType) -> None:
         (["--train_file", "bad.jsonl", "--validation_file", "bad.jsonl"], 'bad.jsonl, record 2: "sentence" must be'),
         (["--train_file", "class.jsonl", "--validation_file", "class.jsonl"], '"label" must be from 0 to 1'),
         (["--train_file", "empty.jsonl", "--validation_file", "empty.jsonl"], "empty.jsonl has no records"),
-        ([*"--train_file good.jsonl --validation_file good.jsonl --model nothing/here".split()], "nothing/here cannot"),
-        ([*"--train_file good.jsonl --validation_file good.jsonl --model deberta --n_blocks 5".split()], "n_blocks"),
-        ([*"--train_file good.jsonl --validation_file good.jsonl --model deberta --batch_size 6".split(),
-          "--micro_batch_size", "4"], "batch_size 6 is no multiple of micro_batch_size 4"),
+        ([*GOOD, "--model", "nothing/here"], "nothing/here cannot"),
+        ([*GOOD, *MODEL, "--n_blocks", "5"], "n_blocks"),
+        ([*GOOD, *MODEL, "--batch_size", "6", "--micro_batch_size", "4"], "no multiple of micro_batch_size 4"),
         (["--learning_rate", "-1"], "learning_rate must be above 0, not -1"),
         (["--warmup", "1"], "warmup must be"),
     ],
