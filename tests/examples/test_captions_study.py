@@ -226,7 +226,8 @@ def test_the_recipe_and_the_plan_say_the_same(study: ModuleType, table: ModuleTy
     words = {
         "steps": "for {:,} steps of", "examples": "sees {:,} lines", "base_steps": "from scratch for {:,} steps",
         "scored": "on {:,} held-out", "least_base": "fewer than {} of", "rank": "LoRA r = {}",
-        "n_blocks": "both n = {}", "hidden_size": "hidden {}", "layers": "{} layers", "intermediate_size": "feed-forward {}",
+        "n_blocks": "both n = {}", "hidden_size": "hidden {}", "layers": "{} layers",
+        "intermediate_size": "feed-forward {}",
     }  # fmt: skip
     for name, phrase in words.items():
         assert phrase.format(getattr(config, name)) in plan, name
