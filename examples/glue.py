@@ -163,7 +163,7 @@ def read_data(config: GlueConfig) -> DatasetDict:
     if config.train_file is None or config.validation_file is None:
         try:
             return load_dataset(HUB_DATA, config.task)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise InputError(f"{HUB_DATA} cannot be loaded: {one_line(error)}; give train_file") from error
     kinds: dict[str, type] = {**dict.fromkeys(task.texts, str), "label": float if task.labels == 1 else int}
     files = {"train": config.train_file, task.validation[0]: config.validation_file}

@@ -114,7 +114,7 @@ def read_data(config: InstructionConfig) -> list[Record]:
         return read_records(config.train_file, KINDS)
     try:
         return [{key: record[key] for key in KINDS} for record in load_dataset(HUB_DATA, split="train")]
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"{HUB_DATA} cannot be loaded: {one_line(error)}; give train_file") from error
 
 

@@ -131,7 +131,7 @@ def adapt(
     )
     try:
         return peft.get_peft_model(model, settings)
-    except ValueError as error:
+    except ValueError as error:  # neither PEFT nor the tuner has a class of its own for settings that do not fit
         raise InputError(one_line(error)) from error
 
 

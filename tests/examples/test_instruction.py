@@ -132,7 +132,7 @@ def test_a_list_of_json_is_read_like_lines(instruction: ModuleType, write: objec
         (["--train_file", "bad.jsonl"], 'bad.jsonl, record 1: "input" must be of type str'),
         (["--train_file", "broken.jsonl"], "broken.jsonl cannot be read as JSON lines or a JSON list"),
         (["--train_file", "good.jsonl", "--model", "llama", "--n_blocks", "5"], "n_blocks"),
-        ([], "tatsu-lab/alpaca cannot be loaded"),
+        ([], "nobody/nothing cannot be loaded"),
         (["--dtype", "float16"], "dtype"),
     ],
 )
@@ -146,6 +146,7 @@ def test_a_mistake_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(instruction, "HUB_DATA", "nobody/nothing")
     write("good.jsonl", RECORDS)  # type: ignore[operator]
     write("bad.jsonl", [{"instruction": "say it", "output": "blue"}])  # type: ignore[operator]
     (tmp_path / "broken.jsonl").write_text('{"instruction": ')
