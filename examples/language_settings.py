@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -150,16 +149,9 @@ def training_arguments(config: LanguageConfig, **more: object) -> TrainingArgume
     Raises:
         InputError: the batch cannot be cut into equal parts for the processes and forwards.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = config.micro_batch_size or math.ceil(config.batch_size / processes)
-    if config.batch_size % (micro * processes):
-        raise InputError(
-            f"batch_size {config.batch_size} is no multiple of micro_batch_size {micro} times {processes} processes"
-        )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(config.output_dir),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // (micro * processes),
+        use_cpu=not torch.accelerator.is_available(),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         learning_rate=config.learning_rate,
@@ -174,6 +166,15 @@ def training_arguments(config: LanguageConfig, **more: object) -> TrainingArgume
         report_to=[],
         **more,
     )
+    processes: int = arguments.world_size  # what a launcher started, and the Trainer takes part in
+    micro = config.micro_batch_size or math.ceil(config.batch_size / processes)
+    if config.batch_size % (micro * processes):
+        raise InputError(
+            f"batch_size {config.batch_size} is no multiple of micro_batch_size {micro} times {processes} processes"
+        )
+    arguments.per_device_train_batch_size = micro
+    arguments.gradient_accumulation_steps = config.batch_size // (micro * processes)
+    return arguments
 
 
 def read_records(path: Path, kinds: dict[str, type]) -> list[Record]:

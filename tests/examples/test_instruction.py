@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -89,6 +91,21 @@ def test_checkpointing_changes_nothing(
         )
         assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules()) == on
     assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "checkpointed"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_batch(llama_folder: Path, write: object, tmp_path: Path) -> None:
+    """Each takes half of every batch of four: three records an epoch, two of them in its first step."""
+    data, out = write("alpaca.jsonl", RECORDS), tmp_path / "out"  # type: ignore[operator]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    given = f"--model {llama_folder} --train_file {data} --output_dir {out} --max_steps 10 --batch_size 4 --n_blocks 4"
+    ended = subprocess.run(
+        [*launcher, str(ROOT / "examples" / "instruction.py"), *given.split(), "--dtype", "float32"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ended.stdout.count(f"saved in {out}") == 1
+    log = json.loads((out / "results.json").read_text())["log"]
+    assert log[-1]["epoch"] == 5.0  # two steps an epoch; three if each process had all records
 
 
 def test_the_loss_is_on_the_response(instruction: ModuleType, llama_folder: Path) -> None:
