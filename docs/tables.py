@@ -1,7 +1,8 @@
 """Every table of figures in README and docs is made from a result file in ``docs/results``, that of families from code.
 
 ``python docs/tables.py`` writes the tables between ``<!-- table: NAME -->`` and ``<!-- end -->``; ``--count`` first
-counts the parameters of the methods on Stable Diffusion 1.5. A test holds the pages against the files.
+counts the parameters of the methods on Stable Diffusion 1.5 and on the language models. A test holds the pages against
+the files.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+from captions_table import Results, compared_table, methods_table, rates_table
 
 from ether_diffusion.evaluation.statistics import compare, coverage_table, mean_interval
 from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE
@@ -39,7 +44,13 @@ from ether_diffusion.registry import METHODS
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
-PAGES = (DOCS.parent / "README.md", DOCS / "evaluation.md", DOCS / "performance.md", DOCS / "families.md")
+PAGES = (
+    DOCS.parent / "README.md",
+    DOCS / "evaluation.md",
+    DOCS / "performance.md",
+    DOCS / "families.md",
+    DOCS / "language.md",
+)
 BLOCK = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
 SIZES = {"naive": "n = 4", "lora": "r = 4", "oft": "n = 4", "boft": "n = 4", "hra": "r = 8"}
 """In the studies whose results are in the tables."""
@@ -290,6 +301,24 @@ def memory() -> str:
     return markdown_table(heads, rows, text_columns=(0,))
 
 
+def language_parameters() -> str:
+    """Trained numbers of the examples of language, without a head."""
+    paper = {"glue": {"ether": "0.09M", "ether_plus": "0.33M"}}
+    titles = {"glue": "GLUE, DeBERTaV3-base", "instruction": "instructions, Llama-2-7B"}
+    methods = {**TITLES, "lora": "LoRA r = 8"}
+    rows = [
+        [titles[example], methods[method], f"{size:,}", paper.get(example, {}).get(method, "")]
+        for example, sizes in load("language-parameters").items()
+        for method, size in sizes.items()
+    ]
+    return markdown_table(["example", "method", "trained numbers", "the paper says"], rows, text_columns=(0, 1))
+
+
+def study_of_language(table: Callable[[Results], str]) -> str:
+    """A table of the study of language, or that it has not been run."""
+    return table(load("language")) if (RESULTS / "language.json").is_file() else "The study has not been run yet.\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "method-parameters": method_parameters,
     "step-costs": step_costs,
@@ -305,6 +334,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "targets": targets,
     "memory": memory,
     "fused-linears": fused_linears,
+    "language-parameters": language_parameters,
+    "language": lambda: study_of_language(methods_table),
+    "language-compared": lambda: study_of_language(compared_table),
+    "language-rates": lambda: study_of_language(rates_table),
 }
 
 
@@ -339,12 +372,30 @@ def count_parameters() -> dict[str, int]:
     return found
 
 
+def count_language() -> dict[str, dict[str, int]]:
+    """Trained numbers of the examples of language on the architectures of the paper, without a head."""
+    from glue import GlueConfig
+    from glue import count as count_glue
+    from instruction import InstructionConfig
+    from instruction import count as count_instruction
+    from language_settings import Method
+
+    methods: tuple[Method, ...] = ("ether", "ether_plus", "lora")
+    return {
+        "glue": {method: count_glue(GlueConfig(method=method))[0] for method in methods},
+        "instruction": {method: count_instruction(InstructionConfig(method=method)) for method in methods},
+    }
+
+
 def main() -> None:
     """Write the tables of all pages anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", action="store_true", help="count the methods' parameters before")
+    parser.add_argument(
+        "--count", action="store_true", help="count the methods' parameters before, also those on language models"
+    )
     if parser.parse_args().count:
         write_text(RESULTS / "parameters.json", json.dumps(count_parameters(), indent=1) + "\n")
+        write_text(RESULTS / "language-parameters.json", json.dumps(count_language(), indent=1) + "\n")
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         if (new := filled(text)) != text:

@@ -23,7 +23,9 @@ def tables() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/evaluation.md", "docs/performance.md", "docs/families.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/evaluation.md", "docs/performance.md", "docs/families.md", "docs/language.md"]
+)
 def test_every_table_is_what_its_source_says(tables: ModuleType, name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert tables.filled(text) == text, "run python docs/tables.py"
@@ -46,6 +48,10 @@ def test_a_changed_figure_is_noticed(tables: ModuleType) -> None:
 
 def test_the_parameters_are_counted_on_the_architecture(tables: ModuleType) -> None:
     assert json.loads((ROOT / "docs/results/parameters.json").read_text()) == tables.count_parameters()
+
+
+def test_the_language_models_are_counted_on_the_architectures(tables: ModuleType) -> None:
+    assert json.loads((ROOT / "docs/results/language-parameters.json").read_text()) == tables.count_language()
 
 
 @pytest.fixture
