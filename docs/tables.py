@@ -184,6 +184,25 @@ def rates() -> str:
     return markdown_table(["method", "learning rate: truth-likeness"], lines, text_columns=(0, 1))
 
 
+def both_bases() -> str:
+    """ETHER+ at three rates on the tuning subjects, on both embedded bases: truth-likeness, and DINO in brackets."""
+    lines = []
+    for name, title in (("rates", "UNet"), ("flow-rates", "flow transformer")):
+        results = [each for each in benchmark(name) if each["arm"] in (BASE, "ether_plus")]
+        tried = sorted({each["learning_rate"] for each in benchmark("flow-rates") if each["arm"] == "ether_plus"})
+        for rate in (None, *tried):
+            arm = BASE if rate is None else "ether_plus"
+            chosen = [
+                each for each in results if each["arm"] == arm and (rate is None or each["learning_rate"] == rate)
+            ]
+            truth, dino = (unit_values(chosen, BY_KEY[key]) for key in ("truth", "dino"))
+            cells = [f"{truth[subject]:.3f} ({dino[subject]:.3f})" for subject in truth]
+            mean = f"{mean_interval(truth.values()).mean:.3f} ({mean_interval(dino.values()).mean:.3f})"
+            lines.append([title, "*base*" if rate is None else f"ETHER+ {rate:g}", *cells, mean])
+            title = ""
+    return markdown_table(["", "", *truth, "mean"], lines, text_columns=(0, 1))
+
+
 def control() -> str:
     """The study of controls over three seeds of the training."""
     found: Mapping[str, Any] = load("control")
@@ -327,6 +346,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "subjects-whole": subjects_whole,
     "subjects-compared": subjects_compared,
     "anchors": anchors,
+    "both-bases": both_bases,
     "rates": rates,
     "control": control,
     "coverage": coverage,
