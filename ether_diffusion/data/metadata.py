@@ -93,7 +93,7 @@ def read_metadata(folder: Path, column: str) -> Metadata | None:
     where: dict[str, str] = {}
     missing = []
     for row in read_rows(listing, f'{{"{FILE_NAME}": …, "{column}": …}}'):
-        given = _cell(row, FILE_NAME, "")
+        given = _cell(row, FILE_NAME, ": rename it, or move the file away if it does not list these pictures")
         if not isinstance(given, str) or not given.strip():
             raise ValueError(f"{row.where}: {FILE_NAME} is {shown(given)}, the name of a file is expected")
         check_inside(given, row.where, "move the file there")

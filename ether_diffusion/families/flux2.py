@@ -32,6 +32,7 @@ class Flux2(PatchLatents):
     LENGTH = 512
     CONTROL_PLACE = "x_embedder"
     LORA_FORMATS = formats(TRANSFORMER, {**TRANSFORMER, "text_encoder": "text_encoders.qwen3_4b.transformer."}, True)
+    READ_BY_DIFFUSERS = ("diffusers", "original")
     ORIGINAL = FLUX2
     ORIGINAL_IN_COMFYUI = ("time_guidance_embed.", "double_stream_modulation", "single_stream_modulation")
     LORA_METADATA = modelspec("Flux.2-klein-4b", "https://github.com/black-forest-labs/flux2")

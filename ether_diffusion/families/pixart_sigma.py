@@ -23,6 +23,7 @@ class PixArtSigma(DiffusionFamily):
     STEPS = 20
     GUIDANCE = 4.5
     LENGTH = 300
+    READ_BY_DIFFUSERS = ()
     LORA_FORMATS: ClassVar[Formats] = {"comfyui": TRANSFORMER}
 
     @property

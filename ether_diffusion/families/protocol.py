@@ -103,6 +103,8 @@ class Family(ABC):
     """What the method acts on in a training with a control, unless it is told otherwise."""
     LORA_FORMATS: ClassVar[Formats] = formats(TRANSFORMER)
     """Formats of LoRA files whose readers know it."""
+    READ_BY_DIFFUSERS: ClassVar[tuple[str, ...]] = ("diffusers",)
+    """Formats of LoRA files that diffusers' own loader takes."""
     ORIGINAL: ClassVar[Table] = {}
     """Layers of the authors' own code, where a LoRA file can have its names: the format original."""
     ORIGINAL_IN_COMFYUI: ClassVar[tuple[str, ...]] = ()

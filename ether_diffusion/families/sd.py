@@ -37,6 +37,7 @@ class StableDiffusion(DiffusionFamily):
     UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
     CONTROLNET = "StableDiffusionControlNetPipeline"
     CONTROL: ClassVar[str | None] = "StableDiffusionControlPipeline"
+    READ_BY_DIFFUSERS = ("diffusers", "kohya", "comfyui")
     LORA_FORMATS: ClassVar[Formats] = {"diffusers": {"unet": "unet.", **CLIP}, "kohya": KOHYA, "comfyui": KOHYA}
     LORA_METADATA = modelspec("stable-diffusion-v1", "diffusers", "sd_v1")
 

@@ -11,7 +11,9 @@ from PIL import Image
 from ether_diffusion.files import write_text
 from ether_diffusion.page.pictures import Picture, data_uri
 from ether_diffusion.page.render import render
-from ether_diffusion.pipelines import disabled
+from ether_diffusion.pipelines import disabled, set_adapters
+from ether_diffusion.pipelines.file import public_name
+from ether_diffusion.pipelines.loaded import adapters
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run
 from ether_diffusion.runs.record import SamplePrompt, read_run
 
@@ -52,29 +54,41 @@ class Row:
     effect: Difference
 
 
-def write_comparison(run_dir: str | Path, lora: str | Path, page: str | Path) -> Difference:
-    """Draw a run's prompts with the base, the adapter and the LoRA, and write the page.
-
-    Args:
-        run_dir: a run that learnt a subject with an adapter of this library.
-        lora: the exported file.
-        page: the HTML file to write.
-
-    Returns:
-        The largest differences between adapter and LoRA.
+def check_comparable(run_dir: str | Path, kind: str) -> None:
+    """See that a page can be drawn, before anything is written.
 
     Raises:
-        ValueError: the run has no prompts, or learnt a control, whose pictures need conditions.
+        ValueError: the run has no prompts, or learnt a control, whose pictures need conditions; or diffusers does not
+            read the format.
     """
     run = read_run(run_dir)
     if run.control is not None:
-        raise ValueError(f"{run.folder} learnt a control, whose pictures need conditions: leave out the page")
+        raise ValueError(f"{run.folder} learnt a control, whose pictures need conditions: leave out --page")
+    if not run.prompts:
+        raise ValueError(f"{run.folder} drew no samples, so there are no prompts to compare: leave out --page")
+    if kind not in run.family.READ_BY_DIFFUSERS:
+        able = " or ".join(run.family.READ_BY_DIFFUSERS) or "none of this family"
+        raise ValueError(f"--page draws with diffusers, which does not read the format {kind!r} but {able}")
+
+
+def write_comparison(run_dir: str | Path, lora: str | Path, page: str | Path, strength: float = 1.0) -> Difference:
+    """Draw a run's prompts with the base, the adapter and the LoRA, and write the page.
+
+    Args:
+        run_dir: a run that learnt a subject with an adapter of this library; see :func:`check_comparable`.
+        lora: the exported file.
+        page: the HTML file to write.
+        strength: s of the adapter that the file was made with.
+
+    Returns:
+        The largest differences between adapter and LoRA.
+    """
+    run = read_run(run_dir)
     prompts = run.prompts[:SHOWN]
-    if not prompts:
-        raise ValueError(f"{run.folder} drew no samples, so there are no prompts to compare: leave out the page")
     asked = Asked([prompt["prompt"] for prompt in prompts], [prompt["seed"] for prompt in prompts])
     steps, guidance = int(str(run.config["num_inference_steps"])), float(str(run.config["guidance_scale"]))
     pipe = load_run(run.folder)
+    set_adapters(pipe, list(adapters(pipe)), strength)
     adapter = list(draw(pipe, asked, BATCH, steps, guidance))
     with disabled(pipe):
         base = list(draw(pipe, asked, BATCH, steps, guidance))
@@ -99,6 +113,8 @@ def write_comparison(run_dir: str | Path, lora: str | Path, page: str | Path) ->
         Path(__file__).with_name("comparison.html.jinja"),
         {},
         run=run,
+        base=public_name(run.base),
+        strength=strength,
         lora=Path(lora).name,
         rows=rows,
         worst=worst,

@@ -19,7 +19,7 @@ from ether_diffusion.families.registry import FAMILIES
 from ether_diffusion.pipelines.file import AdapterFileError
 from ether_diffusion.ranges import Range
 from ether_diffusion.reading import DamagedFileError
-from ether_diffusion.runs.comparison import write_comparison
+from ether_diffusion.runs.comparison import check_comparable, write_comparison
 from ether_diffusion.runs.drawing import load_run
 from ether_diffusion.runs.lora import told_of
 from ether_diffusion.runs.record import read_run
@@ -68,6 +68,8 @@ def export_lora(
     """
     if not isinstance(pipe_or_run, str | Path):
         return export.lora.export_lora(pipe_or_run, path, format, name, strength, dtype)
+    if base_dtype not in get_args(Dtype):
+        raise ExportError(f"base_dtype {base_dtype!r} is none of {', '.join(get_args(Dtype))}")
     run = read_run(Path(pipe_or_run))
     if not run.entry.is_own:
         raise ExportError(f"{run.folder} was trained with method={run.method}: what is exported is ETHER and ETHER+")
@@ -98,12 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="write a page of pictures of both, of the run's prompts")
     given = parser.parse_args(arguments)
     try:
+        if given.page is not None:
+            check_comparable(given.run, given.format)
         written = export_lora(
             given.run, given.output, given.format, None, given.strength, given.dtype, given.base_dtype
         )
         print(written)
         if given.page is not None:
-            worst = write_comparison(given.run, given.output, given.page)
+            worst = write_comparison(given.run, given.output, given.page, given.strength)
             print(f"{given.page}: adapter and LoRA differ by {worst.largest} of 255 at most")
     except (AdapterFileError, DamagedFileError, ImportError, OSError, ValueError, RuntimeError) as error:
         parser.error(str(error))

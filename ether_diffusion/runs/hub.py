@@ -87,6 +87,7 @@ def adapter_card(pipe: DiffusionPipeline, repo_id: str, name: str, prompt: str |
             loading=_loading_code(base, repo_id, prompt or "a photo of a dog", info.control),
             repository=literal(repo_id),
             lora=lora_format,
+            by_diffusers=lora_format in family.READ_BY_DIFFUSERS,
         )
     )
 

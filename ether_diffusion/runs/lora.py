@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ether_diffusion import export
 from ether_diffusion.export.lora import Exported
-from ether_diffusion.images import load_image
+from ether_diffusion.images import UnreadableImageError, load_image
 from ether_diffusion.runs.record import Run, read_run
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def told_of(run: Run) -> dict[str, str]:
     if run.finetuned_step is not None and run.prompts:
         picture = run.folder / run.sample(run.finetuned_step, run.prompts[0]["file"])
         if picture.is_file():
-            told["modelspec.thumbnail"] = thumbnail(picture)
+            with suppress(UnreadableImageError):  # a broken picture costs itself
+                told["modelspec.thumbnail"] = thumbnail(picture)
     return told
 
 

@@ -51,6 +51,8 @@ def write_model_card(run_dir: str | Path) -> Path:
         subject=subject,
         loading=loading_code(run),
         lora=lora_code(run) if lora and run.entry.is_own else None,
+        lora_format=_lora_format(run),
+        by_diffusers=_lora_format(run) in run.family.READ_BY_DIFFUSERS,
         settings={key: markdown(value) for key, value in run.settings(MORE_SETTINGS).items()},
         scores={
             markdown(metric): {markdown(column): number(value, missing="–") for column, value in row.items()}
@@ -71,6 +73,11 @@ def _widget(run: Run) -> list[dict[str, Any]]:
         return []
     files = [(prompt["prompt"], run.sample(run.finetuned_step, prompt["file"])) for prompt in run.prompts[:SHOWN]]
     return [{"text": text, "output": {"url": path.as_posix()}} for text, path in files if (run.folder / path).is_file()]
+
+
+def _lora_format(run: Run) -> str:
+    """Whose names the LoRA beside the adapter has; those of diffusers where the run does not say it."""
+    return str(run.config.get("export_lora") or "diffusers")
 
 
 def lora_code(run: Run) -> str:

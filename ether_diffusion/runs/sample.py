@@ -70,8 +70,9 @@ class Wish:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture, and how it came about."""
+    """One picture, and how it came about: ``acting`` are the runs whose adapters act, with their weights."""
 
+    acting: list[tuple[Run, float]]
     number: int
     prompt: str
     seed: int
@@ -127,12 +128,14 @@ def draw_wish(
     if per_prompt and len(wish.prompts) != len(runs):
         raise ValueError(f"per_prompt: {len(runs)} runs and {len(wish.prompts)} prompts; give a prompt for each run")
     whole = not runs[0].entry.is_own and runs[0].method != "none"
-    if whole and set(wish.strengths) != {1.0}:
+    if whole and {*wish.strengths, *weights} != {1.0}:
         raise ValueError(
             f"{runs[0].folder.name} is {runs[0].method_name}, and strengths are for adapters of this library: leave "
-            "them out"
+            "them out, and weights"
         )
     control = runs[0].control
+    if control is not None and {*wish.strengths, *weights} != {1.0}:
+        raise ValueError(f"{runs[0].folder.name} learnt a control, which is drawn at strength 1: leave strengths out")
     if (control is None) != (wish.condition is None):
         needs = "needs --control_image" if control else "learnt no control: leave out --control_image"
         raise ValueError(f"{runs[0].folder.name} {needs}")
@@ -140,23 +143,31 @@ def draw_wish(
     for strength in wish.strengths:
         for number, prompt in enumerate(wish.prompts):
             if names and not whole:
-                acting = [names[number]] if per_prompt else names
+                chosen = [names[number]] if per_prompt else names
                 own = [weights[number]] if per_prompt else weights
-                pipelines.set_adapters(pipe, acting, [strength * weight for weight in own])
+                pipelines.set_adapters(pipe, chosen, [strength * weight for weight in own])
+            acting = list(zip(runs, weights, strict=True))
+            acting = [acting[number]] if per_prompt else acting
             off = nullcontext() if strength or whole else pipelines.disabled(pipe)
             with off:
                 for start in range(0, len(wish.seeds), wish.batch_size):
                     seeds = wish.seeds[start : start + wish.batch_size]
                     images = _images(pipe, runs[0], wish, prompt, seeds)
                     for seed, image in zip(seeds, images, strict=True):
-                        yield Drawn(number, prompt, seed, strength, image)
+                        yield Drawn(acting, number, prompt, seed, strength, image)
 
 
 @torch.no_grad()
 def _images(pipe: DiffusionPipeline, run: Run, wish: Wish, prompt: str, seeds: list[int]) -> list[Image.Image]:
     if wish.condition is not None:
         maps = str(run.config["condition"]) in ("map", "segmentation")
-        condition = load_condition(wish.condition, maps).resize((wish.width, wish.height), _resampling(maps))
+        condition = load_condition(wish.condition, maps)
+        if abs(condition.width * wish.height - condition.height * wish.width) > 0.02 * condition.height * wish.width:
+            raise ValueError(
+                f"{wish.condition} is {condition.width} x {condition.height} and the picture {wish.width} x "
+                f"{wish.height}: give --width and --height of its shape"
+            )
+        condition = condition.resize((wish.width, wish.height), _resampling(maps))
         drawing = Drawing(
             batch_size=wish.batch_size, num_inference_steps=wish.steps, guidance_scale=wish.guidance, strength=1.0
         )
@@ -176,14 +187,17 @@ def _resampling(maps: bool) -> Image.Resampling:
     return Image.Resampling.NEAREST if maps else Image.Resampling.LANCZOS
 
 
-def write_picture(drawn: Drawn, runs: Sequence[Run], wish: Wish, weights: Sequence[float], folder: Path) -> Path:
+def write_picture(drawn: Drawn, wish: Wish, dtype: str, folder: Path) -> Path:
     """Write one PNG that says how it was drawn, and return its path."""
-    facts = {
+    base = drawn.acting[0][0].source
+    facts: dict[str, object] = {
         "prompt": drawn.prompt,
         "seed": drawn.seed,
         "strength": drawn.strength,
-        "adapters": {run.folder.name: weight for run, weight in zip(runs, weights, strict=True)},
-        "base": public_name(runs[0].base),
+        "adapters": [{"run": run.folder.name, "weight": weight} for run, weight in drawn.acting],
+        "base": {"name": public_name(base.name), **base.version},
+        "control_image": None if wish.condition is None else wish.condition.name,
+        "dtype": dtype,
         "steps": wish.steps,
         "guidance_scale": wish.guidance,
         "size": f"{wish.width}x{wish.height}",
@@ -252,7 +266,7 @@ def _main(given: argparse.Namespace) -> None:
     grids: dict[int, dict[float, list[Image.Image]]] = {}
     bar = tqdm(total=total, desc="draw", unit="picture")
     for drawn in draw_wish(pipe, runs, wish, weights, given.per_prompt):
-        write_picture(drawn, runs, wish, weights, given.output_dir)
+        write_picture(drawn, wish, dtype, given.output_dir)
         grids.setdefault(drawn.number, {}).setdefault(drawn.strength, []).append(drawn.image)
         bar.update()
     bar.close()

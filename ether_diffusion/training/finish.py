@@ -13,7 +13,7 @@ from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.runs.model_card import write_model_card
 from ether_diffusion.runs.report import write_report
 from ether_diffusion.training.loop import Lane
-from ether_diffusion.training.lora_export import export_trained
+from ether_diffusion.training.lora_export import export_trained, remove_older
 from ether_diffusion.training.sections import HubSection
 from ether_diffusion.training.trainables import save_trained
 
@@ -35,14 +35,20 @@ def finish(pipe: DiffusionPipeline, lanes: list[Lane], accelerator: Accelerator)
     if accelerator.is_main_process:
         for lane in lanes:
             save_trained(pipe, lane.trainables, lane.saving)
-            export_trained(pipe, lane.trainables, lane.saving)
+            remove_older(lane.saving)
             lane.provenance.update(status="finished")
             write_model_card(lane.saving.output_dir)
             write_report(lane.saving.output_dir)
-            if lane.hub.push_to_hub:
-                _push(lane.hub)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if accelerator.is_main_process:  # what may take minutes, while no other process waits
+        for lane in lanes:
+            export_trained(pipe, lane.trainables, lane.saving)
+            if lane.saving.export_lora is not None:  # they name the file
+                write_model_card(lane.saving.output_dir)
+                write_report(lane.saving.output_dir)
+            if lane.hub.push_to_hub:
+                _push(lane.hub)
     return lanes[0].saving.output_dir / "report.html"
 
 

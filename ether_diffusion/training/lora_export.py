@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from diffusers import DiffusionPipeline
 
 from ether_diffusion.core.adapter import Adapter
-from ether_diffusion.export.factors import ExportError
 from ether_diffusion.export.names import stem_of
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.runs.lora import LORA_FILE, export_beside
@@ -37,6 +36,12 @@ def check_export(family: Family, trainables: Sequence[Trainable], kind: str | No
                 stem_of(family, trainable.component, path, kind)
 
 
+def remove_older(saving: SavingSection) -> None:
+    """Remove the LoRA of an earlier part of the run, which is not what it has learnt now."""
+    if saving.entry.is_own:
+        (saving.output_dir / LORA_FILE).unlink(missing_ok=True)
+
+
 def export_trained(pipe: DiffusionPipeline, trainables: Sequence[Trainable], saving: SavingSection) -> None:
     """Write the LoRA of a lane; what keeps it from being written costs the LoRA, not the run."""
     if saving.export_lora is None:
@@ -44,7 +49,7 @@ def export_trained(pipe: DiffusionPipeline, trainables: Sequence[Trainable], sav
     adapter = next(each.adapter for each in trainables if isinstance(each.module, Adapter))
     try:
         written = export_beside(pipe, saving.output_dir, adapter, saving.export_lora)
-    except (ExportError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run is done and kept
         logger.error(
             "%s was not written: %s. The run is complete; `ether export %s FILE` tries it again",
             saving.output_dir / LORA_FILE,

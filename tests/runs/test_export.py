@@ -53,6 +53,25 @@ def test_a_page_shows_both(train: Train, tmp_path: Path, capsys: pytest.CaptureF
     assert min(effects) > 10
 
 
+def test_a_page_is_of_the_strength_that_was_exported(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(method="ether_plus", learning_rate=0.3, num_validation_images=1, num_inference_steps=2)
+    given = [str(run), str(tmp_path / "lora.safetensors"), "--dtype", "float32", "--page", str(tmp_path / "page.html")]
+    main(["export", *given, "--strength", "0.3"])
+    assert int(capsys.readouterr().out.splitlines()[-1].split("differ by ")[1].split()[0]) <= 1
+
+
+def test_a_page_that_cannot_be_drawn_is_told_before_anything_is_written(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(method="ether", num_validation_images=0)
+    with pytest.raises(SystemExit):
+        main(["export", str(run), str(tmp_path / "lora.safetensors"), "--page", str(tmp_path / "page.html")])
+    assert "there are no prompts to compare" in capsys.readouterr().err
+    assert not (tmp_path / "lora.safetensors").exists()
+
+
 def test_the_report_links_what_was_written(train: Train) -> None:
     run = train(method="ether", export_lora="diffusers")
     report = (run / "report.html").read_text()

@@ -71,7 +71,8 @@ def test_a_picture_says_how_it_was_drawn(train: Train, tmp_path: Path) -> None:
     told = Image.open(tmp_path / "out" / "00-seed7-strength1.png").text  # type: ignore[attr-defined]
     assert told["prompt"] == "a dog"
     assert (told["seed"], told["strength"], told["steps"], told["guidance_scale"]) == ("7", "1.0", "2", "3.0")
-    assert json.loads(told["adapters"]) == {run.name: 1.0}
+    assert json.loads(told["adapters"]) == [{"run": run.name, "weight": 1.0}]
+    assert told["dtype"] == "float32"
     assert str(tmp_path) not in str(told)
 
 
@@ -106,6 +107,8 @@ def test_each_prompt_may_have_an_adapter_of_its_own(train: Train, tmp_path: Path
     side = int(str(read_run(runs[0]).config["resolution"]))
     for number, (run, prompt) in enumerate(zip(runs, ("a dog", "a cat"), strict=True)):
         expected = drawn(load_run(run), prompt, 3, side)
+        picture = Image.open(tmp_path / "out" / f"0{number}-seed3-strength1.png")
+        assert json.loads(picture.text["adapters"]) == [{"run": run.name, "weight": 1.0}]  # type: ignore[attr-defined]
         assert np.abs(pixels(tmp_path / "out" / f"0{number}-seed3-strength1.png") - expected).max() <= 1
 
 
@@ -153,6 +156,9 @@ def test_strengths_are_for_adapters_of_this_library(
     pytest.importorskip("peft")
     run = train(method="lora")
     arguments = ["sample", str(run), *ASKED, "--seeds", "3", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--weights", "0.5"])
+    assert "leave them out, and weights" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*arguments, "--strengths", "0.5"])
     assert "is LoRA, and strengths are for adapters of this library" in capsys.readouterr().err

@@ -45,6 +45,15 @@ def test_the_lora_is_what_the_run_exports(train: Train, tmp_path: Path) -> None:
     pipe.load_lora_weights(str(run))
 
 
+def test_an_older_lora_does_not_stay_beside_a_newer_adapter(train: Train) -> None:
+    settings = {"method": "ether", "checkpointing_steps": 1}
+    run = train(**settings, max_train_steps=1, export_lora="diffusers")
+    assert (run / LORA).is_file()
+    train(**settings, max_train_steps=2, resume="latest")
+    assert not (run / LORA).exists()
+    assert "load_lora_weights" not in (run / "README.md").read_text()
+
+
 def test_what_readers_do_not_know_is_told_before_the_training(train: Train, tmp_path: Path) -> None:
     with pytest.raises(ether.ExportError, match=r"know no name for unet.time_embedding.linear_1"):
         train("run", method="ether", targets="all", export_lora="kohya", max_train_steps=1)
