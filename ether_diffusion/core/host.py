@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.adapter import Adapter, check_blocks
 from ether_diffusion.core.functional import matmul_dtype
-from ether_diffusion.core.linear import Projection, SwitchedError
+from ether_diffusion.core.linear import Projection
 from ether_diffusion.core.methods import Reflection
 from ether_diffusion.core.offload import grouped
 from ether_diffusion.core.plan import Generations, Mixture, Off, PerSample, Plan, SampleNames, check_mixable
 from ether_diffusion.core.rows import Slots, close_forward, open_forward
+from ether_diffusion.core.switches import refuse_switches
 from ether_diffusion.core.targets import Target, find_targets, has_fused_qkv, module_at, root_of, unwrapped, wrapper_at
 from ether_diffusion.core.weights import plain_weight
 from ether_diffusion.private import hooks_changed
@@ -364,43 +365,6 @@ def forward_dtype(projections: Iterable[Projection]) -> torch.dtype:
     weights = (plain_weight(projection.module) for projection in projections)
     weight = next((weight for weight in weights if weight is not None), None)
     return torch.float32 if weight is None else matmul_dtype(weight)
-
-
-def refuse_switches(
-    model: nn.Module, switches: Iterable[nn.Module], output: object, generation: Callable[[], object]
-) -> None:
-    """Let the backward of a forward that checkpoints raise SwitchedError if another plan acts by then.
-
-    Args:
-        model: whose forward has ended.
-        switches: its modules that may checkpoint.
-        output: of the forward.
-        generation: what acts on the model, as a value that can be compared.
-    """
-    again = any(module.gradient_checkpointing for module in switches)
-    if not again or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return
-    before = generation()
-
-    def check(_: Tensor) -> None:
-        if generation() != before:
-            raise SwitchedError(type(model).__name__)
-
-    for tensor in tensors_of(output):
-        if tensor.requires_grad:
-            tensor.register_hook(check)
-
-
-def tensors_of(output: object) -> Iterator[Tensor]:
-    """The tensors in what a model returns: a tensor, a tuple, or one of the libraries' output classes."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_of(value)
-    elif isinstance(output, tuple | list):
-        for value in output:
-            yield from tensors_of(value)
 
 
 Link = tuple[dict[str, nn.Module | None], str, nn.Module | None]

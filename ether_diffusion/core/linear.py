@@ -19,6 +19,7 @@ from ether_diffusion.core.methods import Method, Reflection, Sides
 from ether_diffusion.core.plan import Mixture, Off, PerSample, Plan
 from ether_diffusion.core.rows import Slot, in_forward, own_rows, rows_of
 from ether_diffusion.core.sides import reflect_input, reflect_output
+from ether_diffusion.core.switches import SwitchedError
 from ether_diffusion.core.weights import (
     bias_of,
     frozen_weight,
@@ -37,16 +38,6 @@ from ether_diffusion.private import (
 
 GENERATIONS = 128
 """Generations are saved modulo this number, which every dtype that saved tensors may be packed in holds exactly."""
-
-
-class SwitchedError(RuntimeError):
-    """Adapters were switched between a forward and the backward that computes parts of it again."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__(
-            f"adapters were switched between the forward and the backward of {where}, which computes parts of the "
-            "forward again (gradient checkpointing): call backward before you switch, or turn checkpointing off"
-        )
 
 
 class PartOf(Protocol):

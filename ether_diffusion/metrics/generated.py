@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.control.conditions import load_map
-from ether_diffusion.data.metadata import check_inside
+from ether_diffusion.data.metadata import check_inside, read_rows
 from ether_diffusion.data.pairs import read_listing
 from ether_diffusion.files import write_text
 from ether_diffusion.images import UnreadableImageError, check_folder, load_image
 from ether_diffusion.metrics.control_tasks import Pair
-from ether_diffusion.reading import parse_json, read_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 METADATA = "metadata.jsonl"
@@ -70,14 +69,13 @@ def _prompts(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     prompts = {}
-    for number, line in read_lines(path):
+    expected = '{"file_name": …, "prompt": …}'
+    for row in read_rows(path, expected):
         try:
-            entry = parse_json(line)
+            entry = row.values
             prompts[str(entry["file_name"])] = str(entry["prompt"] if "prompt" in entry else entry["text"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: {{"file_name": …, "prompt": …}} is expected, not {line[:80]}'
-            ) from error
+        except KeyError as error:
+            raise ValueError(f"{row.where}: {expected} is expected, not {row.text[:80]}") from error
     return prompts
 
 
@@ -238,15 +236,10 @@ def read_generated(data: Path, generated: Path, maps: bool, allow_outside_paths:
 def _lines(path: Path, expected: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: a line for every picture is expected, such as {expected}")
-    for number, line in read_lines(path):
-        where = f"{path}, line {number}"
-        try:
-            entry = parse_json(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: {expected} is expected, not {line[:80]}") from error
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in keys):
-            raise ValueError(f"{where}: {expected} is expected, not {line[:80]}")
-        yield where, entry
+    for row in read_rows(path, expected):
+        if not all(isinstance(row.values.get(key), str) for key in keys):
+            raise ValueError(f"{row.where}: {expected} is expected, not {row.text[:80]}")
+        yield row.where, row.values
 
 
 def _check_distinct(names: list[str], folder: Path) -> None:

@@ -13,9 +13,10 @@ from accelerate.hooks import remove_hook_from_module
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ether_diffusion.core.host import Link, forward_dtype, links_to, refuse_switches
+from ether_diffusion.core.host import Link, forward_dtype, links_to
 from ether_diffusion.core.linear import Projection
 from ether_diffusion.core.rows import Slots, close_forward, open_forward
+from ether_diffusion.core.switches import refuse_switches
 from ether_diffusion.core.targets import wrapper_at
 
 _ATTRIBUTE = "_ether_forwards"

@@ -138,9 +138,9 @@ class EtherModel(BaseTuner):
         """Refused: the sum of two ETHER adapters is no ETHER adapter.
 
         Raises:
-            NotImplementedError: always, with what to do.
+            ValueError: always, with what to do.
         """
-        raise NotImplementedError(
+        raise ValueError(
             "a weighted sum of ETHER adapters is no ETHER adapter: make several active by "
             "model.base_model.set_adapter([...]) and give each a strength by set_scale, or convert them to LoRA first"
         )

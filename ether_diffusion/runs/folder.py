@@ -19,6 +19,7 @@ from typing import Any, NotRequired, TypedDict
 import yaml
 
 from ether_diffusion.files import write_text
+from ether_diffusion.pipelines.file import public_name
 from ether_diffusion.reading import DamagedFileError, matches, parse_json, read_bytes, read_json, read_yaml, shown
 from ether_diffusion.registry import METHODS
 from ether_diffusion.runs.checksums import damage
@@ -27,6 +28,24 @@ from ether_diffusion.runs.written import check_inputs, foreign, is_left, is_run,
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("ether-diffusion", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "peft")
+
+INPUTS = frozenset(
+    {
+        "pretrained_model_name_or_path",
+        "controlnet_model_name_or_path",
+        "segmenter",
+        "cache_dir",
+        "training_adapter",
+        "instance_data_dir",
+        "subjects_dir",
+        "class_data_dir",
+        "validation_data_dir",
+        "train_data_dir",
+    }
+)
+"""Settings of the programs that name what a run reads, and must not be where it writes."""
+PATHS = INPUTS | {"output_dir", "resume"}
+"""Settings that may name a place on this machine, of which others see the last part only."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,11 @@ class RunSection:
     settings: Mapping[str, Any]
     config_hash: str
     inputs: Mapping[str, Path] = field(default_factory=dict)
+
+
+def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for others: of a path on this machine the last part."""
+    return {key: public_name(str(value)) if key in PATHS and value else value for key, value in settings.items()}
 
 
 def open_run_folder(run: RunSection) -> Path | None:

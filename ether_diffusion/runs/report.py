@@ -19,6 +19,7 @@ from ether_diffusion.page.render import render
 from ether_diffusion.page.text import number
 from ether_diffusion.pipelines.file import FILE_NAME
 from ether_diffusion.runs.curves import draw_curves
+from ether_diffusion.runs.folder import PATHS
 from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import Run, SamplePrompt, format_value, read_run
 
@@ -26,19 +27,6 @@ MAX_STEPS = 12  # sample steps in the grid
 MAX_FIRST_SCREEN = 6  # pictures in each column of the first screen
 THUMBNAIL = 256  # pixels, the longer side
 FULL_SIZE_THUMBNAILS = 80  # pictures in the grid; more than these get smaller ones, to keep the file below 5 MB
-
-FOLDERS = (
-    "pretrained_model_name_or_path",
-    "output_dir",
-    "resume",
-    "cache_dir",
-    "instance_data_dir",
-    "class_data_dir",
-    "train_data_dir",
-    "controlnet_model_name_or_path",
-    "segmenter",
-)
-"""Settings that may name a folder of this machine, which the page shortens."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,7 @@ def write_report(run_dir: str | Path) -> Path:
         curves=draw_curves(run.metrics, run.validation),
         score_columns=list(dict.fromkeys(column for row in run.scores.values() for column in row)),
         config={
-            key: short_path(str(value)) if key in FOLDERS and value else format_value(value)
+            key: short_path(str(value)) if key in PATHS and value else format_value(value)
             for key, value in run.config.items()
         },
     )

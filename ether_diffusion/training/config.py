@@ -13,7 +13,7 @@ from ether_diffusion.config import EtherConfig
 from ether_diffusion.families.settings import Quantization, Weighting
 from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, Range, check_ranges
 from ether_diffusion.registry import METHODS, MethodEntry, Rate
-from ether_diffusion.runs.folder import RunSection
+from ether_diffusion.runs.folder import INPUTS, RunSection
 from ether_diffusion.training.sections import AdapterSection
 
 Section = TypeVar("Section")
@@ -410,22 +410,6 @@ NOT_OF_THE_RESULT = frozenset(
     }
 )
 """Settings that change where and how a run is kept, but not what it computes."""
-
-INPUTS = frozenset(
-    {
-        "pretrained_model_name_or_path",
-        "controlnet_model_name_or_path",
-        "segmenter",
-        "cache_dir",
-        "training_adapter",
-        "instance_data_dir",
-        "subjects_dir",
-        "class_data_dir",
-        "validation_data_dir",
-        "train_data_dir",
-    }
-)
-"""Settings of the programs that name what a run reads, and must not be where it writes."""
 
 
 def __getattr__(name: str) -> object:

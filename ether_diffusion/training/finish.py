@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from pathlib import Path
 
+import yaml
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from huggingface_hub import create_repo, upload_folder
 
 from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.runs.folder import public_settings
 from ether_diffusion.runs.model_card import write_model_card
+from ether_diffusion.runs.record import read_run
 from ether_diffusion.runs.report import write_report
 from ether_diffusion.training.loop import Lane
 from ether_diffusion.training.lora_export import export_trained, remove_older
@@ -22,6 +26,7 @@ logger = logging.getLogger(__name__)
 NOT_UPLOADED = [
     *("checkpoints/*", "cache/*", "class_images/*", "ether-diffusion/*", "wandb/*", ".*"),
     *("report.html", "provenance.json"),  # they hold the photos and the paths of this machine
+    "config.yaml",  # it names folders of this machine, too; a copy without them is uploaded
 ]
 
 
@@ -63,6 +68,10 @@ def _push(hub: HubSection) -> None:
             commit_message="Add ETHER weights",
             ignore_patterns=_not_uploaded(hub),
         )
+        with tempfile.TemporaryDirectory() as place:
+            settings = public_settings(read_run(hub.output_dir).config)
+            (Path(place) / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+            upload_folder(repo_id=repository, folder_path=place, commit_message="Add settings")
         logger.info("uploaded to %s", repository)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run is done and kept
         logger.error(

@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ether_diffusion import Adapter, EtherConfig, attach
 from ether_diffusion.core.host import Host, host_of
-from ether_diffusion.core.linear import Projection, SwitchedError
+from ether_diffusion.core.linear import Projection
+from ether_diffusion.core.switches import SwitchedError
 from ether_diffusion.core.targets import find_targets
 from ether_diffusion.playground.tiny import tiny_unet
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import ether_diffusion as ether
 from ether_diffusion import EtherConfig, attach
 from ether_diffusion.core.host import Host, host_of
-from ether_diffusion.core.linear import SwitchedError
+from ether_diffusion.core.switches import SwitchedError
 from ether_diffusion.playground.tiny import tiny_pipeline, tiny_unet
 
 pytestmark = [

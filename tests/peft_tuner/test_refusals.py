@@ -193,7 +193,7 @@ def test_rescaling_by_pefts_lora_helper_is_refused() -> None:
 def test_what_only_lora_has_is_refused_by_name(tmp_path: Path) -> None:
     model = tuned("ether_plus")
     model.save_pretrained(tmp_path)
-    with pytest.raises(NotImplementedError, match="a weighted sum of ETHER adapters is no ETHER adapter"):
+    with pytest.raises(ValueError, match="a weighted sum of ETHER adapters is no ETHER adapter"):
         model.add_weighted_adapter(["default"], [1.0], "sum")
     with pytest.raises(ValueError, match="Hotswapping only supports LORA but ETHER was passed"):
         hotswap_adapter(model, tmp_path, "default")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub.errors import HfHubHTTPError
 from training.helpers import provenance
 
@@ -28,7 +29,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         return SimpleNamespace(repo_id=repo_id if "/" in repo_id else f"me/{repo_id}")
 
     def upload_folder(**settings: Any) -> None:
-        calls.append(("upload_folder", settings))
+        written = Path(settings["folder_path"]) / "config.yaml"
+        calls.append(("upload_folder", {**settings, "settings": written.read_text() if written.is_file() else None}))
 
     monkeypatch.setattr(finish, "create_repo", create_repo)
     monkeypatch.setattr(finish, "upload_folder", upload_folder)
@@ -46,11 +48,16 @@ def test_the_finished_run_is_uploaded(
 ) -> None:
     common = {"push_to_hub": True, "max_train_steps": 1, "resolution": 16}
     run = train("dog", hub_model_id=hub_model_id, hub_private=private, **common)
-    (first, created), (second, uploaded) = hub
-    assert (first, second) == ("create_repo", "upload_folder")
+    (first, created), (second, uploaded), (third, added) = hub
+    assert (first, second, third) == ("create_repo", "upload_folder", "upload_folder")
     assert created["repo_id"] == (hub_model_id or "dog")
     assert (created["exist_ok"], created["private"]) == (True, private)
     assert (uploaded["repo_id"], Path(uploaded["folder_path"])) == (repository, run)
+    assert "config.yaml" in uploaded["ignore_patterns"]
+    assert added["repo_id"] == repository
+    settings = yaml.safe_load(added["settings"])
+    assert (settings["output_dir"], settings["instance_prompt"]) == ("dog", "a photo of qwe dog")
+    assert str(run.parent) not in added["settings"]
 
 
 def test_the_upload_has_the_weights_and_leaves_out_what_only_this_machine_needs(train: Train, hub: Hub) -> None:
@@ -69,7 +76,7 @@ def test_the_upload_has_the_weights_and_leaves_out_what_only_this_machine_needs(
     kept = {name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)}
     assert {"ether_weights.safetensors", "README.md", "samples/step-000001/00.png"} <= kept
     left_out = {name.partition("/")[0] for name in set(files) - kept}
-    of_this_machine = {"report.html", "provenance.json", ".written.jsonl"}  # photos and paths
+    of_this_machine = {"report.html", "provenance.json", "config.yaml", ".written.jsonl"}  # photos and paths
     assert left_out == {"checkpoints", "cache", "class_images", "ether-diffusion"} | of_this_machine
     assert {name.partition("/")[0] for name in kept if "/" in name} == {"samples"}
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ether_diffusion as ether
 from ether_diffusion.core.host import host_of
-from ether_diffusion.core.linear import SwitchedError
+from ether_diffusion.core.switches import SwitchedError
 
 
 class TrainingRules(PipelineStates):
