@@ -20,22 +20,19 @@ def new_path(path: str | Path) -> Iterator[Path]:
         OSError: the parent folder cannot be made or written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    taken = FileExistsError(f"{path} is there already: name another file, or remove it")
+    with _temporary(path) as temporary:
         yield temporary
         _sync(temporary)
         try:
             os.link(temporary, path)  # unlike a rename it replaces nothing
         except FileExistsError:
-            raise FileExistsError(f"{path} is there already: name another file, or remove it") from None
+            raise taken from None
         except OSError:  # a file system without links
             if path.exists():
-                raise FileExistsError(f"{path} is there already: name another file, or remove it") from None
+                raise taken from None
             os.replace(temporary, path)
         _sync(path.parent)
-    finally:
-        _remove(temporary)
 
 
 @contextmanager
@@ -53,14 +50,21 @@ def atomic_path(path: str | Path, beside: Sequence[Path] | None = None) -> Itera
         OSError: the parent folder cannot be made or written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with _temporary(path) as temporary:
         yield temporary
         if beside is None:
             commit(temporary, path)
         else:
             commit_beside(temporary, path, beside)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside ``path``, under which nothing is left in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
     finally:
         _remove(temporary)
 

@@ -7,8 +7,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from ether_diffusion.files import atomic_path
 from ether_diffusion.images import MissingDecoderError, prepare_decoder
@@ -36,19 +38,21 @@ def thumbnail(path: Path, size: int) -> str | None:
         return None
 
 
-def data_uri(image: Image.Image, size: int, flat: bool = False) -> str:
-    """A picture within ``size`` by ``size`` pixels as a WebP data URI.
+def data_uri(image: Image.Image, size: int, flat: bool = False, kind: Literal["webp", "jpeg"] = "webp") -> str:
+    """A picture within ``size`` by ``size`` pixels as a data URI.
 
     Args:
         image: is seen in RGB.
         size: of the longer side at most, in pixels.
-        flat: whether it has areas of one colour, as maps have: it is shrunk to the nearest and kept without losses.
+        flat: whether it has areas of one colour, as maps have: it is shrunk to the nearest, and as WebP kept without
+            losses.
+        kind: of file.
     """
     small = image.convert("RGB")
     small.thumbnail((size, size), Image.Resampling.NEAREST if flat else Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=82, lossless=flat)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    small.save(buffer, kind, quality=82, lossless=flat)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def picture_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], heads: Sequence[str]) -> Image.Image:
@@ -68,7 +72,7 @@ def picture_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], heads: Seque
     return sheet
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG atomically."""
+def save_picture(picture: Image.Image, path: Path, facts: PngInfo | None = None) -> None:
+    """Write a PNG atomically, with what it says of itself in its text chunks."""
     with atomic_path(path) as temporary:
-        picture.save(temporary, "PNG")
+        picture.save(temporary, "PNG", pnginfo=facts)

@@ -69,3 +69,16 @@ def base_link(base: str) -> str:
 def base_path(base: str) -> str:
     """What a reader's code calls a base: its id on the Hub, or a path of the reader's own."""
     return base if is_hub_id(base) else f"path/to/{public_name(base)}"
+
+
+def embedded_code(base: str) -> str:
+    """The call that gives an embedded base."""
+    return "playground.load()" if base == playground.NAME else f"playground.load(name={literal(base)})"
+
+
+def drawing_code(base: str) -> str:
+    """Arguments of a call that draws with an embedded base, which its pipeline's defaults do not suit."""
+    if base not in playground.GUIDANCE:
+        return ""
+    size = ", height=64, width=64" if base == playground.FLOW else ""
+    return f", guidance_scale={playground.GUIDANCE[base]:g}{size}"

@@ -13,7 +13,16 @@ from ether_diffusion.families.registry import family_of
 from ether_diffusion.pipelines.loaded import adapters
 from ether_diffusion.pipelines.verbs import save
 from ether_diffusion.registry import METHODS
-from ether_diffusion.runs.cards import TAGS, base_link, base_path, card_data, literal, markdown
+from ether_diffusion.runs.cards import (
+    TAGS,
+    base_link,
+    base_path,
+    card_data,
+    drawing_code,
+    embedded_code,
+    literal,
+    markdown,
+)
 from ether_diffusion.runs.lora import LORA_FILE
 
 if TYPE_CHECKING:
@@ -94,13 +103,14 @@ def adapter_card(pipe: DiffusionPipeline, repo_id: str, name: str, prompt: str |
 
 def _loading_code(base: str, repo_id: str, prompt: str, control: bool) -> str:
     """The Python lines that load the adapter and draw one picture."""
-    imports, asked = ["import ether_diffusion as ether", "from diffusers import DiffusionPipeline"], ""
-    pipeline = f"DiffusionPipeline.from_pretrained({literal(base_path(base))})"
+    imports = ["import ether_diffusion as ether"]
     if base in playground.GUIDANCE:
-        imports[1] = "from ether_diffusion import playground"
-        pipeline = "playground.load()" if base == playground.NAME else f"playground.load(name={literal(base)})"
-        asked = f", guidance_scale={playground.GUIDANCE[base]:g}, height=64, width=64"
-    drawing = [f"image = pipe({literal(prompt)}{asked}).images[0]"]
+        imports.append("from ether_diffusion import playground")
+        pipeline = embedded_code(base)
+    else:
+        imports.append("from diffusers import DiffusionPipeline")
+        pipeline = f"DiffusionPipeline.from_pretrained({literal(base_path(base))})"
+    drawing = [f"image = pipe({literal(prompt)}{drawing_code(base)}).images[0]"]
     if control:
         imports.append("from diffusers.utils import load_image")
         drawing = ['with ether.controlled(pipe, load_image("control.png")):', f"    {drawing[0]}"]

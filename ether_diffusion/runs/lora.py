@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 from ether_diffusion import export
 from ether_diffusion.export.lora import Exported
 from ether_diffusion.images import UnreadableImageError, load_image
+from ether_diffusion.page.pictures import data_uri
 from ether_diffusion.runs.record import Run, read_run
 
 if TYPE_CHECKING:
@@ -48,18 +47,5 @@ def told_of(run: Run) -> dict[str, str]:
         picture = run.folder / run.sample(run.finetuned_step, run.prompts[0]["file"])
         if picture.is_file():
             with suppress(UnreadableImageError):  # a broken picture costs itself
-                told["modelspec.thumbnail"] = thumbnail(picture)
+                told["modelspec.thumbnail"] = data_uri(load_image(picture), THUMBNAIL, kind="jpeg")
     return told
-
-
-def thumbnail(picture: Path) -> str:
-    """A picture as the ModelSpec has it: a JPEG of at most ``THUMBNAIL`` pixels a side, as a data URL.
-
-    Raises:
-        UnreadableImageError: the picture is broken.
-    """
-    image = load_image(picture)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

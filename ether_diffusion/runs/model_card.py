@@ -11,7 +11,16 @@ from huggingface_hub import ModelCard
 from ether_diffusion import playground
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import number
-from ether_diffusion.runs.cards import TAGS, base_link, base_path, card_data, literal, markdown
+from ether_diffusion.runs.cards import (
+    TAGS,
+    base_link,
+    base_path,
+    card_data,
+    drawing_code,
+    embedded_code,
+    literal,
+    markdown,
+)
 from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import Run, SamplePrompt, read_run
 
@@ -85,13 +94,13 @@ def lora_code(run: Run) -> str:
     kind = "DiffusionPipeline"
     lines = [f"from diffusers import {kind}", "", f"pipe = {kind}.from_pretrained({_base_literal(run)})"]
     if run.base in playground.GUIDANCE:
-        lines = ["from ether_diffusion import playground", "", f"pipe = {_embedded(run)}"]
+        lines = ["from ether_diffusion import playground", "", f"pipe = {embedded_code(run.base)}"]
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     return "\n".join(
         [
             *lines,
             f"pipe.load_lora_weights({literal(_public_name(run))})",
-            f"image = pipe(prompt={literal(prompt)}{_asked(run)}).images[0]",
+            f"image = pipe(prompt={literal(prompt)}{drawing_code(run.base)}).images[0]",
         ]
     )
 
@@ -118,7 +127,7 @@ def _control_loading_code(run: Run) -> str:
         ]
         if run.base in playground.GUIDANCE:
             imports.insert(2, "from ether_diffusion import playground")
-            lines[1] = f"pipe = {kind}.from_pipe({_embedded(run)}, controlnet=controlnet)"
+            lines[1] = f"pipe = {kind}.from_pipe({embedded_code(run.base)}, controlnet=controlnet)"
     else:
         takes_image = run.family.CONTROL
         kind = f"ether.{takes_image}" if takes_image else "DiffusionPipeline"
@@ -127,7 +136,11 @@ def _control_loading_code(run: Run) -> str:
         lines = [f"pipe = {kind}.from_pretrained({folder if run.method == 'full' else base})"]
         if run.base in playground.GUIDANCE and run.entry.saved_as != "pipeline":
             imports.insert(1, "from ether_diffusion import playground")
-            lines = [f"pipe = {kind}.from_pipe({_embedded(run)})" if takes_image else f"pipe = {_embedded(run)}"]
+            lines = [
+                f"pipe = {kind}.from_pipe({embedded_code(run.base)})"
+                if takes_image
+                else f"pipe = {embedded_code(run.base)}"
+            ]
     if run.peft_components:
         imports.append("from peft import PeftModel")
         lines += _peft_lines(run)
@@ -141,28 +154,15 @@ def _control_loading_code(run: Run) -> str:
     image = next((f"samples/{sample['condition']}" for sample in run.prompts if "condition" in sample), "control.png")
     lines.append(f"control_image = load_image({literal(f'{_public_name(run)}/{image}')})")
     if run.controlnet is not None:
-        drawing = [f"image = pipe(prompt={literal(prompt)}, image=control_image{_asked(run)}).images[0]"]
+        drawing = [f"image = pipe(prompt={literal(prompt)}, image=control_image{drawing_code(run.base)}).images[0]"]
     elif run.family.CONTROL is not None:
-        drawing = [f"image = pipe({literal(prompt)}, control_image{_asked(run)}).images[0]"]
+        drawing = [f"image = pipe({literal(prompt)}, control_image{drawing_code(run.base)}).images[0]"]
     else:
         drawing = [
             "with ether.controlled(pipe, control_image):",
-            f"    image = pipe(prompt={literal(prompt)}{_asked(run)}).images[0]",
+            f"    image = pipe(prompt={literal(prompt)}{drawing_code(run.base)}).images[0]",
         ]
     return "\n".join([*imports, "", *lines, *drawing])
-
-
-def _embedded(run: Run) -> str:
-    """The call that gives an embedded base."""
-    return "playground.load()" if run.base == playground.NAME else f"playground.load(name={literal(run.base)})"
-
-
-def _asked(run: Run) -> str:
-    """Arguments of a call that draws with an embedded base, which its pipeline's defaults do not suit."""
-    if run.base not in playground.GUIDANCE:
-        return ""
-    size = ", height=64, width=64" if run.base == playground.FLOW else ""
-    return f", guidance_scale={playground.GUIDANCE[run.base]:g}{size}"
 
 
 def _public_name(run: Run) -> str:
@@ -188,7 +188,7 @@ def _subject_loading_code(run: Run) -> str:
     imports = ["from diffusers import DiffusionPipeline"]
     pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
     if run.base in playground.GUIDANCE and run.entry.saved_as != "pipeline":
-        imports, pipeline = ["from ether_diffusion import playground"], f"pipe = {_embedded(run)}"
+        imports, pipeline = ["from ether_diffusion import playground"], f"pipe = {embedded_code(run.base)}"
     if run.entry.saved_as == "pipeline":
         lines = [f"pipe = DiffusionPipeline.from_pretrained({folder})"]
     elif run.entry.saved_as == "lora":
@@ -200,7 +200,9 @@ def _subject_loading_code(run: Run) -> str:
         imports.append("from peft import PeftModel")
         lines = [pipeline, *_peft_lines(run)]
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
-    return "\n".join([*imports, "", *lines, f"image = pipe(prompt={literal(prompt)}{_asked(run)}).images[0]"])
+    return "\n".join(
+        [*imports, "", *lines, f"image = pipe(prompt={literal(prompt)}{drawing_code(run.base)}).images[0]"]
+    )
 
 
 def _judges(run: Run) -> list[list[str]]:

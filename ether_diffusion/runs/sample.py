@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import torch
 from diffusers import DiffusionPipeline
@@ -27,8 +27,10 @@ from tqdm import tqdm
 from ether_diffusion import pipelines
 from ether_diffusion.arguments import Parser
 from ether_diffusion.control.conditions import load_condition
+from ether_diffusion.export.lora import Dtype
 from ether_diffusion.families.registry import family_of
-from ether_diffusion.files import atomic_path, write_text
+from ether_diffusion.files import write_text
+from ether_diffusion.images import load_image
 from ether_diffusion.page.pictures import picture_grid, save_picture
 from ether_diffusion.pipelines.file import AdapterFileError, public_name
 from ether_diffusion.pipelines.loaded import adapters
@@ -39,11 +41,10 @@ from ether_diffusion.runs.record import Run, read_run
 
 STRENGTH = Range(-100, 100)
 NUMBERED = "{:02d}-seed{}-strength{:g}.png"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """What is to be drawn.
 
     Attributes:
@@ -80,104 +81,102 @@ class Drawn:
     image: Image.Image
 
 
-def load_runs(folders: Sequence[Path], device: str, dtype: torch.dtype) -> tuple[DiffusionPipeline, list[Run]]:
-    """A pipeline with the adapters of these runs, named by their place: "0", "1", ….
+def check_request(runs: Sequence[Run], request: Request, weights: Sequence[float], per_prompt: bool) -> None:
+    """See that the request can be drawn, before a base is loaded.
 
     Raises:
-        FileNotFoundError: there is no such run, or its weights are missing.
-        AdapterFileError: an adapter does not fit the base.
-        ValueError: the runs have other bases, or several are given and one is no adapter of this library.
+        ValueError: the runs cannot be drawn with together, the request does not go with them, or the condition has
+            another shape than the pictures.
+        UnreadableImageError: the condition is broken.
     """
-    runs = [read_run(folder) for folder in folders]
     first = runs[0]
+    name, own = first.folder.name, all(run.entry.is_own and run.control is None for run in runs)
     for run in runs[1:]:
         if run.source != first.source:
             raise ValueError(
-                f"{run.folder.name} was trained on {run.source}, {first.folder.name} on {first.source}: what is drawn "
-                "with together needs one base"
+                f"{run.folder.name} was trained on {run.source}, {name} on {first.source}: give runs on one base"
             )
-    if len(runs) > 1 and (others := [run for run in runs if not run.entry.is_own or run.control is not None]):
-        raise ValueError(
-            f"{others[0].folder.name} is {others[0].method_name}"
-            f"{' with a control' if others[0].control else ''}: several runs are drawn with together, or one for each "
-            "prompt, if all are adapters of ETHER, ETHER+ or Naive without a control"
-        )
-    pipe = load_run(first.folder, device, dtype)
+    if len(runs) > 1 and not own:
+        raise ValueError("several runs must all be adapters of ETHER, ETHER+ or Naive without a control: give one run")
+    if len(weights) != len(runs):
+        raise ValueError(f"{len(runs)} runs and {len(weights)} weights: give one each")
+    if per_prompt and len(request.prompts) != len(runs):
+        raise ValueError(f"{len(runs)} runs and {len(request.prompts)} prompts: per_prompt needs a prompt for each run")
+    if not own and {*request.strengths, *weights} != {1.0}:
+        kind = "has a control" if first.control else f"is {first.method_name}"
+        raise ValueError(f"{name} {kind}, which is drawn at strength 1: leave out strengths and weights")
+    if request.condition is None and first.control is not None:
+        raise ValueError(f"{name} learnt a control: give the condition by --control_image")
+    if request.condition is not None and first.control is None:
+        raise ValueError(f"{name} learnt no control: leave out --control_image")
+    if request.condition is not None:
+        image = load_image(request.condition)
+        if abs(image.width * request.height - image.height * request.width) > 0.02 * image.height * request.width:
+            raise ValueError(
+                f"{request.condition} is {image.width} x {image.height} and the picture {request.width} x "
+                f"{request.height}: give --width and --height of its shape"
+            )
+
+
+def load_runs(runs: Sequence[Run], device: str, dtype: torch.dtype) -> DiffusionPipeline:
+    """A pipeline with what these runs learnt; several adapters are named by their place: "0", "1", ….
+
+    Raises:
+        FileNotFoundError: the weights of a run are missing.
+        AdapterFileError: an adapter does not fit the base.
+    """
+    pipe = load_run(runs[0].folder, device, dtype)
     if len(runs) > 1:
         pipelines.unload(pipe)
         for number, run in enumerate(runs):
             pipelines.load(pipe, run.folder, str(number))
-    return pipe, runs
+    return pipe
 
 
-def draw_wish(
-    pipe: DiffusionPipeline, runs: Sequence[Run], wish: Wish, weights: Sequence[float], per_prompt: bool
+def draw_request(
+    pipe: DiffusionPipeline, runs: Sequence[Run], request: Request, weights: Sequence[float], per_prompt: bool
 ) -> Iterator[Drawn]:
-    """Every picture of the wish.
+    """Every picture of a request.
 
     Args:
         pipe: of :func:`load_runs`.
         runs: whose adapters it has.
-        wish: what is to be drawn.
-        weights: strength of each adapter, which the strengths of the wish multiply.
+        request: what is to be drawn; see :func:`check_request`.
+        weights: strength of each adapter, which the strengths of the request multiply.
         per_prompt: whether prompt i has the i-th run's adapter alone.
-
-    Raises:
-        ValueError: another number of prompts than of runs, or a strength that a method cannot have.
     """
-    if per_prompt and len(wish.prompts) != len(runs):
-        raise ValueError(f"per_prompt: {len(runs)} runs and {len(wish.prompts)} prompts; give a prompt for each run")
-    whole = not runs[0].entry.is_own and runs[0].method != "none"
-    if whole and {*wish.strengths, *weights} != {1.0}:
-        raise ValueError(
-            f"{runs[0].folder.name} is {runs[0].method_name}, and strengths are for adapters of this library: leave "
-            "them out, and weights"
-        )
-    control = runs[0].control
-    if control is not None and {*wish.strengths, *weights} != {1.0}:
-        raise ValueError(f"{runs[0].folder.name} learnt a control, which is drawn at strength 1: leave strengths out")
-    if (control is None) != (wish.condition is None):
-        needs = "needs --control_image" if control else "learnt no control: leave out --control_image"
-        raise ValueError(f"{runs[0].folder.name} {needs}")
-    names = [str(number) for number in range(len(runs))] if len(runs) > 1 else list(adapters(pipe))
-    for strength in wish.strengths:
-        for number, prompt in enumerate(wish.prompts):
-            if names and not whole:
-                chosen = [names[number]] if per_prompt else names
-                own = [weights[number]] if per_prompt else weights
-                pipelines.set_adapters(pipe, chosen, [strength * weight for weight in own])
-            acting = list(zip(runs, weights, strict=True))
-            acting = [acting[number]] if per_prompt else acting
-            off = nullcontext() if strength or whole else pipelines.disabled(pipe)
-            with off:
-                for start in range(0, len(wish.seeds), wish.batch_size):
-                    seeds = wish.seeds[start : start + wish.batch_size]
-                    images = _images(pipe, runs[0], wish, prompt, seeds)
-                    for seed, image in zip(seeds, images, strict=True):
-                        yield Drawn(acting, number, prompt, seed, strength, image)
+    names = list(adapters(pipe))
+    for strength in request.strengths:
+        for number, prompt in enumerate(request.prompts):
+            chosen = slice(number, number + 1) if per_prompt else slice(None)
+            acting = list(zip(runs, weights, strict=True))[chosen]
+            if names:
+                pipelines.set_adapters(pipe, names[chosen], [strength * weight for _, weight in acting])
+            for start in range(0, len(request.seeds), request.batch_size):
+                seeds = request.seeds[start : start + request.batch_size]
+                for seed, image in zip(seeds, _images(pipe, runs[0], request, prompt, seeds), strict=True):
+                    yield Drawn(acting, number, prompt, seed, strength, image)
 
 
 @torch.no_grad()
-def _images(pipe: DiffusionPipeline, run: Run, wish: Wish, prompt: str, seeds: list[int]) -> list[Image.Image]:
-    if wish.condition is not None:
+def _images(pipe: DiffusionPipeline, run: Run, request: Request, prompt: str, seeds: list[int]) -> list[Image.Image]:
+    if request.condition is not None:
         maps = str(run.config["condition"]) in ("map", "segmentation")
-        condition = load_condition(wish.condition, maps)
-        if abs(condition.width * wish.height - condition.height * wish.width) > 0.02 * condition.height * wish.width:
-            raise ValueError(
-                f"{wish.condition} is {condition.width} x {condition.height} and the picture {wish.width} x "
-                f"{wish.height}: give --width and --height of its shape"
-            )
-        condition = condition.resize((wish.width, wish.height), _resampling(maps))
+        condition = load_condition(request.condition, maps)
+        condition = condition.resize((request.width, request.height), _resampling(maps))
         drawing = Drawing(
-            batch_size=wish.batch_size, num_inference_steps=wish.steps, guidance_scale=wish.guidance, strength=1.0
+            batch_size=request.batch_size,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            strength=1.0,
         )
         return list(draw_under(pipe, [condition] * len(seeds), [prompt] * len(seeds), seeds, drawing, maps))
     images: list[Image.Image] = pipe(
-        height=wish.height,
-        width=wish.width,
-        num_inference_steps=wish.steps,
+        height=request.height,
+        width=request.width,
+        num_inference_steps=request.steps,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        **family_of(pipe).drawing([prompt] * len(seeds), wish.guidance),
+        **family_of(pipe).drawing([prompt] * len(seeds), request.guidance),
     ).images
     return images
 
@@ -187,8 +186,8 @@ def _resampling(maps: bool) -> Image.Resampling:
     return Image.Resampling.NEAREST if maps else Image.Resampling.LANCZOS
 
 
-def write_picture(drawn: Drawn, wish: Wish, dtype: str, folder: Path) -> Path:
-    """Write one PNG that says how it was drawn, and return its path."""
+def write_picture(drawn: Drawn, request: Request, dtype: str, folder: Path) -> None:
+    """Write one PNG that says how it was drawn."""
     base = drawn.acting[0][0].source
     facts: dict[str, object] = {
         "prompt": drawn.prompt,
@@ -196,20 +195,17 @@ def write_picture(drawn: Drawn, wish: Wish, dtype: str, folder: Path) -> Path:
         "strength": drawn.strength,
         "adapters": [{"run": run.folder.name, "weight": weight} for run, weight in drawn.acting],
         "base": {"name": public_name(base.name), **base.version},
-        "control_image": None if wish.condition is None else wish.condition.name,
+        "control_image": None if request.condition is None else request.condition.name,
         "dtype": dtype,
-        "steps": wish.steps,
-        "guidance_scale": wish.guidance,
-        "size": f"{wish.width}x{wish.height}",
+        "steps": request.steps,
+        "guidance_scale": request.guidance,
+        "size": f"{request.width}x{request.height}",
         "ether_diffusion": version("ether-diffusion"),
     }
     chunks = PngInfo()
     for key, value in facts.items():
         chunks.add_itxt(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    path = folder / NUMBERED.format(drawn.number, drawn.seed, drawn.strength)
-    with atomic_path(path) as temporary:
-        drawn.image.save(temporary, "PNG", pnginfo=chunks)
-    return path
+    save_picture(drawn.image, folder / NUMBERED.format(drawn.number, drawn.seed, drawn.strength), chunks)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -244,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
     )
-    parser.add_argument("--dtype", choices=list(DTYPES), help="(default: bfloat16 on GPUs, float32 elsewhere)")
+    parser.add_argument("--dtype", choices=get_args(Dtype), help="(default: bfloat16 on GPUs, float32 elsewhere)")
     given = parser.parse_args(arguments)
     try:
         _main(given)
@@ -256,29 +252,28 @@ def _main(given: argparse.Namespace) -> None:
     if given.output_dir.exists() and (not given.output_dir.is_dir() or any(given.output_dir.iterdir())):
         raise FileExistsError(f"{given.output_dir} is there already: name another --output_dir")
     weights = [1.0] * len(given.runs) if given.weights is None else given.weights
-    if len(weights) != len(given.runs):
-        raise ValueError(f"{len(given.runs)} runs and {len(weights)} weights: give one each")
     dtype = given.dtype or ("float32" if given.device == "cpu" else "bfloat16")
-    first = read_run(given.runs[0])
-    wish = _wish(given, first)
-    pipe, runs = load_runs(given.runs, given.device, DTYPES[dtype])
-    total = len(wish.prompts) * len(wish.seeds) * len(wish.strengths)
+    runs = [read_run(folder) for folder in given.runs]
+    request = _request(given, runs[0])
+    check_request(runs, request, weights, given.per_prompt)
+    pipe = load_runs(runs, given.device, getattr(torch, dtype))
+    total = len(request.prompts) * len(request.seeds) * len(request.strengths)
     grids: dict[int, dict[float, list[Image.Image]]] = {}
     bar = tqdm(total=total, desc="draw", unit="picture")
-    for drawn in draw_wish(pipe, runs, wish, weights, given.per_prompt):
-        write_picture(drawn, wish, dtype, given.output_dir)
+    for drawn in draw_request(pipe, runs, request, weights, given.per_prompt):
+        write_picture(drawn, request, dtype, given.output_dir)
         grids.setdefault(drawn.number, {}).setdefault(drawn.strength, []).append(drawn.image)
         bar.update()
     bar.close()
     for number, rows in grids.items():
         titles = [("base" if not strength else f"strength {strength:g}", images) for strength, images in rows.items()]
-        heads = [f"seed {seed}" for seed in wish.seeds]
+        heads = [f"seed {seed}" for seed in request.seeds]
         save_picture(picture_grid(titles, heads), given.output_dir / f"grid-{number:02d}.png")
-    write_text(given.output_dir / "prompts.txt", "".join(f"{prompt}\n" for prompt in wish.prompts))
+    write_text(given.output_dir / "prompts.txt", "".join(f"{prompt}\n" for prompt in request.prompts))
     print(f"{total} pictures and {len(grids)} grids in {given.output_dir.resolve()}")
 
 
-def _wish(given: argparse.Namespace, run: Run) -> Wish:
+def _request(given: argparse.Namespace, run: Run) -> Request:
     """What the command line asks for; what it leaves open is as the run's own samples."""
     if given.prompts is not None and given.prompts_file is not None:
         raise ValueError("give --prompts or --prompts_file, not both")
@@ -290,7 +285,7 @@ def _wish(given: argparse.Namespace, run: Run) -> Wish:
     if not any(prompts):
         raise ValueError("there is no prompt: give --prompts")
     side = int(str(run.config["resolution"]))
-    return Wish(
+    return Request(
         prompts,
         list(dict.fromkeys(given.seeds)),
         list(dict.fromkeys(given.strengths)),

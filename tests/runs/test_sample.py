@@ -124,7 +124,7 @@ def test_without_prompts_the_runs_own_are_drawn(train: Train, tmp_path: Path) ->
     [
         (["run", "--strengths", "many"], "is not a number"),
         (["run", "--weights", "1", "2"], "1 runs and 2 weights"),
-        (["run", "--per_prompt", "--prompts", "a", "b"], "give a prompt for each run"),
+        (["run", "--per_prompt", "--prompts", "a", "b"], "per_prompt needs a prompt for each run"),
         (["run", "--control_image", "map.png"], "learnt no control: leave out --control_image"),
         (["run", "--output_dir", "."], "is there already"),
         (["nothing"], "nothing"),
@@ -158,9 +158,9 @@ def test_strengths_are_for_adapters_of_this_library(
     arguments = ["sample", str(run), *ASKED, "--seeds", "3", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(SystemExit):
         main([*arguments, "--weights", "0.5"])
-    assert "leave them out, and weights" in capsys.readouterr().err
+    assert "is LoRA, which is drawn at strength 1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*arguments, "--strengths", "0.5"])
-    assert "is LoRA, and strengths are for adapters of this library" in capsys.readouterr().err
+    assert "is LoRA, which is drawn at strength 1" in capsys.readouterr().err
     main(arguments)
     assert (tmp_path / "out" / "00-seed3-strength1.png").is_file()
