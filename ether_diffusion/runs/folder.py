@@ -19,7 +19,6 @@ from typing import Any, NotRequired, TypedDict
 import yaml
 
 from ether_diffusion.files import write_text
-from ether_diffusion.pipelines.file import public_name
 from ether_diffusion.reading import DamagedFileError, matches, parse_json, read_bytes, read_json, read_yaml, shown
 from ether_diffusion.registry import METHODS
 from ether_diffusion.runs.checksums import damage
@@ -73,6 +72,8 @@ class RunSection:
 
 def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings for others: of a path on this machine the last part."""
+    from ether_diffusion.pipelines.file import public_name  # imports torch, and settings are read before that
+
     return {key: public_name(str(value)) if key in PATHS and value else value for key, value in settings.items()}
 
 
