@@ -162,7 +162,8 @@ def list_images(
         inside = [path for path in list_files(folder, nested=True) if is_picture_name(path)]
         advice = "put .jpg, .png or .webp files there"
         if inside and not nested:
-            advice += f", or train with --nested_folders: {len(inside)} pictures are in sub-folders"
+            advice += f"; {len(inside)} pictures are in sub-folders: move them up, or add --nested_folders to "
+            advice += "train_dreambooth.py"
         raise ValueError(f"no readable picture {where}; {advice}")
     if len(paths) < len(found):
         logger.info("%d of %d files in %s are left out", len(found) - len(paths), len(found), folder)

@@ -80,7 +80,8 @@ def best_rate(jobs: Sequence[JobRecord], method: str) -> float:
 def further_rate(jobs: Sequence[JobRecord], method: str, limit: int) -> float | None:
     """The next rate outwards, if the best one has no neighbour there; None if it has both, or ``limit`` were tried."""
     tried = list(mean_scores(jobs, method))
-    place, best = LADDER.index(best_rate(jobs, method)), best_rate(jobs, method)
+    best = best_rate(jobs, method)
+    place = LADDER.index(best)
     if len(tried) >= limit or tried[0] < best < tried[-1]:
         return None
     outwards = place - 1 if best == tried[0] else place + 1

@@ -73,7 +73,7 @@ class Ether(EtherPeftConfig):
 
 
 VARIANTS = (EtherPlus, OneSided, Ether)
-START = "plain ETHER is no identity at its start"
+START = "plain ETHER does not start as the identity"
 HALF = "vectors are fp32 even under autocast_adapter_dtype=False"
 DEPARTURES = (START, HALF)
 """Why a test may fail: see :func:`departure`."""

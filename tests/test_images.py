@@ -312,7 +312,7 @@ def test_a_folder_with_pictures_in_its_sub_folders_alone_names_the_flag(tmp_path
     for name in ("b.png", "c.png"):
         save_photo(tmp_path / "a" / name)
     (tmp_path / "a" / "b.txt").write_text("a dog")
-    with pytest.raises(ValueError, match=r"sub-folders are not searched.*--nested_folders: 2 pictures are in sub-fol"):
+    with pytest.raises(ValueError, match=r"are not searched.*2 pictures are in sub-folders: .*add --nested_folders"):
         list_images(tmp_path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import PIL
@@ -142,14 +142,19 @@ class SubjectFolder:
         among = f"of {len(self)} pictures in {self.folder}"
         without = sum(not picture.captions for picture in self.pictures) if self.listing else 0
         several = sum(len(picture.captions) > 1 for picture in self.pictures)
-        found = {
-            f'{without} {among} have no caption in {self.listing} or beside them, and get "{self.prompt}"': without,
-            f"{several} {among} have several captions, one on every line of a text: each sample takes one": several,
-            f"caption_prefix stands before captions only, of which {self.folder} has none": self._has_idle_prefix,
-            f"shuffle_tags changes nothing: no caption in {self.folder} has two comma-separated tags that may change "
-            "places": self._has_idle_shuffle,
-        }
-        return [remark for remark, count in found.items() if count] + self._enlarged(among)
+        found = []
+        if without:
+            found.append(f'{without} {among} have no caption in {self.listing} or beside them, and get "{self.prompt}"')
+        if several:
+            found.append(f"{several} {among} have several captions: each sample takes one of them")
+        if self._has_idle_prefix:
+            found.append(f"caption_prefix stands before captions only, of which {self.folder} has none")
+        if self._has_idle_shuffle:
+            found.append(
+                f"shuffle_tags changes nothing: no caption in {self.folder} has two comma-separated tags that may "
+                "change places"
+            )
+        return found + self._enlarged(among)
 
     @property
     def _has_idle_prefix(self) -> bool:
@@ -157,7 +162,9 @@ class SubjectFolder:
 
     @property
     def _has_idle_shuffle(self) -> bool:
-        return self.options.shuffle_tags and all(len(each.all) == len(each.captions) for each in self.prompts_of)
+        plain = replace(self.options, shuffle_tags=False)
+        as_written = [prompts_of(each, self.prompt, plain) for each in self.pictures]
+        return self.options.shuffle_tags and self.prompts_of == as_written
 
     def _enlarged(self, among: str) -> list[str]:
         """A remark on the pictures that are enlarged to cover their sizes, the most enlarged first."""

@@ -108,9 +108,13 @@ def _as_set(names: list[str] | set[str] | str | None) -> set[str] | str | None:
 
 
 def write_import(folder: Path) -> None:
-    """Put the import that an ETHER folder needs into its model card, once; PEFT's card may lie a folder above."""
+    """Put the import that an ETHER folder needs into its model card, once.
+
+    PEFT's card lies a folder above where an adapter has a folder of its name; not where that is another adapter's.
+    """
     own, above = folder / "README.md", folder.parent / "README.md"
-    cards = [own] if own.is_file() or not _is_peft(above) else [own, above]
+    alone = own.is_file() or (folder.parent / "adapter_config.json").is_file() or not _is_peft(above)
+    cards = [own] if alone else [own, above]
     for card in cards:
         text = card.read_text(encoding="utf-8") if card.is_file() else "---\nlibrary_name: peft\n---\n"
         if "ether_diffusion.peft_tuner" not in text:

@@ -7,7 +7,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.functional import delete_adapter
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialize
@@ -15,23 +15,21 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.core.layout import INPUT_PARTS, OUTPUT_PARTS
 from ether_diffusion.core.state import StateMismatchError
 from ether_diffusion.core.targets import canonical
 from ether_diffusion.families.parts import TEXT_ENCODERS
 from ether_diffusion.files import atomic_path
-from ether_diffusion.peft_tuner.config import VARIANTS, EtherPeftConfig, write_import
+from ether_diffusion.peft_tuner.config import VARIANTS, EtherPeftConfig
 from ether_diffusion.peft_tuner.model import NESTED
 from ether_diffusion.peft_tuner.registration import NAME, PREFIX
 from ether_diffusion.pipelines.file import AdapterFile
-from ether_diffusion.pipelines.schema import COMPONENTS, vector_shapes
+from ether_diffusion.pipelines.schema import COMPONENTS, VECTOR_PARTS, vector_shapes
 from ether_diffusion.reading import check_regular, parse_json
 
 PEFT_ROOT = "base_model.model."
 """What PEFT's keys begin with."""
 METHODS = ".ether_methods."
-PARTED = {"u": INPUT_PARTS, "v": INPUT_PARTS, "u_out": OUTPUT_PARTS, "v_out": OUTPUT_PARTS}
-"""The parts that a vector's name may be followed by."""
+"""Between a projection's path and its vector's name."""
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -63,7 +61,6 @@ def to_peft(source: str | Path, folder: str | Path) -> dict[str, Path]:
         with atomic_path(place / WEIGHTS) as temporary:
             temporary.write_bytes(serialize(tensors, metadata={"format": "pt"}))
         _settings(component, file).save_pretrained(str(place))
-        write_import(place)
     return places
 
 
@@ -82,6 +79,8 @@ def from_peft(folders: Mapping[str, str | Path], path: str | Path) -> Path:
         ValueError: a folder is of another type, is damaged, or has what no adapter file holds, such as
             ``modules_to_save``; or a component is unknown.
     """
+    if not folders:
+        raise ValueError('no folder is given: name one for each component, such as {"unet": "runs/peft-dog"}')
     if unknown := sorted(set(folders) - set(COMPONENTS)):
         raise ValueError(f"unknown component {unknown[0]!r}; there are: {', '.join(COMPONENTS)}")
     states, configs, names, hashes = {}, {}, set(), {}
@@ -137,9 +136,13 @@ def load(model: nn.Module, folder: str | Path, adapter_name: str = "default") ->
 
     Raises:
         FileNotFoundError: the folder has no settings or no weights.
-        ValueError: it is of another type, or damaged.
+        ValueError: it is of another type, or damaged; the name is taken, or the model is a ``PeftModel``.
         StateMismatchError: its vectors do not fit the model, which then is left without the adapter.
     """
+    if isinstance(model, PeftModel):
+        raise ValueError("this is a PeftModel: call model.load_adapter(folder, adapter_name)")
+    if adapter_name in getattr(model, "peft_config", {}):
+        raise ValueError(f"an adapter {adapter_name!r} is there already: delete it first, or choose another name")
     config, tensors = _read_settings(Path(folder)), _read_tensors(Path(folder))
     if hasattr(model, "add_adapter"):
         model.add_adapter(config, adapter_name)  # type: ignore[operator]
@@ -156,7 +159,7 @@ def load(model: nn.Module, folder: str | Path, adapter_name: str = "default") ->
 def _peft_key(key: str) -> str:
     """``path.u`` to ``path.ether_methods.u``; of a part, ``path.u.q`` to ``path.ether_methods.u.q``."""
     *parents, last = key.split(".")
-    of_part = parents[-1] in PARTED and last in PARTED[parents[-1]]
+    of_part = last in VECTOR_PARTS.get(parents[-1], ())
     vectors = [parents.pop(), last] if of_part else [last]
     return ".".join(parents) + METHODS + ".".join(vectors)
 

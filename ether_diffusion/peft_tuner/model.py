@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
@@ -21,10 +21,11 @@ from ether_diffusion.peft_tuner.config import EtherPeftConfig
 from ether_diffusion.peft_tuner.forwards import Forwards, mixed_batch, names_of
 from ether_diffusion.peft_tuner.layer import BASE, EtherLinear, check_all
 from ether_diffusion.peft_tuner.registration import PREFIX
+from ether_diffusion.pipelines.schema import VECTOR_PARTS
 
 NESTED = "text_model."
 """Where some text encoders keep their layers; the canonical paths of adapter files leave it out."""
-VECTOR_NAMES = {"ether_methods", "u", "v", "u_out", "v_out", *INPUT_PARTS, *OUTPUT_PARTS}
+VECTOR_NAMES = {"ether_methods", *VECTOR_PARTS, *INPUT_PARTS, *OUTPUT_PARTS} - {"blocks"}
 """Names in the keys of vectors."""
 Layouts = dict[str, tuple[Layout, Layout]]
 
@@ -81,16 +82,16 @@ class EtherModel(BaseTuner):
                 "ether.attach has put an adapter on this model: detach it first, for two of them around one weight "
                 "would be one transform of the other"
             )
+        peft_config = _maybe_include_all_linear_layers(peft_config, model)
         layouts = self.__dict__["_layouts"] = fused_layouts(unwrapped(model))
         inside = tuple([f"{path}." for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)])
         targets = []
-        if peft_config.target_modules != "all-linear":  # PEFT finds those itself, and none that is no Linear
-            for path, module in model.named_modules():
-                if path and not path.startswith(inside) and self._check_target_module_exists(peft_config, path):
-                    refuse_other(path, module, model)
-                    inputs, outputs = _layout(path, module, layouts)
-                    left_out = peft_config.exclude_parts or ()
-                    targets.append(Target(path, module, inputs.without(left_out), outputs.without(left_out)))
+        for path, module in model.named_modules():
+            if path and not path.startswith(inside) and self._check_target_module_exists(peft_config, path):
+                refuse_other(path, module, model)
+                inputs, outputs = _layout(path, module, layouts)
+                left_out = peft_config.exclude_parts or ()
+                targets.append(Target(path, module, inputs.without(left_out), outputs.without(left_out)))
         check_all(targets, peft_config)
 
     def _create_and_replace(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from peft import PeftConfig, PeftType, __version__
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners import tuners_utils
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
@@ -25,6 +26,9 @@ OVERRIDDEN = (
     "_remap_adapter_state_dict_for_load",
 )
 """Methods of ``BaseTuner`` that PEFT calls and the tuner has its own of; without a public name."""
+
+LISTS_LINEARS = "_maybe_include_all_linear_layers"
+"""Of PEFT: what "all-linear" names in a model."""
 
 
 def peft_type() -> PeftType:
@@ -63,6 +67,11 @@ def register(config: type[PeftConfig], model: type[BaseTuner]) -> None:
     if missing := [name for name in OVERRIDDEN if not hasattr(BaseTuner, name)]:
         raise RuntimeError(
             f"PEFT {__version__} has no BaseTuner.{missing[0]}, which the ETHER tuner overrides: install "
+            f"peft=={TRIED_WITH}, which this was tried with"
+        )
+    if not hasattr(tuners_utils, LISTS_LINEARS):
+        raise RuntimeError(
+            f"PEFT {__version__} has no tuners_utils.{LISTS_LINEARS}, which the ETHER tuner calls: install "
             f"peft=={TRIED_WITH}, which this was tried with"
         )
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type())

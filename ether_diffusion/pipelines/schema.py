@@ -19,6 +19,11 @@ from ether_diffusion.reading import check_regular, parse_json, shown
 
 FORMAT_VERSIONS = ("1", "2")
 """2 where vectors belong to parts of a fused Linear, else 1, which 0.1 reads as well."""
+VECTOR_PARTS = {
+    **dict.fromkeys(("u", "v", "blocks"), INPUT_PARTS),
+    **dict.fromkeys(("u_out", "v_out"), OUTPUT_PARTS),
+}
+"""From the names of vectors to the parts of a fused Linear that they may belong to."""
 COMPONENTS = (*DENOISERS, "controlnet", *TEXT_ENCODERS)
 CONTROL = "control_encoder"
 """First part of the keys of a control encoder, and its key in the metadata."""
@@ -148,8 +153,7 @@ def vector_shapes(config: EtherConfig, inputs: Layout | int, outputs: Layout | i
 
 def format_version(keys: Iterable[str]) -> str:
     """The version of a file with these keys."""
-    parts = {f"{vector}.{part}" for vector in ("u", "v", "blocks") for part in INPUT_PARTS}
-    parts |= {f"{vector}.{part}" for vector in ("u_out", "v_out") for part in OUTPUT_PARTS}
+    parts = {f"{vector}.{part}" for vector, names in VECTOR_PARTS.items() for part in names}
     return FORMAT_VERSIONS[any(_last(key, 2) in parts for key in keys)]
 
 

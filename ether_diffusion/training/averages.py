@@ -14,7 +14,8 @@ WARM_UP = 10
 
 
 class Averages:
-    """a ← d · a + (1 − d) · p after every step, with d = min(decay, (1 + step) / (10 + step)) as in diffusers.
+    """a ← d · a + (1 − d) · p after every step, with d = min(decay, (1 + step) / (10 + step)): the warm-up
+    of diffusers' EMAModel one step ahead, which copies the parameters at step 1.
 
     Without the warm-up of d a run of a few hundred steps would keep most of its random start. Averaged vectors of an
     adapter are of any length; they are normalised in its forward, like all. ``AveragedModel`` of torch would copy

@@ -153,6 +153,7 @@ def test_settings_that_change_nothing_are_named(folder: Path) -> None:
     (folder / "b.txt").write_text("sks dog, beach, sun")
     assert remarks(shuffle_tags=True, keep_tags=1) == []
     assert len(remarks(shuffle_tags=True, keep_tags=2)) == 1
+    assert remarks(shuffle_tags=True, tag_orders=1, seed=1) == [], "one other order is a change"
     (folder / "b.txt").unlink()
     assert remarks(caption_prefix="photo") == [
         f"caption_prefix stands before captions only, of which {folder} has none"

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from families.tiny import build as build_family
 from helpers import shake, unet_inputs
-from peft_tuner.models import KINDS
+from peft_tuner.models import KINDS, small, tuned
 from peft_tuner.test_diffusers import ATTENTION, build, run
 from safetensors import safe_open
 
@@ -198,3 +198,31 @@ def test_a_folder_that_does_not_fit_leaves_the_model_without_the_adapter(tmp_pat
     assert torch.equal(run(again), run(build()))
     with pytest.raises(ValueError, match="UNet2DConditionModel has no ETHER adapter 'dog'"):
         save(again, tmp_path / "x", "dog")
+
+
+def test_an_adapter_that_is_there_is_not_loaded_over(tmp_path: Path) -> None:
+    model = tuned("ether_plus")
+    save(model.base_model.model, tmp_path, "default")
+    with pytest.raises(ValueError, match=r"this is a PeftModel: call model\.load_adapter"):
+        load(model, tmp_path, "other")
+    plain = small()
+    load(plain, tmp_path, "dog")
+    before = {key: value.clone() for key, value in plain.state_dict().items()}
+    with pytest.raises(ValueError, match="an adapter 'dog' is there already: delete it first"):
+        load(plain, tmp_path, "dog")
+    assert all(torch.equal(value, before[key]) for key, value in plain.state_dict().items())
+
+
+def test_no_folders_make_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no folder is given: name one for each component"):
+        from_peft({}, tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_card_of_another_adapter_stays_as_it_is(tmp_path: Path) -> None:
+    lora = peft.get_peft_model(small(), peft.LoraConfig(target_modules=["first"]))
+    lora.save_pretrained(tmp_path)
+    before = (tmp_path / "README.md").read_text()
+    save(tuned("ether_plus").base_model.model, tmp_path / "mine", "default")
+    assert (tmp_path / "README.md").read_text() == before
+    assert "ether_diffusion.peft_tuner" in (tmp_path / "mine" / "README.md").read_text()

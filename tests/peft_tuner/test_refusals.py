@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.hotswap import hotswap_adapter
 from peft_tuner.models import batch, config, layers, small, tuned
 from safetensors.torch import load_file, save_file
@@ -81,12 +82,21 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
         EtherPeftConfig(**settings)
 
 
-@pytest.mark.parametrize(("n_blocks", "targets"), [(5, ["first"]), (16, ["first"]), (3, ["first", "second"])])
-def test_blocks_that_do_not_fit_leave_the_model_as_it_is(n_blocks: int, targets: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("n_blocks", "targets"), [(5, ["first"]), (16, ["first"]), (3, ["first", "second"]), (3, "all-linear")]
+)
+def test_blocks_that_do_not_fit_leave_the_model_as_it_is(n_blocks: int, targets: list[str] | str) -> None:
     model = small()
     with pytest.raises(ValueError, match="n_blocks="):
         peft.get_peft_model(model, EtherPeftConfig(n_blocks=n_blocks, target_modules=targets))
-    assert type(model.first) is nn.Linear
+    assert not [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def test_all_linear_is_checked_before_the_first_is_replaced() -> None:
+    model = nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 15), nn.Linear(15, 4))
+    with pytest.raises(ValueError, match=r"all targets share these divisors: 1$"):
+        peft.get_peft_model(model, EtherPeftConfig(n_blocks=4, target_modules="all-linear"))
+    assert [type(module) for module in model] == [nn.Linear] * 3
 
 
 def test_blocks_of_width_one_are_refused() -> None:

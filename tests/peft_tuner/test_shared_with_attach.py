@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from helpers import shake, unet_inputs
-from peft_tuner.models import KINDS, batch, layers, tuned
+from peft_tuner.models import KINDS, batch, layers, small, tuned
 from peft_tuner.test_diffusers import ATTENTION, build
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
@@ -115,6 +115,7 @@ def test_compiled_code_equals_eager_code_with_and_without_a_mixed_batch() -> Non
     model, x = tuned("ether_plus"), batch()
     names = ["default", "__base__", "default", "__base__", "default"]
     with torch.no_grad():
+        base = small()(x)
         expected, mixed = model(x), model(x, adapter_names=names)
         torch._dynamo.reset()
         model.base_model.model.compile(backend="eager", fullgraph=False)
@@ -123,10 +124,13 @@ def test_compiled_code_equals_eager_code_with_and_without_a_mixed_batch() -> Non
         assert torch.allclose(model(x), expected, atol=1e-6)
         for layer in layers(model).values():
             layer.set_scale("default", 0.0)
-        assert torch.allclose(model(x), model.base_model.model(x), atol=1e-6)
-        with model.disable_adapter():
-            base = model(x)
         assert torch.allclose(model(x), base, atol=1e-6)
+        for layer in layers(model).values():
+            layer.set_scale("default", 1.0)
+        assert torch.allclose(model(x), expected, atol=1e-6)
+        with model.disable_adapter():
+            assert torch.allclose(model(x), base, atol=1e-6)
+        assert not torch.allclose(expected, base, atol=1e-3)
 
 
 def test_compiled_code_sees_vectors_that_are_loaded_and_strengths_without_compiling_again() -> None:
