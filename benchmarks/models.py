@@ -134,6 +134,15 @@ def build(name: str, layers: int | None = None, device: str = "cpu") -> nn.Modul
     return model.requires_grad_(False)
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """Compile the transformer blocks alone, in place, as diffusers' ``compile_repeated_blocks`` does."""
+    if isinstance(model, SD3Transformer2DModel):  # of which diffusers does not know the blocks
+        for block in model.transformer_blocks:
+            block.compile()
+    else:
+        cast("Any", model).compile_repeated_blocks()
+
+
 def make_batch(model: nn.Module, resolution: int, batch_size: int) -> Batch:
     """Random latents of a picture with ``resolution`` pixels a side, and what else the model takes.
 

@@ -9,7 +9,7 @@ bf16, peft's adapters with it; the vectors of ETHER are fp32 always.
     python benchmarks/step.py --resolution 512 --rounds 9 --json step-512.json
     python benchmarks/step.py --model playground --rounds 50
     python benchmarks/step.py --model sd3 --resolution 512 1024 --device cuda --rounds 30
-    python benchmarks/step.py --model flux --layers 4 --device cuda --rounds 30 --compile
+    python benchmarks/step.py --model flux --layers 4 --device cuda --rounds 30 --compile blocks
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from arms import ARMS
-from models import MODELS, Batch, build, latents, make_batch, predict, synchronise
+from models import MODELS, Batch, build, compile_blocks, latents, make_batch, predict, synchronise
 from torch import Tensor, nn
 
 from ether_diffusion.evaluation.paper.blocks import kept_bytes
@@ -107,7 +107,7 @@ def make_arms(arguments: argparse.Namespace) -> Arms:
         arms[name] = (model, ARMS[name](model))
     if arguments.compile:  # now that all are there: attaching an adapter makes torch forget compiled code
         for model, _ in arms.values():
-            model.compile()
+            compile_blocks(model) if arguments.compile == "blocks" else model.compile()
     return arms
 
 
@@ -144,7 +144,7 @@ def show(facts: dict[str, Any], rows: dict[str, Any]) -> None:
     layers = f", {facts['layers']} layers" if facts["layers"] else ""
     print(
         f"{facts['model']}{layers}, {facts['resolution']} px, batch {facts['batch_size']}, {facts['rounds']} rounds"
-        + (", compiled" if facts["compile"] else "")
+        + (f", compiled ({facts['compile']})" if facts["compile"] else "")
     )
     print(f"{'method':18}{'parameters':>12}{'ms':>9}{'step / frozen':>15}{'quartiles':>16}  peak, saved, optimiser MB")
     for name, row in rows.items():
@@ -169,7 +169,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--cpu_time", action="store_true", help="seconds of the process, for a machine that others use")
-    parser.add_argument("--compile", action="store_true", help="time what torch.compile makes of each; memory is eager")
+    parser.add_argument(
+        "--compile",
+        choices=["whole", "blocks"],
+        help="time what torch.compile makes of each: of the model, or of its transformer blocks, which share one code; "
+        "memory is eager",
+    )
     parser.add_argument("--no_memory", action="store_true", help="leave memory out")
     parser.add_argument("--json", type=Path, help="also write the tables here")
     parser.add_argument("--memory_of", choices=list(ARMS), help=argparse.SUPPRESS)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -52,6 +53,22 @@ def _global_hooks() -> bool:
         or of_all._global_backward_hooks
         or of_all._global_backward_pre_hooks
     )
+
+
+def same_id(handle: RemovableHandle) -> None:
+    """Give a forward hook an id that hooks on other modules have, too.
+
+    The compiler compares ids when it asks whether the code of one block fits another: with numbers that torch counts
+    up, every block of a model would be compiled for itself (``compile_repeated_blocks``).
+    """
+    hooks = [reference() for reference in (handle.hooks_dict_ref, *handle.extra_dict_ref)]
+    new = -1
+    while new in hooks[0]:
+        new -= 1
+    for each in hooks:
+        if each is not None and handle.id in each:
+            each[new] = each.pop(handle.id)
+    handle.id = new
 
 
 def run_while_tracing(method: Callable[..., Any]) -> None:

@@ -20,6 +20,7 @@ from ether_diffusion.private import (
     in_function_transform,
     others_see_output,
     run_while_tracing,
+    same_id,
     saves_through_hooks,
 )
 
@@ -144,3 +145,34 @@ def test_an_accelerator_may_be_forgotten() -> None:
     forget_accelerator()
     assert Accelerator(cpu=True, mixed_precision="no").mixed_precision == "no"
     forget_accelerator()
+
+
+def test_hooks_of_two_modules_get_the_same_ids_and_are_removed_by_them() -> None:
+    ids, calls = [], []
+    for _ in range(2):
+        module = nn.Linear(2, 2)
+        handles = [
+            module.register_forward_pre_hook(lambda *_, **__: calls.append("before"), with_kwargs=True),
+            module.register_forward_pre_hook(lambda *_: calls.append("too")),
+            module.register_forward_hook(lambda *_: calls.append("after"), always_call=True),
+        ]
+        for handle in handles:
+            same_id(handle)
+        ids.append([handle.id for handle in handles])
+        module(torch.ones(1, 2))
+        assert calls == ["before", "too", "after"]
+        with pytest.raises(TypeError):
+            module(None)
+        assert calls.pop() == "after"  # called whatever happens
+        calls.clear()
+        handles[0].remove()
+        module(torch.ones(1, 2))
+        assert calls == ["too", "after"]
+        calls.clear()
+        for handle in handles[1:]:
+            handle.remove()
+        assert not module._forward_hooks_with_kwargs
+        assert not module._forward_hooks_always_called
+        assert not module._forward_pre_hooks
+    assert ids[0] == ids[1]
+    assert ids[0][0] != ids[0][1]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.adapter import Adapter, check_blocks
 from ether_diffusion.core.functional import matmul_dtype
-from ether_diffusion.core.linear import Projection
+from ether_diffusion.core.linear import Projection, fill_missing
 from ether_diffusion.core.methods import Reflection
 from ether_diffusion.core.offload import grouped
 from ether_diffusion.core.plan import Generations, Mixture, Off, PerSample, Plan, SampleNames, check_mixable
@@ -276,6 +276,10 @@ class Host:
         """Say anew which projections compiled code may read beforehand, and what it reads."""
         for projection in self._projections.values():
             projection.set_buffered()
+
+    def fill_buffers(self) -> None:
+        """Have the buffers of all projections there that compiled code may read."""
+        fill_missing(self._projections.values())
 
     def _mixture(self, projection: Projection) -> Plan:
         # in the order of attaching, whatever the order in which they were made active: sums round the same

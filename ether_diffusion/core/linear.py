@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -33,6 +33,7 @@ from ether_diffusion.private import (
     in_function_transform,
     others_see_output,
     run_while_tracing,
+    same_id,
     saves_through_hooks,
 )
 
@@ -45,6 +46,9 @@ class PartOf(Protocol):
 
     def check_part(self, projection: Projection) -> None:
         """Raise what keeps the projection from being called alone, without a forward of the whole model."""
+
+    def fill_buffers(self) -> None:
+        """Have the buffers of all projections there, so that the compiled code of one block fits the others."""
 
 
 class Projection:
@@ -100,6 +104,8 @@ class Projection:
             module.register_forward_pre_hook(self._before, with_kwargs=True),
             module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
         ]
+        for handle in self._handles:
+            same_id(handle)
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -191,7 +197,7 @@ class Projection:
 
     def _from_buffers(self, x: Tensor, output: Tensor) -> Tensor:
         """The output moved by what the buffers hold, in code that is being compiled."""
-        self.fill_buffers()
+        self.fill_all_buffers()
         assert self.buffers is not None
         return plain_add_low_rank(output, _for_matmul(x), Factors(*(each.to(output.dtype) for each in self.buffers)))
 
@@ -220,11 +226,17 @@ class Projection:
             self.fill_buffers()
 
     def fill_buffers(self) -> None:
-        """Write the plan's update into the buffers; a compiler runs this while it traces, and not later."""
+        """Write the plan's update into the buffers."""
         self.buffers = fill(self.buffers, self.module, self.plan, self._rank)
         self._seen = state_of(self.module, self.plan)
 
-    run_while_tracing(fill_buffers)
+    def fill_all_buffers(self) -> None:
+        """Have all buffers of the model there, these anew; a compiler runs this while it traces, and not later."""
+        self.fill_buffers()
+        if self._host is not None:
+            self._host.fill_buffers()
+
+    run_while_tracing(fill_all_buffers)
 
     def refresh_buffers(self) -> None:
         """Write them again where vectors or the weight have been written to since."""
@@ -327,6 +339,13 @@ class Projection:
         """The method on the device of ``x``: it follows the model wherever the pipeline moves it."""
         parameter = next(method.parameters())
         return method if parameter.device == x.device else method.to(x.device)
+
+
+def fill_missing(projections: Iterable[Projection]) -> None:
+    """Make the buffers that compiled code may read and that are not there yet."""
+    for projection in projections:
+        if projection.buffered and projection.buffers is None:
+            projection.fill_buffers()
 
 
 class Call(NamedTuple):

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ether_diffusion.core.host import Link, forward_dtype, links_to
-from ether_diffusion.core.linear import Projection
+from ether_diffusion.core.linear import Projection, fill_missing
 from ether_diffusion.core.rows import Slots, close_forward, open_forward
 from ether_diffusion.core.switches import refuse_switches
 from ether_diffusion.core.targets import wrapper_at
@@ -70,6 +70,10 @@ class Forwards:
             if getattr(module, "merged_adapters", None):
                 raise _merged_around(module)
             module = module._modules.get("base_layer")
+
+    def fill_buffers(self) -> None:
+        """Have the buffers of all layers there that compiled code may read."""
+        fill_missing(self._follow().projections)
 
     def _follow(self) -> Found:
         """The layers and what follows from them, looked for anew where one has changed, come or gone."""

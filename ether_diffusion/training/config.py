@@ -95,7 +95,7 @@ class TrainingConfig:
             were distilled to few steps.
         gradient_checkpointing: recompute activations in the backward: less memory, more time.
         allow_tf32: TF32 matrix products on NVIDIA cards.
-        torch_compile: compile the denoiser; on GPUs only.
+        torch_compile: compile the denoiser, or its transformer blocks where diffusers knows them; on GPUs only.
         snr_gamma: γ of min-SNR loss weighting (arXiv 2303.09556), often 5; of SD and SDXL.
         weighting_scheme: of flow models, how σ is drawn: logit_normal, mode, none (uniform), or uniform with a weight
             of the loss: sigma_sqrt, cosmap. The base's own shift follows.

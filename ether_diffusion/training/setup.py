@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from torch import nn
 
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.training.base_model import DTYPES
@@ -121,4 +122,12 @@ def prepare_modules(family: Family, section: ComputeSection) -> None:
                 encoder.gradient_checkpointing_enable()  # type: ignore[operator]
     if section.torch_compile:
         for denoiser in denoisers:
-            denoiser.compile()
+            compile_denoiser(denoiser)
+
+
+def compile_denoiser(denoiser: nn.Module) -> None:
+    """Compile the blocks that a denoiser repeats, which takes a tenth of the time of the whole; the whole if none."""
+    try:
+        denoiser.compile_repeated_blocks()  # type: ignore[operator]
+    except ValueError:  # diffusers does not know which they are
+        denoiser.compile()

@@ -243,3 +243,68 @@ def test_the_first_adapter_of_a_process_finds_the_model_compiled(compiled: Compi
     torch.testing.assert_close(adapted, run(twin), rtol=1e-4, atol=1e-5)
     stranger(torch.randn(2, 8))
     assert counter.frame_count == 1
+
+
+class Stack(nn.Module):
+    """Blocks of one kind, which are compiled one by one (``compile_repeated_blocks``)."""
+
+    def __init__(self, blocks: int = 12) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Attention(16, heads=2, dim_head=8) for _ in range(blocks)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", ["ether", "ether_plus", "naive"])
+@pytest.mark.parametrize("trained", [False, True], ids=["drawing", "training"])
+def test_blocks_of_one_kind_share_one_compiled_code(kind: str, trained: bool) -> None:
+    """More blocks than the compiler takes of one function (``recompile_limit``) before it runs them eagerly."""
+    torch.manual_seed(0)
+    model = Stack().requires_grad_(False)
+    assert len(model.blocks) > torch._dynamo.config.recompile_limit
+    shake(attach(model, EtherConfig(kind), "a").requires_grad_(trained), seed=1)
+    twin = copy.deepcopy(model)
+    counter = CompileCounterWithBackend("aot_eager")
+    for block in model.blocks:
+        block.compile(backend=counter, fullgraph=True)
+    x = torch.randn(2, 9, 16, requires_grad=trained)  # as in training, where all but the first block see gradients
+    found = []
+    for each in (model, twin):
+        with torch.set_grad_enabled(trained):
+            output = each(x)
+        if trained:
+            output.square().mean().backward()
+        host = host_of(each)
+        assert host is not None
+        found.append([output, *(p.grad for p in host.adapters["a"].parameters() if trained)])
+    assert counter.frame_count == 1
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_blocks_share_their_code_whatever_acts_and_after_layers_are_replaced() -> None:
+    torch.manual_seed(0)
+    model = Stack().requires_grad_(False)
+    for seed, name in enumerate("ab"):
+        shake(attach(model, name=name).requires_grad_(False), seed=seed + 1)
+    counter = CompileCounterWithBackend("aot_eager")
+    twin = copy.deepcopy(model)
+    for block in model.blocks:
+        block.compile(backend=counter)
+    x = torch.randn(2, 9, 16)
+    hosts = [host for each in (model, twin) if (host := host_of(each)) is not None]
+    for strengths in ({"a": 0.3, "b": 0.6}, {"a": 1.0}, {"b": 0.4}, {}):
+        for host in hosts:
+            host.set_active(strengths)
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
+    for each in (model, twin):
+        torch.manual_seed(1)
+        each.blocks[3].to_q = nn.Linear(16, 16, bias=False).requires_grad_(False)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1

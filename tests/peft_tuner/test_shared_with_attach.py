@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from unittest import mock
 
@@ -170,3 +172,19 @@ def test_the_keys_of_a_file_are_those_of_the_methods() -> None:
         for layer in ("first", "second")
         for vector in ("u", "v", "u_out", "v_out")
     }
+
+
+@pytest.mark.parametrize("inference_mode", [False, True])
+def test_blocks_of_one_kind_share_one_compiled_code(inference_mode: bool) -> None:
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*[nn.Sequential(OrderedDict(linear=nn.Linear(8, 8), act=nn.Tanh())) for _ in range(12)])
+    model = peft.get_peft_model(blocks, EtherPeftConfig(target_modules=["linear"], init_weights=False))
+    model.set_adapter("default", inference_mode=inference_mode)
+    x, twin = torch.randn(3, 8, requires_grad=not inference_mode), copy.deepcopy(model)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    for block in model.base_model.model:
+        block.compile(backend=counter, fullgraph=True)
+    with torch.set_grad_enabled(not inference_mode):
+        assert torch.allclose(model(x), twin(x), atol=1e-6)
+    assert counter.frame_count == 1

@@ -151,6 +151,19 @@ def test_a_resumed_run_on_a_gpu_follows_the_uninterrupted_one(
     )
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_run_on_a_gpu_follows_the_eager_one(precision: str, checkpointing: bool, train: Train) -> None:
+    common: dict[str, Any] = {"max_train_steps": 4, "mixed_precision": precision}
+    eager = train("eager", **common)
+    compiled = train("compiled", torch_compile=True, gradient_checkpointing=checkpointing, **common)
+    start = train("start", **common | {"max_train_steps": 1, "learning_rate": 1e-12})
+    moved = relative_change(trained(start, 1), trained(eager, 4))
+    assert relative_change(trained(compiled, 4), trained(eager, 4)) < (0.1 if precision == "bf16" else 0.02) * moved
+
+
 def test_resuming_a_named_checkpoint_forgets_what_came_after_it(train: Train, caplog: pytest.LogCaptureFixture) -> None:
     """Otherwise "latest" would later find the abandoned steps, and the grid would show them."""
     common: dict[str, Any] = {"checkpointing_steps": 2, "validation_steps": 2, "num_validation_images": 1}
