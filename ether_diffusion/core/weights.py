@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ether_diffusion.core.functional import matmul_dtype
 from ether_diffusion.core.methods import Sides
 from ether_diffusion.core.plan import Mixture, PerSample
 
@@ -16,8 +17,11 @@ That is so on a CPU. On other devices launches count, of which the weight's way 
 
 
 def frozen_weight(module: nn.Module, x: Tensor, sides: Sides) -> Tensor | None:
-    """The weight, where it can be read and needs no gradient, and x and the rows are of its dtype."""
-    if not is_plain(module):
+    """The weight, where it can be read and needs no gradient, and x and the rows are of its dtype and stay in it.
+
+    Under autocast to fp16, x stays in fp32 where gradients are taken, and products in it would not.
+    """
+    if not is_plain(module) or matmul_dtype(x) != x.dtype:
         return None
     weight = plain_weight(module)
     if weight is None or weight.device != x.device or not x.dtype == weight.dtype == sides[0].analysis.dtype:

@@ -144,6 +144,31 @@ def test_autocast_output_and_gradients_are_close_to_fp32(unet: UNet2DConditionMo
     assert gradient.norm() / expected_gradient.norm() == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize("strengths", [{"a": 1.0}, {"a": 0.5}, {"a": 0.5, "b": 1.0}], ids=str)
+@pytest.mark.parametrize("tokens", [5, 400], ids=["few tokens", "many tokens"])
+@KIND
+def test_autocast_to_fp16_trains_with_a_scaled_loss(kind: str, strengths: dict[str, float], tokens: int) -> None:
+    """The scale is a gradient scaler's first: sums over tokens in fp16 would overflow."""
+    model = attention(bias=True)
+    for name in strengths:
+        shaken(model, kind, name)
+    host = host_of(model)
+    assert host is not None
+    host.set_active(strengths)
+    parameters = [p for name in strengths for p in host.adapters[name].parameters()]
+    x = torch.randn(2, tokens, 32, generator=torch.Generator().manual_seed(1))
+    found = []
+    for autocast, scale in ((False, 1.0), (True, 2.0**16)):
+        with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
+            output = model(x)
+        assert output.dtype == (torch.float16 if autocast else torch.float32)
+        gradients = torch.autograd.grad(scale * output.float().square().mean(), parameters)
+        found.append((output.float(), torch.cat([each.flatten() / scale for each in gradients])))
+    (expected, wanted), (half, got) = found
+    assert relative_error(half, expected) < MODEL[torch.float16]
+    assert (got - wanted).norm() < 0.01 * wanted.norm()
+
+
 @KIND
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_gradient_checkpointing_gives_the_same_gradients(

@@ -302,11 +302,10 @@ def test_transformers_are_the_dense_ones_with_their_gradients(model_kind: str) -
     parameters = dict(other.named_parameters())
 
     def dense(values: dict[str, Tensor]) -> Tensor:
-        paths = dict.fromkeys(key.rpartition(".")[0] for key in values)
         replaced = {}
-        for path in paths:
+        for path in other.methods():
             weight = twin.get_submodule(path).weight
-            vectors = {k.rpartition(".")[2]: v.cpu() for k, v in values.items() if k.rpartition(".")[0] == path}
+            vectors = {k.removeprefix(f"{path}."): v.cpu() for k, v in values.items() if k.startswith(f"{path}.")}
             replaced[f"{path}.weight"] = dense_weight(weight.cpu(), vectors).to(CUDA)
         call = {name: value.double() for name, value in given.items()}
         return torch.func.functional_call(twin, replaced, kwargs=call).sample
