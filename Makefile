@@ -2,13 +2,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-gpu lint bench clean
 
 demo: $(STAMP)            ## train on a small model and open its report, in a few minutes
 	$(BIN)/ether demo .demo
 
 test: $(STAMP)            ## all tests
 	$(BIN)/python -m pytest -n 2
+
+test-gpu: $(STAMP)        ## the tests that need a CUDA device; all others run on the CPU
+	ETHER_TEST_GPU=1 $(BIN)/python -m pytest -m gpu
 
 lint: $(STAMP)            ## style and types
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from arms import ARMS
 from models import MODELS, Batch, build, compile_blocks, latents, make_batch, predict, synchronise
 from torch import Tensor, nn
@@ -175,6 +176,9 @@ def parse() -> argparse.Namespace:
         help="time what torch.compile makes of each: of the model, or of its transformer blocks, which share one code; "
         "memory is eager",
     )
+    parser.add_argument(
+        "--no_cudnn_attention", action="store_true", help="FLUX's backward fails in cuDNN's with torch 2.11 on an H200"
+    )
     parser.add_argument("--no_memory", action="store_true", help="leave memory out")
     parser.add_argument("--json", type=Path, help="also write the tables here")
     parser.add_argument("--memory_of", choices=list(ARMS), help=argparse.SUPPRESS)
@@ -185,6 +189,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    torch.backends.cuda.enable_cudnn_sdp(not arguments.no_cudnn_attention)
+    torch._dynamo.config.recompile_limit = 64  # all methods compile the same functions in this process
     if arguments.memory_of:
         model = build(arguments.model, arguments.layers)
         batch = make_batch(model, arguments.resolution[0], arguments.batch_size[0])

@@ -122,6 +122,31 @@ def small_transformers() -> str:
     return markdown_table(heads, lines, text_columns=(0, 1, 4))
 
 
+def gpu_steps() -> str:
+    """docs: a training step on a GPU, eager and with compiled blocks."""
+    arms = ("ETHER n=4", "ETHER+ n=4", "LoRA r=4")
+    titles = {"sd15": "SD1.5", "sdxl": "SDXL", "sd3": "SD3.5-medium", "flux": "FLUX.1, 4 + 8 of its layers"}
+    lines = []
+    for table in load("steps-h200"):
+        rows = table["rows"]
+        shown = [
+            f"{row['ratio']:.2f} ({row['quartiles'][0]:.2f} … {row['quartiles'][1]:.2f})" if row else "—"
+            for row in (rows.get(arm) for arm in arms)
+        ]
+        kept = [f"{row['memory']['saved']:,.0f}" if row and "memory" in row else "—" for row in map(rows.get, arms)]
+        name = f"{titles[table['model']]}, {table['resolution']} px" + (", compiled" if table["compile"] else "")
+        lines.append([name, f"{1e3 * rows['frozen']['seconds']:.0f}", *shown, " / ".join(kept)])
+    heads = [
+        "",
+        "frozen step, ms",
+        "ETHER / frozen",
+        "ETHER+ / frozen",
+        "LoRA / frozen",
+        "kept, MB: ETHER / ETHER+ / LoRA",
+    ]
+    return markdown_table(heads, lines, text_columns=(0, 2, 3, 4, 5))
+
+
 def subjects() -> str:
     """README: the benchmark of eight subjects."""
     return _subjects(("truth", "dino", "clip_t"))
@@ -342,6 +367,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "method-parameters": method_parameters,
     "step-costs": step_costs,
     "small-transformers": small_transformers,
+    "gpu-steps": gpu_steps,
     "subjects": subjects,
     "subjects-whole": subjects_whole,
     "subjects-compared": subjects_compared,

@@ -1,4 +1,7 @@
-"""Every test runs without the Hub, on small real models built in memory or in a temporary folder."""
+"""Every test runs without the Hub, on small real models built in memory or in a temporary folder.
+
+They run on the CPU wherever they are, for many compare bit for bit, but for those marked ``gpu`` (``make test-gpu``).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+ON_GPU = bool(os.environ.get("ETHER_TEST_GPU"))
+if not ON_GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from pathlib import Path
 
@@ -16,6 +22,16 @@ from diffusers import DiffusionPipeline
 from ether_diffusion.playground.tiny import tiny_pipeline
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU, where there is none or it is not asked for."""
+    if ON_GPU and torch.cuda.is_available():
+        return
+    reason = "there is no CUDA device" if ON_GPU else "needs a CUDA device: make test-gpu"
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

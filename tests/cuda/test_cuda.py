@@ -22,10 +22,7 @@ from ether_diffusion.core.host import Host, host_of
 from ether_diffusion.core.switches import SwitchedError
 from ether_diffusion.playground.tiny import tiny_pipeline, tiny_unet
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 CUDA = "cuda"
 REENTRANT = pytest.mark.parametrize("reentrant", [False, True])
 KIND = pytest.mark.parametrize("kind", ["ether", "ether_plus", "one-sided", "naive"])
