@@ -9,10 +9,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
-ON_GPU = bool(os.environ.get("ETHER_TEST_GPU"))
-if not ON_GPU:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.update({} if os.environ.get("ETHER_TEST_GPU") else {"CUDA_VISIBLE_DEVICES": ""})
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,9 @@ from diffusers import DiffusionPipeline
 
 from ether_diffusion.playground.tiny import tiny_pipeline
 
+ON_GPU = bool(os.environ.get("ETHER_TEST_GPU"))
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts the tests in the background
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
