@@ -6,7 +6,7 @@ A method of another library is added by one entry. One of this library also need
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -25,6 +25,10 @@ class Sizes(Protocol):
     @property
     def rank(self) -> int:
         """Rank, or number of reflections."""
+
+    @property
+    def peft_config(self) -> Mapping[str, Any] | None:
+        """Of ``method=peft``: its type in peft and what that is made from."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class MethodEntry:
         saved_as: what holds the result. ether: ``ether_weights.safetensors``; lora: diffusers'
             ``pytorch_lora_weights.safetensors``; peft: a folder of peft for each component; pipeline: the whole
             pipeline; nothing: it trains nothing of the base.
-        rate: where it learns a subject and no rate is given; None where it cannot.
-        control_rate: where it learns a control.
+        rate: where it learns a subject and no rate is given; None where one must be given, or it cannot.
+        control_rate: where it learns a control; None where one must be given.
         settings: the names of those that are its own.
         per_sample: whether the samples of a batch may have adapters of their own.
         build: its configuration in peft, from the settings and the names of the layers; None where it is not of peft.
@@ -64,7 +68,7 @@ class MethodEntry:
     title: str
     saved_as: Literal["ether", "lora", "peft", "pipeline", "nothing"]
     rate: Rate | None
-    control_rate: Rate
+    control_rate: Rate | None
     settings: tuple[str, ...] = ()
     per_sample: bool = False
     build: Callable[[Sizes, list[str]], PeftConfig] | None = None
@@ -111,6 +115,31 @@ def _hra(sizes: Sizes, names: list[str]) -> PeftConfig:
     return peft.HRAConfig(r=sizes.rank, target_modules=names)
 
 
+def _named(sizes: Sizes, names: list[str]) -> PeftConfig:
+    """Any other configuration of peft, by its type.
+
+    Raises:
+        ValueError: peft does not know the type or an argument, or it is no adapter of layers.
+    """
+    import peft
+
+    given = dict(sizes.peft_config or {})
+    kind = str(given.pop("peft_type", ""))
+    kinds = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    if kind not in kinds:
+        raise ValueError(f"peft_config: peft has no peft_type {kind!r}; it has {', '.join(sorted(kinds))}")
+    try:
+        return kinds[kind](**given, target_modules=names)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"peft_config of {kind}: {error}") from None
+
+
+def title_of(settings: Mapping[str, Any]) -> str:
+    """The method of a training's settings as people write it."""
+    entry, config = METHODS[str(settings["method"])], settings.get("peft_config")
+    return f"{config['peft_type']} (PEFT)" if config else entry.title
+
+
 _BLOCKS, _RANK = ("n_blocks", "targets"), ("rank", "targets")
 _ENTRIES = (
     MethodEntry("ether", "ETHER", "ether", Rate(6e-3), Rate(1e-3), _BLOCKS, per_sample=True),
@@ -148,6 +177,7 @@ _ENTRIES = (
         build=_hra,
         transform=lambda layer, adapter: layer.get_delta_weight(adapter),
     ),
+    MethodEntry("peft", "An adapter of PEFT", "peft", None, None, ("peft_config", "targets"), build=_named),
     MethodEntry("none", "A control encoder", "nothing", None, Rate(1e-4)),
 )
 METHODS = {entry.name: entry for entry in _ENTRIES}

@@ -15,7 +15,8 @@ from ether_diffusion.config import EtherConfig
 from ether_diffusion.registry import METHODS, OWN_METHODS, Rate
 from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
-from ether_diffusion.training.trainables import make_trainables, save_trained
+from ether_diffusion.training.sections import AdapterSection
+from ether_diffusion.training.trainables import check_trainables, make_trainables, save_trained
 
 
 def config(folder: Path, **changes: Any) -> DreamBoothConfig:
@@ -44,7 +45,7 @@ def test_the_rates_of_the_paper(tmp_path: Path) -> None:
         **{"ether": 6e-3, "ether_plus": 6e-3, "naive": 6e-5, "oft": 6e-5, "boft": 6e-5, "hra": 6e-5},
         **{"lora": 6e-4, "full": 5e-6},
     }
-    controls = {name: entry.control_rate.value for name, entry in METHODS.items()}
+    controls = {name: entry.control_rate.value for name, entry in METHODS.items() if entry.control_rate is not None}
     assert controls == {
         **{"ether": 1e-3, "ether_plus": 1e-3, "naive": 1e-5, "oft": 1e-5, "boft": 1e-5, "hra": 1e-5},
         **{"lora": 1e-4, "full": 1e-5, "none": 1e-4},
@@ -66,3 +67,37 @@ def test_a_new_method_needs_one_entry(pipe: DiffusionPipeline, tmp_path: Path, m
     assert trainable.num_parameters() > 0
     save_trained(pipe, trainables, settings)
     assert peft.PeftConfig.from_pretrained(tmp_path / "unet").peft_type == peft.PeftType.LOHA
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"method": "peft"}, "needs peft_config"),
+        ({"method": "lora", "peft_config": {"peft_type": "DELORA"}}, "no other has it"),
+        ({"method": "peft", "peft_config": {"r": 8}, "learning_rate": 1e-3}, "needs peft_type"),
+        ({"method": "peft", "peft_config": {"peft_type": "DELORA"}}, "no learning rate of its own: give learning_rate"),
+        (
+            {"method": "peft", "peft_config": {"peft_type": "DELORA", "target_modules": []}, "learning_rate": 1e-3},
+            "leave out target_modules",
+        ),
+    ],
+    ids=["nothing", "another method", "no type", "no rate", "layers"],
+)
+def test_settings_that_no_adapter_of_peft_has(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=told):
+        config(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"peft_type": "DELROA"}, "no peft_type 'DELROA'; it has ADALORA"),
+        ({"peft_type": "DELORA", "rank": 8}, "unexpected keyword argument 'rank'"),
+        ({"peft_type": "PREFIX_TUNING"}, "unexpected keyword argument 'target_modules'"),
+    ],
+    ids=["type", "argument", "prompts"],
+)
+def test_what_peft_refuses_is_a_value_error(given: dict[str, Any], told: str, pipe: DiffusionPipeline) -> None:
+    section = config(Path("out"), method="peft", peft_config=given, learning_rate=1e-3).section(AdapterSection)
+    with pytest.raises(ValueError, match=told):
+        check_trainables({"unet": pipe.unet}, section)

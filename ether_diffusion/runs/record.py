@@ -13,7 +13,7 @@ from ether_diffusion.families.registry import FAMILIES
 from ether_diffusion.page.text import number
 from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.reading import DamagedFileError, matches, parse_json, read_bytes, read_json, read_yaml, shown
-from ether_diffusion.registry import METHODS, MethodEntry
+from ether_diffusion.registry import METHODS, MethodEntry, title_of
 from ether_diffusion.runs.base import Base
 
 T = TypeVar("T")
@@ -188,7 +188,7 @@ class Run:
     @property
     def method_name(self) -> str:
         """The method as people write it: ``ETHER+``."""
-        return "ControlNet" if (self.method, self.control) == ("none", "controlnet") else self.entry.title
+        return "ControlNet" if (self.method, self.control) == ("none", "controlnet") else title_of(self.config)
 
     @property
     def base(self) -> str:

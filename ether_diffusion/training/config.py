@@ -60,13 +60,16 @@ class TrainingConfig:
             damaged), or the name of one of its checkpoints.
         seed: of everything random: the vectors, the order, augmentation, noise, timesteps.
         method: what is trained. ether, ether_plus, naive: adapters of this library; full: the weights themselves;
-            lora, oft, boft, hra: adapters of peft, for studies (extra "study"); none: no adapter, for controls only.
+            lora, oft, boft, hra, peft: adapters of peft, for studies (extra "study"); none: no adapter, for controls
+            only.
         n_blocks: diagonal blocks of ether, ether_plus, naive, oft and boft. The paper does not state the n that its
             image experiments used; 4 is what it gives OFT and Naive.
         two_sided: ether_plus: transform the outputs of the projections as well as their inputs.
         targets: projections to act on: attention, attention+mlp, all, self, cross, attention+geglu, or a list of name
             patterns (docs/families.md).
         rank: rank of lora, number of reflections of hra.
+        peft_config: of method=peft: any configuration of peft that acts on layers, with its type, such as
+            {peft_type: DELORA, r: 8}; targets says on which layers. It has no learning rate of its own.
         train_text_encoder: train the text encoder(s) too, with the same method.
         resolution: side of the training images in pixels; the base's own where it is not given.
         train_batch_size: images per process and accumulation round.
@@ -174,6 +177,7 @@ class TrainingConfig:
         "base_quantization",
         "training_adapter",
         "ema_decay",
+        "peft_config",
     }
     """Settings that version 0.1 did not have; a class that has more adds theirs."""
 
@@ -191,6 +195,7 @@ class TrainingConfig:
     two_sided: bool = True
     targets: list[str] | str = "attention"
     rank: int = 4
+    peft_config: dict[str, Any] | None = None
     train_text_encoder: bool = False
 
     resolution: int | None = None
@@ -254,6 +259,7 @@ class TrainingConfig:
         if self.output_dir == Path():
             raise ValueError("output_dir must name a folder of the run's own")
         check_ranges(self, self.RANGES)
+        self._check_peft()
         if self.resolution is not None and self.resolution % 8:
             below = max(8, self.resolution // 8 * 8)
             raise ValueError(f"resolution must be a multiple of 8 pixels, such as {below}, not {self.resolution}")
@@ -270,6 +276,17 @@ class TrainingConfig:
             raise ValueError("optimizer=prodigy has one learning rate for all: leave out text_encoder_lr")
         if self.lr_scheduler == "piecewise_constant" and not self.lr_step_rules:
             raise ValueError('lr_scheduler=piecewise_constant needs lr_step_rules, such as "1:600,0.1:900,0.01"')
+
+    def _check_peft(self) -> None:
+        """Refuse a configuration of peft that cannot be one; peft itself says the rest."""
+        if (self.peft_config is not None) != (self.method == "peft"):
+            raise ValueError("method=peft needs peft_config, such as {peft_type: DELORA, r: 8}, and no other has it")
+        if self.peft_config is not None:
+            if "peft_type" not in self.peft_config:
+                raise ValueError("peft_config needs peft_type, such as DELORA")
+            if "target_modules" in self.peft_config:
+                raise ValueError("peft_config: the layers are named by targets; leave out target_modules")
+            _ = self.resolved_learning_rate  # which must be given
 
     def _check_export(self) -> None:
         """Refuse what no LoRA is equal to."""
@@ -313,9 +330,7 @@ class TrainingConfig:
         Raises:
             ValueError: the method learns nothing here.
         """
-        if self.entry.rate is None:
-            raise ValueError(f"method={self.method} has no learning rate here: it is for train_controlnet.py")
-        return self.entry.rate
+        return known_rate(self.entry.rate, self.method)
 
     def rate_of(self, component: str) -> float:
         """The learning rate of a trained component: that of the method, or of the text encoders."""
@@ -419,3 +434,14 @@ def __getattr__(name: str) -> object:
 
         return DreamBoothConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def known_rate(rate: Rate | None, method: str) -> Rate:
+    """A method's own learning rate.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if rate is None:
+        raise ValueError(f"method={method} has no learning rate of its own: give learning_rate")
+    return rate

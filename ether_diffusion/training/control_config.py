@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from ether_diffusion.ranges import AMOUNT, POSITIVE, SHARE, Range
 from ether_diffusion.registry import Rate
-from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.config import TrainingConfig, known_rate
 
 ENCODER_LEARNING_RATE = 1e-4
 """The control encoder's highest learning rate (App. C)."""
@@ -132,7 +132,7 @@ class ControlConfig(TrainingConfig):
     @property
     def default_rate(self) -> Rate:
         """The method's learning rate where none is given."""
-        return self.entry.control_rate
+        return known_rate(self.entry.control_rate, self.method)
 
     def rate_of(self, component: str) -> float:
         """The learning rate of a trained component: the method's, or that of the encoder and a ControlNet's weights."""

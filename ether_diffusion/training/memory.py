@@ -18,6 +18,7 @@ from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.quantization import is_quantizable
 from ether_diffusion.families.settings import Quantization
 from ether_diffusion.page.text import markdown_table
+from ether_diffusion.registry import title_of
 from ether_diffusion.training.config import TrainingConfig
 
 GIBIBYTE = 2**30
@@ -194,7 +195,7 @@ def report(family: Family, config: TrainingConfig) -> str:
         "precision half of it; CUDA itself and the pictures that are drawn take some more.",
     ]
     if not config.entry.is_own:
-        lines.append(f"The adapter of {config.entry.title} is counted as if it were one of ETHER+.")
+        lines.append(f"The adapter of {title_of(config.to_dict())} is counted as if it were one of ETHER+.")
     return "\n".join(lines)
 
 

@@ -5,9 +5,10 @@ Flags and YAML stay flat; :meth:`~ether_diffusion.training.config.TrainingConfig
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.registry import MethodEntry
@@ -36,6 +37,7 @@ class AdapterSection:
     n_blocks: int
     two_sided: bool
     rank: int
+    peft_config: Mapping[str, Any] | None
     target_patterns: str | tuple[str, ...]
     seed: int
     train_text_encoder: bool

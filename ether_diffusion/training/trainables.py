@@ -79,6 +79,7 @@ def check_trainables(components: Components, section: AdapterSection) -> None:
     """
     if section.entry.saved_as == "nothing":
         return
+    check_peft_config(section)
     for component, module in components.items():
         try:
             targets = find_targets(module, section.targets_of(component))
@@ -86,6 +87,17 @@ def check_trainables(components: Components, section: AdapterSection) -> None:
                 check_blocks(targets, section.ether_config(component))
         except ValueError as error:
             raise ValueError(f"{component}: {error}") from None
+
+
+def check_peft_config(section: AdapterSection) -> None:
+    """Let peft look at the settings of ``method=peft``, which it alone knows.
+
+    Raises:
+        ValueError: peft has no such type, or refuses a setting.
+        ImportError: it is not installed.
+    """
+    if section.peft_config is not None and section.entry.build is not None:
+        section.entry.build(section, [])
 
 
 def make_trainables(components: Components, section: AdapterSection, adapter: str = ADAPTER_NAME) -> list[Trainable]:
@@ -211,7 +223,10 @@ def _save_lora(pipe: DiffusionPipeline, trainables: list[Trainable], folder: Pat
 
 def _save_peft(trainable: Trainable, folder: Path) -> None:
     config = trainable.module.peft_config[ADAPTER_NAME]  # type: ignore[index]
-    state = {f"base_model.model.{key}": value.contiguous() for key, value in _peft_state(trainable.module).items()}
+    state = {
+        f"base_model.model.{key}": value.clone(memory_format=torch.contiguous_format)
+        for key, value in _peft_state(trainable.module).items()
+    }
     with atomic_path(folder / trainable.component) as temporary:
         config.save_pretrained(temporary)  # type: ignore[union-attr]
         (temporary / "adapter_model.safetensors").write_bytes(serialize(state))

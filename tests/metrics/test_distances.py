@@ -27,7 +27,7 @@ from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.trainables import make_trainables, save_trained, trained_components
 
 MATRICES = (torch.nn.Linear, torch.nn.Conv2d)
-METHODS = [name for name in registry.METHODS if name != "none"]
+METHODS = [name for name in registry.METHODS if name not in ("none", "peft")]
 
 
 def config(method: str, folder: Path) -> DreamBoothConfig:

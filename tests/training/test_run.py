@@ -28,11 +28,12 @@ from training.helpers import (
 import ether_diffusion as ether
 from ether_diffusion import registry
 from ether_diffusion.playground.tiny import tiny_pipeline
+from ether_diffusion.runs.drawing import load_run
 from ether_diffusion.training.dreambooth import main
 
 Train = Callable[..., Path]
 
-METHODS = [name for name in registry.METHODS if name != "none"]
+METHODS = [name for name in registry.METHODS if name not in ("none", "peft")]
 OF_PEFT = [name for name in METHODS if registry.METHODS[name].needs_peft]
 
 
@@ -83,6 +84,31 @@ def test_a_fresh_pipeline_draws_the_last_samples_of_training(
 
     unchanged = same_tensors(base_weights(pipes[0]), base_weights(base))
     assert unchanged == (method != "full")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"peft_type": "DELORA", "r": 4},
+        {"peft_type": "LORA", "r": 4, "use_dora": True},
+        {"peft_type": "LOKR", "r": 4},
+        {"peft_type": "IA3", "feedforward_modules": []},
+        {"peft_type": "RANDLORA", "r": 4},  # tensors of its state share memory
+        {"peft_type": "OSF"},  # holds the weights themselves, decomposed
+    ],
+    ids=lambda config: "DORA" if "use_dora" in config else config["peft_type"],
+)
+def test_any_adapter_of_peft_draws_in_a_fresh_pipeline_as_in_training(
+    config: dict[str, Any], train_with_samples: Train, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    run = train_with_samples("peft", method="peft", peft_config=config, learning_rate=0.02)
+    drawn = samples(run)
+    loaded = load_as_the_card_says(run, base_folder, monkeypatch)
+    assert np.array_equal(drawn["step-000003/00.png"], draw(loaded))
+    assert np.array_equal(drawn["step-000003/00.png"], draw(load_run(run)))
+    assert not np.array_equal(drawn["step-000003/00.png"], drawn["step-000000/00.png"])
+    assert f"{config['peft_type']} (PEFT)" in (run / "README.md").read_text()
 
 
 @pytest.mark.parametrize("method", METHODS)

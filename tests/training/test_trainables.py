@@ -21,7 +21,7 @@ from ether_diffusion.training.trainables import Trainable, check_trainables, mak
 
 Settings = Callable[..., DreamBoothConfig]
 
-OF_PEFT = [name for name, entry in METHODS.items() if entry.needs_peft]
+OF_PEFT = [name for name, entry in METHODS.items() if entry.needs_peft and name != "peft"]
 ADAPTERS = [*OWN_METHODS, *OF_PEFT]
 
 

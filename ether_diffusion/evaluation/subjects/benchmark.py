@@ -64,6 +64,8 @@ from ether_diffusion.runs.folder import git_revision
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.loop import TrainingDivergedError
+from ether_diffusion.training.sections import AdapterSection
+from ether_diffusion.training.trainables import check_peft_config
 
 SCORES_VERSION = 2
 """Raised when the scores of an image change, so that images that were scored before are scored again."""
@@ -108,7 +110,8 @@ class Bench(Study[Subject]):
         subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
         for job in all_jobs(config, subjects):
             if not is_anchor(job):
-                training_of(job, config, config.output_dir)  # a mistake in the last arm shows before the first one runs
+                # a mistake in the last arm shows before the first one runs
+                check_peft_config(training_of(job, config, config.output_dir).section(AdapterSection))
         judges = load_judges(config.dino, config.clip, config.lpips, config.lpips_net, config.lpips_size, device)
         return cls(config, subjects, judges, device)
 
