@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ether_diffusion.evaluation.figures import Line, Panel, score_line, write_figure
+from ether_diffusion.evaluation.paper.rate_losses import write_losses
 from ether_diffusion.evaluation.statistics import mean_interval
 from ether_diffusion.evaluation.subjects.arms import BASE, BenchmarkConfig
 from ether_diffusion.evaluation.subjects.benchmark import run_benchmark
@@ -36,6 +37,28 @@ from ether_diffusion.training.cli import parse_config
 
 TOLERANCES = (0.05, 0.10, 0.20)
 """How far below a method's own best still counts as good: shares of what it gains over the base."""
+
+
+@dataclass
+class RatesConfig(BenchmarkConfig):
+    """A benchmark whose arms have several learning rates.
+
+    Attributes:
+        tuned_rates: the rate of each arm that was found on other subjects; with them, what multiples of it cost is
+            told, too.
+        factor: the multiple at which the losses are compared.
+        reference: the arm that the others are compared with there.
+    """
+
+    tuned_rates: dict[str, float] | None = None
+    factor: float = 10.0
+    reference: str = "ether_plus"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for arm in self.tuned_rates or {}:
+            if arm not in self.arms:
+                raise ValueError(f"tuned_rates names {arm}, which is no arm: {', '.join(self.arms)}")
 
 
 @dataclass(frozen=True)
@@ -227,12 +250,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: a setting is impossible, jobs failed, or there is nothing to compare.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    config = parse_config(BenchmarkConfig, arguments)
+    config = parse_config(RatesConfig, arguments)
     if not run_benchmark(config):
         print("other processes have jobs left; the last one to finish makes the figure")
         return
     try:
-        print(analyse(config.output_dir, all_results(config.output_dir)))
+        results = all_results(config.output_dir)
+        print(analyse(config.output_dir, results))
+        if config.tuned_rates:
+            metric = primary(summarize(results))
+            shown = (config.tuned_rates, metric, config.factor, config.reference)
+            print(write_losses(config.output_dir, results, *shown))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print(f"figure: {config.output_dir / 'learning_rates.png'}")
