@@ -85,6 +85,11 @@ class MethodEntry:
         return self.is_own and self.per_sample
 
     @property
+    def has_strength(self) -> bool:
+        """Whether its result can act at strengths other than 1."""
+        return self.saved_as in ("ether", "lora")
+
+    @property
     def needs_peft(self) -> bool:
         """Whether its adapter comes from peft."""
         return self.build is not None

@@ -13,6 +13,7 @@ from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.statistics import Comparison, Estimate
 from ether_diffusion.evaluation.subjects.arms import ANCHORS
 from ether_diffusion.evaluation.subjects.summary import (
+    BY_KEY,
     METRICS,
     REAL,
     Metric,
@@ -22,6 +23,7 @@ from ether_diffusion.evaluation.subjects.summary import (
     facts_of,
     primary,
     read_results,
+    strength_rows,
     summarize,
     write_compact,
 )
@@ -70,6 +72,25 @@ def comparisons_table(found: Sequence[Comparison], metric: Metric) -> str:
         for each in found
     ]
     return markdown_table(heads, rows)
+
+
+def strengths_table(results: list[Result]) -> str:
+    """The methods at other strengths than 1, and which are on the front of the score that decides and CLIP-T."""
+    found = strength_rows(results)
+    if not found:
+        return ""
+    metrics = [primary(summarize(results)), BY_KEY["clip_t"], BY_KEY["dino_nearest"]]
+    lines = [
+        [
+            each.row["arm"],
+            number(each.row["learning_rate"], "g"),
+            f"{each.strength:g}",
+            *(format_score(each.row["scores"].get(metric.key)) for metric in metrics),
+            "•" if each.on_front else "",
+        ]
+        for each in found
+    ]
+    return markdown_table(["method", "learning rate", "strength", *(m.heading for m in metrics), "front"], lines)
 
 
 def format_score(found: Mapping[str, float | None] | None) -> str:
@@ -156,7 +177,7 @@ def write_tables(folder: Path, results: list[Result], missing: list[str]) -> str
 def summary_text(results: list[Result], missing: Sequence[str], judges: Mapping[str, Any]) -> str:
     """Scores, comparisons, captions and judges as one text."""
     rows, compared = summarize(results), comparisons(results)
-    parts = [scores_table(rows), comparisons_table(compared, primary(rows))]
+    parts = [scores_table(rows), comparisons_table(compared, primary(rows)), strengths_table(results)]
     parts.append("\n".join([*caption(rows, compared), judges_line(judges)]).strip() + "\n" if rows else "")
     if missing:
         parts.append(f"Not in these tables ({len(missing)}): {', '.join(missing)}\n")

@@ -25,6 +25,7 @@ from ether_diffusion.metrics.backbones import as_rgb
 from ether_diffusion.metrics.control_tasks import Pair
 from ether_diffusion.metrics.generated import Sample, write_generated_metadata
 from ether_diffusion.metrics.segmentation import Segmenter
+from ether_diffusion.pipelines.loaded import adapters
 from ether_diffusion.playground import GUIDANCE, base_folder
 from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range
 from ether_diffusion.runs.base import Base
@@ -63,6 +64,22 @@ def load_run(
     if run.entry.is_own or run.control == "encoder":
         pipelines.load(pipe, run_dir)
     return pipe
+
+
+def set_strength(pipe: DiffusionPipeline, strength: float) -> None:
+    """Let what :func:`load_run` has loaded act at a strength: an adapter of this library, fused, or a LoRA.
+
+    Raises:
+        ValueError: the pipeline has neither.
+    """
+    if own := adapters(pipe):
+        pipelines.unfuse(pipe)
+        pipelines.set_adapters(pipe, list(own), strength)
+        pipelines.fuse(pipe)
+    elif names := pipe.get_active_adapters():
+        pipe.set_adapters(names, strength)
+    else:
+        raise ValueError("nothing in this pipeline has a strength")
 
 
 def load_pipeline(

@@ -251,6 +251,12 @@ class Run:
         return f"{count:,} parameters ({_megabytes(4 * count)})"
 
     @property
+    def result_bytes(self) -> int:
+        """The size of the files that hold what was learnt; of full finetuning, the components that it changed."""
+        folders = [self.folder, *(self.folder / component for component in self.provenance.trained_parameters)]
+        return sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
+
+    @property
     def steps(self) -> str:
         """How far the run got: ``600 of 1,400 steps``."""
         return f"{self.provenance.step:,} of {self.config['max_train_steps']:,} steps"

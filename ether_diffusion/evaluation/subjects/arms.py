@@ -17,7 +17,7 @@ from ether_diffusion.evaluation.runner import Job, share_of
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.images import list_images, load_image
 from ether_diffusion.metrics.judges import CLIP, DINO, LPIPS_SIZE
-from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range, check_ranges
+from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, Range, check_ranges
 from ether_diffusion.registry import METHODS, MethodEntry
 from ether_diffusion.runs.base import SETTINGS as BASE_SETTINGS
 from ether_diffusion.runs.base import Base
@@ -103,6 +103,7 @@ class BenchmarkConfig:
         images_per_prompt: images drawn for each prompt.
         class_images: images drawn for the bare class, for PRES; 0 for none.
         drift: draw the subject's unrelated prompts, too, and compare with the base's images.
+        strengths: draw the subject's prompts at these strengths, too, beside 1: of methods whose result has one.
         batch_size: images drawn at a time.
         num_inference_steps: denoising steps of an image.
         guidance_scale: classifier-free guidance of an image; the base's own where it is not given.
@@ -120,6 +121,7 @@ class BenchmarkConfig:
         "seeds": SEED,
         "images_per_prompt": COUNT,
         "class_images": AMOUNT,
+        "strengths": POSITIVE,
         "batch_size": COUNT,
         "num_inference_steps": COUNT,
         "guidance_scale": AMOUNT,
@@ -139,6 +141,7 @@ class BenchmarkConfig:
     images_per_prompt: int = 4
     class_images: int = 4
     drift: bool = True
+    strengths: list[float] = field(default_factory=list)
     batch_size: int = 8
     num_inference_steps: int = 25
     guidance_scale: float | None = None
@@ -169,6 +172,8 @@ class BenchmarkConfig:
         share_of(self.shard)
         if not self.seeds:
             raise ValueError("seeds is empty: name at least one")
+        if 1.0 in self.strengths or len(set(self.strengths)) != len(self.strengths):
+            raise ValueError("strengths names those beside 1, which is always drawn, each once")
 
     @property
     def base(self) -> Base:
@@ -190,6 +195,13 @@ def method_of(job: Job[Subject]) -> MethodEntry:
     return METHODS[str(job.settings.get("method", DreamBoothConfig.method))]
 
 
+def strengths_of(job: Job[Subject], config: BenchmarkConfig) -> dict[str, float]:
+    """The further strengths at which the job draws, by the kind of its images: ``images@0.5``."""
+    if is_anchor(job) or not method_of(job).has_strength:
+        return {}
+    return {f"images@{strength:g}": strength for strength in config.strengths}
+
+
 def settings_hash(job: Job[Subject], config: BenchmarkConfig) -> str:
     """Stands for all that its images depend on: training, references and drawing, but for the base's weights."""
     settings: dict[str, Any] = {name: getattr(config, name) for name in DRAWING}
@@ -201,6 +213,8 @@ def settings_hash(job: Job[Subject], config: BenchmarkConfig) -> str:
     }
     settings |= {"asked": job.subject.prompts, "references": job.subject.fingerprint}
     settings["unrelated"] = job.subject.unrelated if config.drift else ()
+    if strengths := strengths_of(job, config):  # as if there were none: hashes without them go on standing for the same
+        settings["strengths"] = strengths
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -218,6 +232,7 @@ def asked_of(job: Job[Subject], config: BenchmarkConfig) -> dict[str, Asked]:
         "images": images,
         "class_images": ask("class", _training_prompts(job, config)[1:], config.class_images),
         "unrelated": ask("unrelated", job.subject.unrelated, int(config.drift)),
+        **dict.fromkeys(strengths_of(job, config), images),
     }
 
 

@@ -35,6 +35,7 @@ from ether_diffusion.evaluation.subjects.arms import (
     is_anchor,
     method_of,
     settings_hash,
+    strengths_of,
     training_of,
     truths_of,
 )
@@ -59,8 +60,9 @@ from ether_diffusion.metrics.scoring import Judges, References, score_class_imag
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.reading import read_json
-from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run, own_guidance
+from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run, own_guidance, set_strength
 from ether_diffusion.runs.folder import git_revision
+from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.loop import TrainingDivergedError
@@ -205,12 +207,16 @@ class Bench(Study[Subject]):
             mark = f"{facts['settings_hash']} {facts['base_hashes']}"
             known = train(training_of(job, self.config, run), dreambooth.run, mark)
             facts |= {name: known[name] for name in ("trained_parameters", "seconds")}
+            facts["bytes"] = read_run(run).result_bytes
             pipe, method = load_run(run, self.device), method_of(job)
             facts["distances"] = mean_distances(components(pipe), components(self.base), method.name)
             if method.is_own:
                 pipelines.fuse(pipe)  # to draw as fast as the base does
         with atomic_path(folder) as temporary:
+            strengths = strengths_of(job, self.config)
             for name, asked in asked_of(job, self.config).items():
+                if name in strengths:
+                    set_strength(pipe, strengths[name])
                 (temporary / name).mkdir(parents=True)
                 self._draw(pipe, asked, temporary / name, job)
             write_text(temporary / "facts.json", json.dumps(facts))
@@ -230,13 +236,14 @@ class Bench(Study[Subject]):
 
     def _score(self, job: Job[Subject], images: Path) -> dict[str, Any]:
         """What the judges say, by kind of image: rows with the file and the prompt of each."""
-        asked = asked_of(job, self.config)
+        asked, strengths = asked_of(job, self.config), strengths_of(job, self.config)
         paths = {kind: [images / kind / name for name in each.names] for kind, each in asked.items()}
         references = self._references(job)
         scored = score_images(paths["images"], asked["images"].prompts, references, self.judges, self.config.token)
         rows = {"images": scored.images}
         if paths["class_images"]:
             rows["class_images"] = score_class_images(paths["class_images"], references, self.judges)
+        at = {f"{s:g}": self._score_at(kind, asked, paths, references) for kind, s in strengths.items()}
         if paths["unrelated"]:
             before = self._images(replace(job, arm=BASE, settings={}, rate=None)) / "unrelated"
             base = [before / name for name in asked["unrelated"].names]
@@ -252,8 +259,17 @@ class Bench(Study[Subject]):
                     for name, prompt, row in zip(each.names, each.prompts, rows.get(kind, []), strict=True)
                 ]
                 for kind, each in asked.items()
+                if kind not in strengths
             },
+            **({"at": at} if at else {}),
         }
+
+    def _score_at(
+        self, kind: str, asked: Mapping[str, Asked], paths: Mapping[str, list[Path]], references: References
+    ) -> list[dict[str, Any]]:
+        """The rows of images at another strength, with the file of each in the job's folder."""
+        scored = score_images(paths[kind], asked[kind].prompts, references, self.judges, self.config.token)
+        return [{"file": f"../{kind}/{path.name}"} | row for path, row in zip(paths[kind], scored.images, strict=True)]
 
     def _check(self, known: Mapping[str, Any], path: Path, job: Job[Subject]) -> None:
         """Refuse what is there if it was made with other settings or photos, or from another base."""

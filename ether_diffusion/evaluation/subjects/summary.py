@@ -68,7 +68,10 @@ KEPT_CLIP_T = 0.75
 REAL = "real images"
 """The row of the subjects' own images among themselves."""
 
-FACTS = ("arm", "learning_rate", "subject", "seed", "settings_hash", "base_hash", "trained_parameters", "diverged")
+FACTS = (
+    *("arm", "learning_rate", "subject", "seed", "settings_hash", "base_hash", "trained_parameters", "bytes"),
+    "diverged",
+)
 DIGITS = 5
 """What :func:`compact` keeps of a job beside its scores, and their digits."""
 
@@ -101,6 +104,7 @@ class _Recorded(TypedDict):
     base_hash: NotRequired[str | None]
     base_hashes: NotRequired[dict[str, str | None]]
     judged_by: NotRequired[dict[str, object]]
+    at: NotRequired[dict[str, list[dict[str, object]]]]
     diverged: NotRequired[str]
 
 
@@ -172,6 +176,7 @@ def summarize(results: list[Result]) -> list[Row]:
         row["images"] = sum(len(result["images"]) for result in of_arm)
         row["diverged"] = sum(bool(result.get("diverged")) for result in of_arm)
         row["parameters"] = max((sum(r.get("trained_parameters", {}).values()) for r in of_arm), default=0)
+        row["bytes"] = max((r.get("bytes", 0) for r in of_arm), default=0)
         for metric in METRICS:
             if by_subject := unit_values(of_arm, metric):
                 row["scores"][metric.key] = _score(by_subject.values(), _spread(of_arm, metric))
@@ -181,6 +186,61 @@ def summarize(results: list[Result]) -> list[Row]:
             }
         rows.append(row)
     return rows
+
+
+def at_strength(results: Iterable[Result], strength: float) -> list[Result]:
+    """The results as they are at another strength, of the methods that drew at it: the subject's images alone."""
+    key = f"{strength:g}"
+    others = tuple(metric.rows for metric in METRICS if metric.rows != "images")
+    return [
+        {name: value for name, value in result.items() if name not in others} | {"images": result["at"][key]}
+        for result in results
+        if key in result.get("at", {})
+    ]
+
+
+def strengths_in(results: Iterable[Result]) -> list[float]:
+    """The strengths that some result has beside 1, ascending."""
+    return sorted({float(key) for result in results for key in result.get("at", {})})
+
+
+@dataclass(frozen=True)
+class AtStrength:
+    """A method at one strength.
+
+    Attributes:
+        row: of :func:`summarize`.
+        strength: 1 is as it was trained.
+        on_front: whether no other method at any strength is better in one of the two scores and as good in the other.
+    """
+
+    row: Row
+    strength: float
+    on_front: bool
+
+
+def strength_rows(results: list[Result]) -> list[AtStrength]:
+    """Every method that drew at several strengths, at each of them; nothing without such a method.
+
+    The front is that of the score that decides and CLIP-T, over all methods: a strength costs nothing at inference.
+    """
+    known = [(1.0, results)] + [(s, at_strength(results, s)) for s in strengths_in(results)]
+    if len(known) == 1:
+        return []
+    found = [(s, row) for s, each in known for row in summarize(each) if row["arm"] not in (REAL, *ANCHORS)]
+    found = [(s, row) for s, row in found if not row["diverged"] and "clip_t" in row["scores"]]
+    deciding = primary(summarize(results)).key
+    points = [(row["scores"][deciding]["mean"], row["scores"]["clip_t"]["mean"]) for _, row in found]
+    several = {(row["arm"], row["learning_rate"]) for s, row in found if s != 1}
+    return [
+        AtStrength(row, s, not any(_dominates(other, point) for other in points))
+        for (s, row), point in sorted(zip(found, points, strict=True), key=lambda each: (each[0][1]["arm"], each[0][0]))
+        if (row["arm"], row["learning_rate"]) in several
+    ]
+
+
+def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] >= other[0] and one[1] >= other[1]
 
 
 def unit_values(results: Iterable[Result], metric: Metric) -> dict[str, float]:
@@ -204,7 +264,7 @@ def _real_images(results: list[Result]) -> list[Row]:
         return []
     keys = [metric.key for metric in METRICS if all(metric.key in scores for scores in real.values())]
     scores = {key: _score(of_subject[key] for of_subject in real.values()) for key in keys}
-    counts = {"subjects": len(real), "seeds": [], "images": 0, "diverged": 0, "parameters": 0}
+    counts = {"subjects": len(real), "seeds": [], "images": 0, "diverged": 0, "parameters": 0, "bytes": 0}
     return [{"arm": REAL, "learning_rate": None, **counts, "scores": scores}]
 
 
@@ -287,12 +347,24 @@ def compact(results: Iterable[Result]) -> list[dict[str, Any]]:
             if not metric.key.endswith(SCALED)  # they follow from the others
             and (values := [row[metric.key] for row in result.get(metric.rows, []) if metric.key in row])
         }
+        if result.get("at"):
+            job["at"] = {strength: _means(rows) for strength, rows in result["at"].items()}
         if result.get("real"):
             job["real"] = {key: round(value, DIGITS) for key, value in result["real"].items()}
         if result.get("distances"):
             job["distances"] = result["distances"]
         jobs.append(job)
     return jobs
+
+
+def _means(rows: Iterable[Row]) -> dict[str, float]:
+    """The mean of every score of images."""
+    known = list(rows)
+    return {
+        metric.key: round(fmean(values), DIGITS)
+        for metric in METRICS
+        if metric.rows == "images" and (values := [row[metric.key] for row in known if metric.key in row])
+    }
 
 
 def write_compact(path: Path, results: Sequence[Result]) -> None:
@@ -316,6 +388,8 @@ def read_compact(path: Path) -> list[Result]:
     for job in found["jobs"]:
         result = {"learning_rate": None, **job, "judges": found["shared"]["judges"]}
         scores = result.pop("scores")
+        if "at" in result:
+            result["at"] = {strength: [means] for strength, means in result["at"].items()}
         for kind in dict.fromkeys(metric.rows for metric in METRICS):
             row = {m.key: scores[m.key] for m in METRICS if m.rows == kind and m.key in scores}
             result[kind] = [row] if row else []

@@ -516,3 +516,36 @@ def test_every_method_is_loaded_as_it_was_trained(
     base.unet.config.sample_size = pipe.unet.config.sample_size
     before = np.asarray(next(draw(base, asked, **arguments))).astype(int)  # type: ignore[arg-type]
     assert np.abs(before - sample).max() > 3
+
+
+@pytest.mark.parametrize("method", ["ether_plus", "lora", "full"])
+def test_other_strengths_are_drawn_with_the_same_seeds_by_methods_that_have_one(
+    method: str, config: BenchmarkConfig, dog: Subject
+) -> None:
+    config.arms = {"mine": {"method": method, "learning_rate": 0.05}}
+    whole = jobs_of(config, [dog])[1]
+    assert run_jobs([whole], config, judges()) == {}
+    before = rows_of(config, whole)
+    config.output_dir, config.strengths = config.output_dir.with_name("strengths"), [1e-9, 0.5]
+    base, job = jobs_of(config, [dog])
+    assert run_jobs([base, job], config, judges()) == {}
+    found, of_base = rows_of(config, job), rows_of(config, base)
+    assert [row["dino"] for row in found["images"]] == [row["dino"] for row in before["images"]]
+    assert found["unrelated"] == before["unrelated"]  # drawn at 1
+    assert found["bytes"] == before["bytes"] > 4 * sum(found["trained_parameters"].values())
+    assert (found["settings_hash"] == before["settings_hash"]) == (method == "full")
+    if method == "full":
+        assert "at" not in found
+        return
+    assert list(found["at"]) == ["1e-09", "0.5"]
+    folder = config.output_dir / found["folder"]
+    for least, untouched in zip(found["at"]["1e-09"], of_base["images"], strict=True):
+        assert least["dino"] == pytest.approx(untouched["dino"], abs=1e-3)
+        assert (folder / least["file"]).is_file()
+    half = np.array([row["dino"] for row in found["at"]["0.5"]])
+    assert np.abs(half - [row["dino"] for row in found["images"]]).max() > 1e-4
+
+
+def test_a_strength_of_one_is_drawn_already(config: BenchmarkConfig) -> None:
+    with pytest.raises(ValueError, match="beside 1"):
+        replace(config, strengths=[0.5, 1.0])

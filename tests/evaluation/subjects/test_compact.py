@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from ether_diffusion.evaluation.subjects.summary import comparisons, read_compact, summarize, write_compact
+from ether_diffusion.evaluation.subjects.summary import (
+    at_strength,
+    comparisons,
+    read_compact,
+    strength_rows,
+    summarize,
+    write_compact,
+)
+from ether_diffusion.evaluation.tables import strengths_table
 
 
 def result(arm: str, subject: str, seed: int, value: float) -> dict[str, Any]:
@@ -47,3 +55,28 @@ def test_rows_and_comparisons_are_those_of_the_whole_results(tmp_path: Path) -> 
         assert mine.difference.mean == pytest.approx(theirs.difference.mean, abs=1e-4)
     assert (tmp_path / "results.json").stat().st_size < 400 * len(results)
     assert known[0]["judges"] == {"dino": {"model": "vit"}}
+
+
+def drawn_at(arm: str, truth: dict[str, float], clip_t: dict[str, float]) -> dict[str, Any]:
+    rows = {s: [{"file": "0.png", "truth": truth[s], "clip_t": clip_t[s]}] for s in truth}
+    one = rows.pop("1")
+    at = {"at": rows} if rows else {}
+    return {"arm": arm, "subject": "dog", "seed": 0, "learning_rate": 1e-3, "judges": {}, "images": one} | at
+
+
+def test_the_front_is_of_all_methods_at_all_strengths(tmp_path: Path) -> None:
+    results = [
+        drawn_at("ours", {"1": 0.6, "0.5": 0.4, "0.75": 0.5}, {"1": 0.3, "0.5": 0.5, "0.75": 0.45}),
+        drawn_at("lora", {"1": 0.5, "0.5": 0.39, "0.75": 0.45}, {"1": 0.3, "0.5": 0.49, "0.75": 0.46}),
+        drawn_at("full", {"1": 0.55}, {"1": 0.46}),
+    ]
+    write_compact(tmp_path / "results.json", results)
+    for known in (results, read_compact(tmp_path / "results.json")):
+        found = {(each.row["arm"], each.strength): each.on_front for each in strength_rows(known)}
+        assert found == {
+            **{("lora", 0.5): False, ("lora", 0.75): False, ("lora", 1): False},
+            **{("ours", 0.5): True, ("ours", 0.75): False, ("ours", 1): True},
+        }  # full at 1 is better than both in the middle; it has no strength, and no row
+    assert [row["arm"] for row in summarize(at_strength(results, 0.5))] == ["ours", "lora"]
+    assert "| ours | 0.001 | 0.5 | 0.400" in strengths_table(results)
+    assert strength_rows([drawn_at("full", {"1": 0.55}, {"1": 0.46})]) == []
