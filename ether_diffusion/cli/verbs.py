@@ -58,6 +58,11 @@ STUDY = Group(
                 "ether_diffusion.evaluation.paper.blocks:main",
             ),
             Program(
+                "two_adapters",
+                "two subjects in one picture, by adapters that were trained apart",
+                "ether_diffusion.evaluation.mixing.study:main",
+            ),
+            Program(
                 "control_study",
                 "control accuracy of several methods, scored while they train",
                 "ether_diffusion.evaluation.controls.study:main",

@@ -12,6 +12,7 @@ from ether_diffusion.playground.world.captions import (
     short_captions,
     where_phrases,
 )
+from ether_diffusion.playground.world.company import true_company
 from ether_diffusion.playground.world.individuals import INDIVIDUALS
 from ether_diffusion.playground.world.looks import PARTS, PATTERNS, Look
 from ether_diffusion.playground.world.objects import KINDS
@@ -46,6 +47,7 @@ __all__ = [
     "random_scene",
     "short_captions",
     "subject",
+    "true_company",
     "true_scene",
     "where_phrases",
     "write_subject",
