@@ -93,9 +93,9 @@ class CaptionsConfig:
     layers: int = 4
     heads: int = 4
     intermediate_size: int = 344
-    base_steps: int = 12000
+    base_steps: int = 6000
     base_learning_rate: float = 2e-3
-    least_base: float = 0.9
+    least_base: float = 0.85
     steps: int = 300
     examples: int = 512
     batch_size: int = 32
