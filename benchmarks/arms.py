@@ -5,14 +5,20 @@ writes it, with dense blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import peft
 import torch
+import yaml
 from torch import Tensor, nn
 
 import ether_diffusion as ether
 from ether_diffusion.core.targets import find_targets
 from ether_diffusion.peft_tuner import EtherPeftConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
+from ether_diffusion.training.sections import AdapterSection
+from ether_diffusion.training.trainables import make_trainables
 
 Arm = Callable[[nn.Module], list[nn.Parameter]]
 """Puts a method on a frozen model and returns what it trains."""
@@ -78,6 +84,28 @@ def from_peft(config: Callable[[list[str]], peft.PeftConfig]) -> Arm:
 
 def tuner(variant: str, n_blocks: int) -> Arm:
     return from_peft(lambda names: EtherPeftConfig(variant=variant, n_blocks=n_blocks, target_modules=names))
+
+
+def of_training(settings: dict[str, Any]) -> Arm:
+    """What a training with these settings puts on a model; full finetuning gets weights of its own."""
+
+    def prepare(model: nn.Module) -> list[nn.Parameter]:
+        unused = {"output_dir": Path("unused"), "instance_data_dir": Path("unused"), "instance_prompt": "unused"}
+        section = DreamBoothConfig(**{**settings, **unused}).section(AdapterSection)
+        if section.entry.saved_as == "pipeline":
+            for module in model.modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    setattr(module, name, nn.Parameter(parameter.detach().clone()))
+        return [p for trainable in make_trainables({"denoiser": model}, section) for p in trainable.parameters()]
+
+    return prepare
+
+
+def of_benchmark(path: Path) -> dict[str, Arm]:
+    """The arms of a benchmark's config, as ``eval/dreambench.py`` trains them."""
+    config = yaml.safe_load(path.read_text())
+    arms = {name: {**config["training"], **settings} for name, settings in config["arms"].items()}
+    return {name: of_training({**settings, "learning_rate": 1.0}) for name, settings in arms.items()}
 
 
 ARMS: dict[str, Arm] = {

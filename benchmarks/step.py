@@ -9,6 +9,7 @@ bf16, peft's adapters with it; the vectors of ETHER are fp32 always.
     python benchmarks/step.py --resolution 512 --rounds 9 --json step-512.json
     python benchmarks/step.py --model playground --rounds 50
     python benchmarks/step.py --model playground --rounds 25 --cpu_time --methods "ETHER+ n=4" "ETHER+ n=4, peft"
+    python benchmarks/step.py --model playground --arms configs/eval_playground.yaml --rounds 25
     python benchmarks/step.py --model sd3 --resolution 512 1024 --device cuda --rounds 30
     python benchmarks/step.py --model flux --layers 4 --device cuda --rounds 30 --compile blocks
 """
@@ -30,7 +31,7 @@ from typing import Any
 
 import torch
 import torch._dynamo
-from arms import ARMS
+from arms import ARMS, Arm, of_benchmark
 from models import MODELS, Batch, build, compile_blocks, latents, make_batch, predict, synchronise
 from torch import Tensor, nn
 
@@ -88,6 +89,8 @@ def peak_bytes(batch: Batch) -> int:
 def memory_in_a_process(name: str, resolution: int, batch_size: int, arguments: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, __file__, "--memory_of", name, "--model", arguments.model]
     command += ["--resolution", str(resolution), "--batch_size", str(batch_size)]
+    if arguments.arms:
+        command += ["--arms", str(arguments.arms)]
     if arguments.layers:
         command += ["--layers", str(arguments.layers)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -100,13 +103,18 @@ Arms = dict[str, tuple[nn.Module, list[nn.Parameter]]]
 """Every method's model, and what it trains."""
 
 
+def known_arms(arguments: argparse.Namespace) -> dict[str, Arm]:
+    """The arms of this program, or those of a benchmark beside the frozen model."""
+    return ARMS if arguments.arms is None else {"frozen": ARMS["frozen"], **of_benchmark(arguments.arms)}
+
+
 def make_arms(arguments: argparse.Namespace) -> Arms:
     """The models of all methods; the frozen weights are shared, only what a method adds is its own."""
     base = build(arguments.model, arguments.layers, arguments.device)
     arms = {}
     for name in dict.fromkeys(["frozen", *arguments.methods]):
         model = copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
-        arms[name] = (model, ARMS[name](model))
+        arms[name] = (model, known_arms(arguments)[name](model))
     if arguments.compile:  # now that all are there: attaching an adapter makes torch forget compiled code
         for model, _ in arms.values():
             compile_blocks(model) if arguments.compile == "blocks" else model.compile()
@@ -170,7 +178,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, nargs="+", default=[1])
     parser.add_argument("--device", default="cpu", help="cpu runs in fp32, cuda in bf16")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--methods", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--methods", nargs="*", help=f"default: all of {', '.join(ARMS)}; or of --arms")
+    parser.add_argument("--arms", type=Path, help="take the methods from the arms of this config of a benchmark")
     parser.add_argument("--cpu_time", action="store_true", help="seconds of the process, for a machine that others use")
     parser.add_argument(
         "--compile",
@@ -183,8 +192,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--no_memory", action="store_true", help="leave memory out")
     parser.add_argument("--json", type=Path, help="also write the tables here")
-    parser.add_argument("--memory_of", choices=list(ARMS), help=argparse.SUPPRESS)
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    known = list(known_arms(arguments))
+    arguments.methods = arguments.methods or known
+    if unknown := [name for name in arguments.methods if name not in known]:
+        parser.error(f"there is no method {unknown[0]!r}; there are {', '.join(known)}")
     arguments.resolution = arguments.resolution or [MODELS[arguments.model].pixels]
     return arguments
 
@@ -196,7 +209,7 @@ def main() -> None:
     if arguments.memory_of:
         model = build(arguments.model, arguments.layers)
         batch = make_batch(model, arguments.resolution[0], arguments.batch_size[0])
-        print(json.dumps(memory(model, ARMS[arguments.memory_of](model), batch)))
+        print(json.dumps(memory(model, known_arms(arguments)[arguments.memory_of](model), batch)))
         return
     on_cpu = arguments.device == "cpu"
     sizes = list(itertools.product(arguments.resolution, arguments.batch_size))
