@@ -121,6 +121,12 @@ def tuner_steps() -> str:
     return _steps([(titles[table["model"]], table["rows"]) for table in load("steps-peft")], ",.1f")
 
 
+def all_steps() -> str:
+    """docs: a training step of every method of the benchmark, on both embedded bases."""
+    titles = {"playground": "UNet", "playground-flow": "flow transformer"}
+    return _steps([(titles[table["model"]], table["rows"]) for table in load("steps-all-methods")], ",.1f")
+
+
 def _steps(tables: list[tuple[str, dict[str, Any]]], megabytes: str) -> str:
     """A training step of every method on models, each with its title; ``megabytes`` is how memory is written."""
     heads = ["", "method", "parameters", "step / frozen", "quartiles", "peak MB", "kept MB"]
@@ -381,6 +387,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "step-costs": step_costs,
     "small-transformers": small_transformers,
     "tuner-steps": tuner_steps,
+    "all-steps": all_steps,
     "gpu-steps": gpu_steps,
     "subjects": subjects,
     "subjects-whole": subjects_whole,
