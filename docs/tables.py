@@ -23,6 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from captions_table import Results, compared_table, methods_table, rates_table
 
+from ether_diffusion.evaluation.mixing.findings import comparisons_table as pairs_compared
+from ether_diffusion.evaluation.mixing.findings import planned
+from ether_diffusion.evaluation.mixing.findings import scores_table as scores_table_of_pairs
 from ether_diffusion.evaluation.statistics import compare, coverage_table, mean_interval
 from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE
 from ether_diffusion.evaluation.subjects.summary import (
@@ -119,6 +122,16 @@ def tuner_steps() -> str:
     """docs: a training step of the tuner of PEFT, beside ``ether.attach`` and PEFT's own tuners."""
     titles = {"playground": "the playground's UNet", "playground-flow": "its flow transformer"}
     return _steps([(titles[table["model"]], table["rows"]) for table in load("steps-peft")], ",.1f")
+
+
+def mixing() -> str:
+    """docs: two adapters in one picture."""
+    return scores_table_of_pairs(load("mixing")["scores"])
+
+
+def mixing_compared() -> str:
+    """docs: the planned comparisons of that."""
+    return pairs_compared(planned(load("mixing")["scores"]["truth"]))
 
 
 def all_steps() -> str:
@@ -388,6 +401,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "small-transformers": small_transformers,
     "tuner-steps": tuner_steps,
     "all-steps": all_steps,
+    "mixing": mixing,
+    "mixing-compared": mixing_compared,
     "gpu-steps": gpu_steps,
     "subjects": subjects,
     "subjects-whole": subjects_whole,

@@ -56,14 +56,18 @@ def data_uri(image: Image.Image, size: int, flat: bool = False, kind: Literal["w
 
 
 def picture_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], heads: Sequence[str]) -> Image.Image:
-    """Rows of pictures, each under its name, with a head over every column; small ones are magnified by pixels."""
+    """Rows of pictures, each under its name, with a head over every column; small ones are magnified by pixels.
+
+    A head may have several lines.
+    """
     columns = max([len(heads), *(len(pictures) for _, pictures in rows)])
-    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, TITLE + len(rows) * (TITLE + SIDE + GAP)), "white")
+    above = TITLE * max([1, *(head.count("\n") + 1 for head in heads)])
+    sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, above + len(rows) * (TITLE + SIDE + GAP)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for column, head in enumerate(heads):
         pen.text((GAP + column * (SIDE + GAP), 3), head, fill="#66676e", font=font)
     for number, (title, pictures) in enumerate(rows):
-        top = TITLE + number * (TITLE + SIDE + GAP)
+        top = above + number * (TITLE + SIDE + GAP)
         pen.text((GAP, top + 2), title, fill="#1c1d21", font=font)
         for column, picture in enumerate(pictures):
             small = max(picture.size) < SIDE

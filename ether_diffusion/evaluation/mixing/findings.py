@@ -129,4 +129,4 @@ def draw_sheet(folder: Path, results: Sequence[PairResult]) -> Any:
         shown = prompts[min(1, len(prompts) - 1)]
         files = [next(row["file"] for row in ways[column] if row["prompt"] == shown) for column in columns]
         rows.append((shown, [load_image(folder / file) for file in files]))
-    return picture_grid(rows, [arm if arm in ANCHORS else f"{arm}: {way}" for arm, way in columns])
+    return picture_grid(rows, [arm if arm in ANCHORS else f"{arm}\n{way}" for arm, way in columns])
