@@ -127,6 +127,9 @@ ETHER = Group(
         ),
         "First steps": (
             Program("demo", "learn a drawn subject on a small base and score it", "ether_diffusion.demo:main"),
+            Program(
+                "doctor", "what is installed, what can be trained, what is amiss", "ether_diffusion.doctor.report:main"
+            ),
         ),
     },
 )
