@@ -11,8 +11,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ether_diffusion.playground import GUIDANCE
-from ether_diffusion.reading import DamagedFileError, read_json, read_yaml
-from ether_diffusion.recipes import recipes
+from ether_diffusion.reading import DamagedFileError, read_json
+from ether_diffusion.recipes import recipes, training_settings
 
 WEIGHTS = (".safetensors", ".bin")
 INDEX = ".index.json"
@@ -39,8 +39,7 @@ def known_bases() -> list[KnownBase]:
     """The bases that recipes name, in the order of the recipes' names."""
     named: dict[tuple[str, str | None], list[str]] = {}
     for recipe, path in recipes().items():
-        settings = read_yaml(path) or {}
-        training = settings.get("training", settings)  # of a benchmark
+        training = training_settings(path)
         if base := training.get("pretrained_model_name_or_path"):
             named.setdefault((str(base), training.get("revision")), []).append(recipe)
     return [KnownBase(base, tuple(by), *_state(base, revision)) for (base, revision), by in named.items()]
