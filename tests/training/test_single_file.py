@@ -57,9 +57,9 @@ def aligned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("aligned")
 def test_a_run_on_a_file_is_that_on_the_folder(
-    train_with_samples: Train, single: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train_with_samples: Train, single: dict[str, str], tmp_path: Path
 ) -> None:
-    """Weights and samples are equal bit for bit; ``ether sample``, which reads the files, draws the same to rounding."""
+    """Weights and samples are equal bit for bit; ``ether sample``, which reads the files, draws alike to rounding."""
     changes = {"max_train_steps": 2, "train_text_encoder": True, "learning_rate": 0.05}
     on_folder = train_with_samples("folder", **changes)
     on_file = train_with_samples("file", **changes, **single)
