@@ -1,13 +1,13 @@
 """The memory of a training step at the real sizes: computed on the meta device, bf16, batch 1, ETHER+ on all attention.
 
-It writes ``docs/results/memory.json``, of which ``docs/tables.py`` makes the table in ``docs/families.md``.
+It writes ``ether_diffusion/doctor/memory.json``, which tells ``ether doctor`` what can be trained; ``docs/tables.py``
+makes the table in ``docs/families.md``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,11 +16,11 @@ from diffusers import DiffusionPipeline
 from parameters import BASES
 
 from ether_diffusion import EtherConfig
+from ether_diffusion.doctor.capacity import COMPUTED
 from ether_diffusion.families.registry import FAMILIES
 from ether_diffusion.files import write_text
 from ether_diffusion.training.memory import base_bytes, plan
 
-RESULT = Path(__file__).parents[1] / "docs" / "results" / "memory.json"
 LATENTS: dict[str, tuple[str, int, int]] = {
     "SD1.5": ("sd", 4, 8),
     "SDXL": ("sdxl", 4, 8),
@@ -58,4 +58,4 @@ def compute(names: Iterable[str] = BASES) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    write_text(RESULT, json.dumps(compute(), indent=1) + "\n")
+    write_text(COMPUTED, json.dumps(compute(), indent=1) + "\n")

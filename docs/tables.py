@@ -1,4 +1,5 @@
-"""Every table of figures in README and docs is made from a result file in ``docs/results``, that of families from code.
+"""Every table of figures in README and docs is made from a result file in ``docs/results``, that of families from code,
+that of memory from the figures that ``ether doctor`` has.
 
 ``python docs/tables.py`` writes the tables between ``<!-- table: NAME -->`` and ``<!-- end -->``; ``--count`` first
 counts the parameters of the methods on Stable Diffusion 1.5 and on the language models. A test holds the pages against
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from captions_table import Results, compared_table, methods_table, rates_table
 
+from ether_diffusion.doctor.capacity import computed
 from ether_diffusion.evaluation.mixing.findings import comparisons_table as pairs_compared
 from ether_diffusion.evaluation.mixing.findings import planned
 from ether_diffusion.evaluation.mixing.findings import scores_table as scores_table_of_pairs
@@ -357,7 +359,7 @@ def fused_linears() -> str:
 def memory() -> str:
     """Computed memory of a training step by base."""
     rows = []
-    for base, found in load("memory").items():
+    for base, found in computed().items():
         sizes = [found["base"]["bf16"], found["base"]["nf4"], found["trained"], *found["activations"].values()]
         least = found["base"]["nf4"] + found["trained"] + found["activations"]["1024 checkpointed"]
         cells = [f"{size / 2**30:.2f}" for size in (*sizes, least)]

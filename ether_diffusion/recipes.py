@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ether_diffusion.config import suggestion
+from ether_diffusion.reading import read_yaml
 
 
 def recipes() -> dict[str, Path]:
@@ -29,3 +31,9 @@ def find_config(given: str) -> Path:
         return known[given]
     names = ", ".join(known)
     raise FileNotFoundError(f"there is no config file {given}{suggestion(path.stem, known)}; known by name: {names}")
+
+
+def training_settings(path: Path) -> dict[str, Any]:
+    """The settings of a training that a recipe holds; that of a study has them below ``training``."""
+    settings: dict[str, Any] = read_yaml(path) or {}
+    return dict(settings.get("training", settings))

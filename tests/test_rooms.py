@@ -11,7 +11,7 @@ import ether_diffusion
 PACKAGE = Path(ether_diffusion.__file__).parent
 FLOORS = (
     ("cli",),
-    ("demo",),
+    ("demo", "doctor"),
     ("evaluation",),
     ("training",),
     ("runs", "__init__"),  # `import ether_diffusion` is the public face of what is from here on

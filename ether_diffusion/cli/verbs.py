@@ -107,6 +107,18 @@ STUDY = Group(
     },
 )
 
+CONFIG = Group(
+    "config",
+    "the recipes of the package, which --config takes by name",
+    {
+        "Recipes": (
+            Program("list", "names, bases and what each recipe is for", "ether_diffusion.cli.configs:list_main"),
+            Program("show", "print a recipe", "ether_diffusion.cli.configs:show_main"),
+            Program("copy", "copy a recipe to a file of your own", "ether_diffusion.cli.configs:copy_main"),
+        ),
+    },
+)
+
 ETHER = Group(
     "ether",
     "Finetune diffusion models with hyperplane reflections.",
@@ -132,6 +144,10 @@ ETHER = Group(
         ),
         "First steps": (
             Program("demo", "learn a drawn subject on a small base and score it", "ether_diffusion.demo:main"),
+            Program(
+                "doctor", "what is installed, what can be trained, what is amiss", "ether_diffusion.doctor.report:main"
+            ),
+            CONFIG,
         ),
     },
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,17 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encod
 def parts_without(index: Mapping[str, Any]) -> dict[str, None]:
     """Parts that a pipeline was saved without, by its ``model_index.json``: diffusers wants to be told so again."""
     return {name: None for name, entry in index.items() if entry == [None, None]}
+
+
+def left_out(index: Mapping[str, Any], unused: Sequence[str]) -> dict[str, Any]:
+    """What a pipeline's loading is told to leave out: parts that are not used, such as safety checkers, or not there.
+
+    Args:
+        index: its ``model_index.json``.
+        unused: names of parts.
+    """
+    absent: dict[str, Any] = {name: None for name in unused if name in index} | parts_without(index)
+    return {**absent, "requires_safety_checker": False} if "safety_checker" in absent else absent
 
 
 def words_of_name(pipe: DiffusionPipeline) -> set[str]:

@@ -85,6 +85,8 @@ class Family(ABC):
     """The component that denoises."""
     TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer"}
     """Components that encode prompts, and the tokenizer of each."""
+    SINGLE_FILE_TEXT: ClassVar[Mapping[str, str]] = {}
+    """What the names of each text encoder begin with in a base of one file, where there are such with encoders."""
     OPTIONS: ClassVar[frozenset[str]] = frozenset()
     """Settings of a run that not every family has, and this one has."""
     UNUSED: ClassVar[tuple[str, ...]] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class StableDiffusion(DiffusionFamily):
     PIPELINES: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
     DERIVED: ClassVar[tuple[str, ...]] = ("StableDiffusionControlNetPipeline", "StableDiffusionControlPipeline")
     DENOISER = "unet"
+    SINGLE_FILE_TEXT: ClassVar[Mapping[str, str]] = {"text_encoder": "cond_stage_model."}
     CONTROL_PLACE = "conv_in"
     CONTROL_TARGETS = "attention+geglu"  # the paper's
     SAMPLER = "DPMSolverMultistepScheduler"

@@ -26,6 +26,11 @@ class StableDiffusion3(FlowTransformer):
         "text_encoder_2": "tokenizer_2",
         "text_encoder_3": "tokenizer_3",
     }
+    SINGLE_FILE_TEXT: ClassVar[Mapping[str, str]] = {
+        "text_encoder": "text_encoders.clip_l.",
+        "text_encoder_2": "text_encoders.clip_g.",
+        "text_encoder_3": "text_encoders.t5xxl.",
+    }
     UNUSED = ("image_encoder", "feature_extractor")
     CONTROL_PLACE = "pos_embed.proj"
     GUIDANCE = 7.0

@@ -32,6 +32,10 @@ class StableDiffusionXL(StableDiffusion):
     PIPELINES = ("StableDiffusionXLPipeline",)
     DERIVED = ("StableDiffusionXLControlNetPipeline",)
     TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+    SINGLE_FILE_TEXT: ClassVar[Mapping[str, str]] = {
+        "text_encoder": "conditioner.embedders.0.",
+        "text_encoder_2": "conditioner.embedders.1.",
+    }
     CONTROLNET = "StableDiffusionXLControlNetPipeline"
     CONTROL = None
     LORA_FORMATS: ClassVar[Formats] = {"diffusers": {"unet": "unet.", **TWO_CLIPS}, "kohya": KOHYA, "comfyui": KOHYA}

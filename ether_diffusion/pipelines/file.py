@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ether_diffusion.pipelines.control_encoder import ControlEncoder
 
 FILE_NAME = "ether_weights.safetensors"
+SINGLE_FILE = ".safetensors"
+"""Ending of a base in one file."""
 MESSAGE_LIMIT, SHOWN_PROBLEMS = 2000, 8
 
 
@@ -236,8 +238,10 @@ def _why(error: Exception, hub: Hub) -> str:
 
 
 def is_hub_id(base: str) -> bool:
-    """Whether ``base`` reads as ``owner/name`` on the Hub and is no folder here."""
+    """Whether ``base`` reads as ``owner/name`` on the Hub and is no folder here and no file."""
     name = r"[A-Za-z0-9_][\w.-]*"
+    if base.endswith(SINGLE_FILE):
+        return False
     return re.fullmatch(f"{name}/{name}", base, re.ASCII) is not None and not Path(base).exists()
 
 

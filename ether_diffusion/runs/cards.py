@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ether_diffusion import playground
-from ether_diffusion.pipelines.file import is_hub_id, public_name
+from ether_diffusion.pipelines.file import SINGLE_FILE, is_hub_id, public_name
 
 TAGS = ("text-to-image", "diffusers", "diffusers-training")
 
@@ -71,9 +71,24 @@ def base_path(base: str) -> str:
     return base if is_hub_id(base) else f"path/to/{public_name(base)}"
 
 
-def embedded_code(base: str) -> str:
-    """The call that gives an embedded base."""
-    return "playground.load()" if base == playground.NAME else f"playground.load(name={literal(base)})"
+def own_loading(base: str, config: str | None = None) -> tuple[str, str] | None:
+    """The import and the call that give a base which this library loads: an embedded one, or one in a single file.
+
+    Args:
+        base: its name.
+        config: of a single file what has its settings, where it is known.
+
+    Returns:
+        None for a base that ``from_pretrained`` loads.
+    """
+    if base in playground.GUIDANCE:
+        call = "playground.load()" if base == playground.NAME else f"playground.load(name={literal(base)})"
+        return "from ether_diffusion import playground", call
+    if base.endswith(SINGLE_FILE):
+        settings = f"path/to/{public_name(config)}" if config else "path/to/settings"
+        call = f"load_single_file({literal(base_path(base))}, {literal(settings)})"
+        return "from ether_diffusion.pipelines.single_file import load_single_file", call
+    return None
 
 
 def drawing_code(base: str) -> str:

@@ -26,6 +26,7 @@ from ether_diffusion.metrics.control_tasks import Pair
 from ether_diffusion.metrics.generated import Sample, write_generated_metadata
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.pipelines.loaded import adapters
+from ether_diffusion.pipelines.single_file import load_single_file
 from ether_diffusion.playground import GUIDANCE, base_folder
 from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range
 from ether_diffusion.runs.base import Base
@@ -85,10 +86,18 @@ def set_strength(pipe: DiffusionPipeline, strength: float) -> None:
 def load_pipeline(
     base: Base, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> DiffusionPipeline:
-    """A base model without safety checker and progress bar, with the sampler of DreamBooth's evaluations."""
-    folder = base_folder(base.name)
-    without = parts_without(DiffusionPipeline.load_config(folder, revision=base.revision))
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **base.version, **without).to(device)
+    """A base model without safety checker and progress bar, with the sampler of DreamBooth's evaluations.
+
+    Raises:
+        OSError: there is no such base.
+        SingleFileError: a single file is not what its settings describe.
+    """
+    if base.config is not None:
+        pipe = load_single_file(base.name, base_folder(base.config), dtype).to(device)
+    else:
+        folder = base_folder(base.name)
+        without = parts_without(DiffusionPipeline.load_config(folder, revision=base.revision))
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **base.version, **without).to(device)
     sampler = family_of(pipe).SAMPLER
     if sampler != "base":
         pipe.scheduler = getattr(diffusers, sampler).from_config(pipe.scheduler.config)
@@ -107,7 +116,7 @@ def own_guidance(base: Base) -> float:
     """
     if base.name in GUIDANCE:
         return GUIDANCE[base.name]
-    index = DiffusionPipeline.load_config(base_folder(base.name), revision=base.revision)
+    index = DiffusionPipeline.load_config(base_folder(base.described_by), revision=base.revision)
     return family_named(str(index["_class_name"])).GUIDANCE
 
 

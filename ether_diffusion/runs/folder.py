@@ -31,6 +31,7 @@ PACKAGES = ("ether-diffusion", "diffusers", "transformers", "accelerate", "safet
 INPUTS = frozenset(
     {
         "pretrained_model_name_or_path",
+        "base_config",
         "controlnet_model_name_or_path",
         "segmenter",
         "cache_dir",
@@ -150,6 +151,9 @@ def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     old, new = before.get("training_adapter"), now.get("training_adapter")
     if old != new:
         changes.append("training_adapter: the file is not what it was")
+    old, new = before.get("base_file"), now.get("base_file")
+    if old != new:
+        changes.append("base: the file is not what it was")
     old, new = before.get("pictures"), now.get("pictures")
     if isinstance(old, dict) and isinstance(new, dict) and old != new:
         kinds = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCard, create_repo, upload_folder
 
-from ether_diffusion import export, playground
+from ether_diffusion import export
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.pipelines.loaded import adapters
 from ether_diffusion.pipelines.verbs import save
@@ -19,9 +19,9 @@ from ether_diffusion.runs.cards import (
     base_path,
     card_data,
     drawing_code,
-    embedded_code,
     literal,
     markdown,
+    own_loading,
 )
 from ether_diffusion.runs.lora import LORA_FILE
 
@@ -104,12 +104,9 @@ def adapter_card(pipe: DiffusionPipeline, repo_id: str, name: str, prompt: str |
 def _loading_code(base: str, repo_id: str, prompt: str, control: bool) -> str:
     """The Python lines that load the adapter and draw one picture."""
     imports = ["import ether_diffusion as ether"]
-    if base in playground.GUIDANCE:
-        imports.append("from ether_diffusion import playground")
-        pipeline = embedded_code(base)
-    else:
-        imports.append("from diffusers import DiffusionPipeline")
-        pipeline = f"DiffusionPipeline.from_pretrained({literal(base_path(base))})"
+    stock = "from diffusers import DiffusionPipeline", f"DiffusionPipeline.from_pretrained({literal(base_path(base))})"
+    line, pipeline = own_loading(base) or stock
+    imports.append(line)
     drawing = [f"image = pipe({literal(prompt)}{drawing_code(base)}).images[0]"]
     if control:
         imports.append("from diffusers.utils import load_image")

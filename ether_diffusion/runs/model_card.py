@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 from huggingface_hub import ModelCard
 
-from ether_diffusion import playground
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import number
 from ether_diffusion.runs.cards import (
@@ -17,9 +16,9 @@ from ether_diffusion.runs.cards import (
     base_path,
     card_data,
     drawing_code,
-    embedded_code,
     literal,
     markdown,
+    own_loading,
 )
 from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import Run, SamplePrompt, read_run
@@ -92,9 +91,9 @@ def _lora_format(run: Run) -> str:
 def lora_code(run: Run) -> str:
     """The Python lines that load the LoRA beside the adapter, with diffusers alone."""
     kind = "DiffusionPipeline"
-    lines = [f"from diffusers import {kind}", "", f"pipe = {kind}.from_pretrained({_base_literal(run)})"]
-    if run.base in playground.GUIDANCE:
-        lines = ["from ether_diffusion import playground", "", f"pipe = {embedded_code(run.base)}"]
+    stock = f"from diffusers import {kind}", f"{kind}.from_pretrained({_base_literal(run)})"
+    line, pipeline = _own_loading(run) or stock
+    lines = [line, "", f"pipe = {pipeline}"]
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     return "\n".join(
         [
@@ -125,22 +124,18 @@ def _control_loading_code(run: Run) -> str:
             f"controlnet = ControlNetModel.from_pretrained({source})",
             f"pipe = {kind}.from_pretrained({base}, controlnet=controlnet)",
         ]
-        if run.base in playground.GUIDANCE:
-            imports.insert(2, "from ether_diffusion import playground")
-            lines[1] = f"pipe = {kind}.from_pipe({embedded_code(run.base)}, controlnet=controlnet)"
+        if loading := _own_loading(run):
+            imports.insert(2, loading[0])
+            lines[1] = f"pipe = {kind}.from_pipe({loading[1]}, controlnet=controlnet)"
     else:
         takes_image = run.family.CONTROL
         kind = f"ether.{takes_image}" if takes_image else "DiffusionPipeline"
         if takes_image is None:
             imports.insert(1, "from diffusers import DiffusionPipeline")
         lines = [f"pipe = {kind}.from_pretrained({folder if run.method == 'full' else base})"]
-        if run.base in playground.GUIDANCE and run.entry.saved_as != "pipeline":
-            imports.insert(1, "from ether_diffusion import playground")
-            lines = [
-                f"pipe = {kind}.from_pipe({embedded_code(run.base)})"
-                if takes_image
-                else f"pipe = {embedded_code(run.base)}"
-            ]
+        if (loading := _own_loading(run)) and run.entry.saved_as != "pipeline":
+            imports.insert(1, loading[0])
+            lines = [f"pipe = {kind}.from_pipe({loading[1]})" if takes_image else f"pipe = {loading[1]}"]
     if run.peft_components:
         imports.append("from peft import PeftModel")
         lines += _peft_lines(run)
@@ -176,6 +171,11 @@ def _base_literal(run: Run) -> str:
     return ", ".join([name, *(f"{key}={literal(value)}" for key, value in run.source.version.items())])
 
 
+def _own_loading(run: Run) -> tuple[str, str] | None:
+    """The import and the call that load the base, where ``from_pretrained`` does not."""
+    return own_loading(run.base, run.source.config)
+
+
 def _peft_lines(run: Run) -> list[str]:
     """Loading of one peft folder per component."""
     name = _public_name(run)
@@ -187,8 +187,8 @@ def _subject_loading_code(run: Run) -> str:
     folder, base = literal(_public_name(run)), _base_literal(run)
     imports = ["from diffusers import DiffusionPipeline"]
     pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
-    if run.base in playground.GUIDANCE and run.entry.saved_as != "pipeline":
-        imports, pipeline = ["from ether_diffusion import playground"], f"pipe = {embedded_code(run.base)}"
+    if (loading := _own_loading(run)) and run.entry.saved_as != "pipeline":
+        imports, pipeline = [loading[0]], f"pipe = {loading[1]}"
     if run.entry.saved_as == "pipeline":
         lines = [f"pipe = DiffusionPipeline.from_pretrained({folder})"]
     elif run.entry.saved_as == "lora":

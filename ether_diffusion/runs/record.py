@@ -55,6 +55,7 @@ class RunFacts:
     config_hash: str = ""
     family: str = ""
     base_hash: dict[str, str] = field(default_factory=dict)
+    base_file: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""

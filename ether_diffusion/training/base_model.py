@@ -15,10 +15,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 
 from ether_diffusion.config import suggestion
-from ether_diffusion.families.parts import DENOISERS, parts_without
+from ether_diffusion.families.parts import DENOISERS, left_out
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import FAMILIES, UnknownFamilyError, family_named, family_of
 from ether_diffusion.pipelines.file import first_line, is_local_name
+from ether_diffusion.pipelines.single_file import SingleFileError, is_single_file, load_single_file, read_header
 from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground import base_folder
 from ether_diffusion.training.sections import BaseSection
@@ -27,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 LIBRARIES: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
 """Whose classes a base may consist of, beside those of diffusers' own pipelines."""
+CONFIG_ONLY = (
+    "`hf download stabilityai/stable-diffusion-xl-base-1.0 --include '*.json' '*.txt' --local-dir sdxl-settings`"
+)
+"""A command that fetches a folder of settings."""
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -43,6 +48,7 @@ def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
         BaseModelError: nothing is found under that name, the Hub cannot be reached, or no family trains it.
     """
     name, source = _located(base), _source(base)
+    file = base.pretrained_model_name_or_path if base.base_config is not None else None
     try:
         index, family = _index(name, base)
         dtypes: dict[str, torch.dtype] = {"default": DTYPES[mixed_precision], "vae": torch.float32}
@@ -50,8 +56,13 @@ def load_base(base: BaseSection, mixed_precision: str) -> DiffusionPipeline:
             dtypes[family.DENOISER] = torch.float32
             if base.train_text_encoder:
                 dtypes |= dict.fromkeys(family.TEXT_ENCODERS, torch.float32)
-        without = _without(index, family)
-        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtypes, variant=base.variant, **source, **without)
+        if file is not None:
+            pipe = load_single_file(file, name, dtypes)
+        else:
+            without = left_out(index, family.UNUSED)
+            pipe = DiffusionPipeline.from_pretrained(name, dtype=dtypes, variant=base.variant, **source, **without)
+    except SingleFileError as error:
+        raise BaseModelError(str(error)) from error
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
         if isinstance(error, ValueError) and Path(name).is_dir() and not _variants(Path(name)):
             raise BaseModelError(f"the base model {name} cannot be loaded: {first_line(error)}") from error
@@ -73,7 +84,7 @@ def describe_base(base: BaseSection, mixed_precision: str) -> Family:
     name, source = _located(base), _source(base)
     try:
         index, family = _index(name, base)
-        without = _without(index, family)
+        without = left_out(index, family.UNUSED)
         modules = {
             part: _described(name, part, *entry, **source)
             for part, entry in _parts(index).items()
@@ -91,20 +102,43 @@ def describe_base(base: BaseSection, mixed_precision: str) -> Family:
 
 
 def _located(base: BaseSection) -> str:
-    """The folder or Hub id of a base.
+    """The folder or Hub id that has a base's settings, which for a single file is another one.
 
     Raises:
-        BaseModelError: it is a file, or a folder that does not exist.
+        BaseModelError: it is a file without such a folder, or a folder that does not exist.
     """
     name = base_folder(base.pretrained_model_name_or_path)
-    if Path(name).is_file():
-        raise BaseModelError(
-            f"{name} is a file, and the base is a diffusers folder or a Hub id; a checkpoint in a single file becomes "
-            f'a folder with StableDiffusionPipeline.from_single_file("{name}").save_pretrained("base")'
-        )
+    if is_single_file(name):
+        return _described_by(Path(name), base)
+    if base.base_config is not None:
+        raise BaseModelError(f"base_config is for a base in a single file, and {name} is none: leave it out")
     if not Path(name).is_dir() and is_local_name(name):
         raise BaseModelError(f"there is no folder {name} with a base model: check the path")
     return name
+
+
+def _described_by(file: Path, base: BaseSection) -> str:
+    """The folder with the settings of a base in a single file.
+
+    Raises:
+        BaseModelError: none is named, or it is none; the file is not there or of another kind; or a setting is for
+            folders and the Hub.
+    """
+    try:
+        read_header(file)
+    except (FileNotFoundError, SingleFileError) as error:
+        raise BaseModelError(str(error)) from None
+    if base.revision or base.variant:
+        raise BaseModelError(f"revision and variant are for folders and the Hub, and {file} is a file: leave them out")
+    if base.base_config is None:
+        raise BaseModelError(
+            f"{file} is a single file, which has no settings: add --base_config FOLDER, a diffusers folder of the same "
+            f"architecture; for Stable Diffusion XL, {CONFIG_ONLY} gives one without weights"
+        )
+    folder = base_folder(base.base_config)
+    if not (Path(folder) / "model_index.json").is_file():
+        raise BaseModelError(f"base_config {folder} is no diffusers folder here: it has no model_index.json")
+    return folder
 
 
 def _source(base: BaseSection) -> dict[str, str]:
@@ -146,12 +180,6 @@ def _described(name: str, part: str, library: str | None, kind: str | None, **so
         else:
             module = found(transformers.AutoConfig.from_pretrained(name, subfolder=part, **source))
     return module
-
-
-def _without(index: dict[str, Any], family: type[Family]) -> dict[str, Any]:
-    """Leave out what training does not need, the safety checker and image encoders, and what is not there."""
-    absent: dict[str, Any] = {name: None for name in family.UNUSED if name in index} | parts_without(index)
-    return {**absent, "requires_safety_checker": False} if "safety_checker" in absent else absent
 
 
 def _family(name: str, pipeline: str) -> type[Family]:

@@ -50,7 +50,10 @@ class TrainingConfig:
     """What every training program has: base model, method, optimisation, samples, checkpoints.
 
     Attributes:
-        pretrained_model_name_or_path: base model, a diffusers folder, an id on the Hugging Face Hub, or playground.
+        pretrained_model_name_or_path: base model, a diffusers folder, an id on the Hugging Face Hub, a .safetensors
+            file with the whole base or its denoiser (then base_config is needed), or playground.
+        base_config: of a base in a single file: diffusers folder of the same architecture, with its settings and
+            tokenizers, and weights of what the file has not (docs/families.md).
         revision: branch, tag or commit of the base on the Hub.
         variant: file variant of the base, such as fp16.
         output_dir: the run folder.
@@ -131,7 +134,8 @@ class TrainingConfig:
     """
 
     OF_BASE: ClassVar[tuple[str, ...]] = (
-        *("revision", "variant", "resolution", "learning_rate", "num_inference_steps", "guidance_scale", "sampler"),
+        *("base_config", "revision", "variant", "resolution", "learning_rate"),
+        *("num_inference_steps", "guidance_scale", "sampler"),
         *("instance_prompt", "class_prompt", "validation_prompt"),
     )
     """Settings whose values are good for one base, and which a recipe for another one may have."""
@@ -178,11 +182,13 @@ class TrainingConfig:
         "training_adapter",
         "ema_decay",
         "peft_config",
+        "base_config",
     }
     """Settings that version 0.1 did not have; a class that has more adds theirs."""
 
     pretrained_model_name_or_path: str
     output_dir: Path
+    base_config: str | None = None
     revision: str | None = None
     variant: str | None = None
     dry_run: bool = False

@@ -22,6 +22,7 @@ from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.playground import GUIDANCE
+from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.folder import (
     Provenance,
     changed_facts,
@@ -113,6 +114,7 @@ class Start(Generic[Config]):
         base_hash: identity of the base, by component.
         records: of its run folders, which :meth:`begin` opens.
         training_adapter: what acts in training and not in drawing, if anything does.
+        base_file: of a base in a single file its name and the SHA-256 of its content.
     """
 
     config: Config
@@ -122,6 +124,7 @@ class Start(Generic[Config]):
     base_hash: dict[str, str | None]
     records: list[tuple[Provenance, TrainingConfig]] = field(default_factory=list)
     training_adapter: TrainingAdapter | None = None
+    base_file: dict[str, str] | None = None
 
     def begin(self) -> None:
         """Make the run folders this run's own: replace the run before, write settings and provenance, open trackers."""
@@ -205,9 +208,18 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
         for change in changed_settings(config.run, hashes):
             logger.warning("resuming with another setting, %s", change)
     beside = None if config.training_adapter is None else load_training_adapter(family, config.training_adapter)
+    file = _base_file(config) if accelerator.is_main_process else None
     if config.base_quantization is not None:
         quantize(family.denoiser, config.base_quantization, accelerator.device)
-    return Start(config, accelerator, family, checkpoint, hashes, training_adapter=beside)
+    return Start(config, accelerator, family, checkpoint, hashes, training_adapter=beside, base_file=file)
+
+
+def _base_file(config: TrainingConfig) -> dict[str, str] | None:
+    """Name and SHA-256 of a base in a single file, not where it is."""
+    if config.base_config is None:
+        return None
+    file = Path(config.pretrained_model_name_or_path)
+    return {"name": file.name, "sha256": sha256(file)}
 
 
 def _compare_resolutions(config: TrainingConfig, family: Family) -> None:
@@ -242,6 +254,7 @@ def record_start(
             "num_processes": accelerator.num_processes,
             "trained_parameters": {trainable.component: trainable.num_parameters() for trainable in trainables},
             **({"training_adapter": start.training_adapter.hash} if start.training_adapter else {}),
+            **({"base_model": start.base_file["name"], "base_file": start.base_file} if start.base_file else {}),
             **facts,
         },
         resumed=start.checkpoint is not None,

@@ -22,6 +22,7 @@ class BaseSection:
     """
 
     pretrained_model_name_or_path: str
+    base_config: str | None
     revision: str | None
     variant: str | None
     entry: MethodEntry

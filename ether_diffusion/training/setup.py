@@ -16,15 +16,10 @@ from torch import nn
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.training.base_model import DTYPES
 from ether_diffusion.training.sections import ComputeSection
+from ether_diffusion.training.sharding import sharded_by_environment
 
 logger = logging.getLogger(__name__)
 
-SHARDED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
-"""By which ``accelerate launch`` says what shards the model."""
 NOT_COMPILED_ON = ("cpu",)
 """With torch 2.13, gradients of a UNet's attention weights are off by two thirds there, without any adapter."""
 
@@ -78,12 +73,12 @@ def _check_launch(environment: Mapping[str, str]) -> None:
     Raises:
         ValueError: FSDP, DeepSpeed or Megatron-LM; checkpoints and adapters would not be what they should.
     """
-    for variable, name in SHARDED.items():
-        if environment.get(variable, "false").lower() in ("true", "1", "yes", "y", "on", "t"):
-            raise ValueError(
-                f"{name} is not supported ({variable} is set by accelerate launch or its config file): "
-                "train in one process, or in several with --multi_gpu (DDP)"
-            )
+    if (found := sharded_by_environment(environment)) is not None:
+        variable, name = found
+        raise ValueError(
+            f"{name} is not supported ({variable} is set by accelerate launch or its config file): "
+            "train in one process, or in several with --multi_gpu (DDP)"
+        )
 
 
 def check_installed(section: ComputeSection) -> None:

@@ -240,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", default="playground", help="Hub id, folder or playground (default: %(default)s)")
     parser.add_argument("--revision", help="branch, tag or commit of the base on the Hub")
     parser.add_argument("--variant", help="file variant of the base, such as fp16")
+    parser.add_argument("--base_config", help="of a base in a single file: folder with its settings")
     parser.add_argument("--prompts", nargs="+", required=True)
     parser.add_argument("--images_per_prompt", type=COUNT.of(int), default=4)
     parser.add_argument("--methods", nargs="+", choices=list(KINDS), default=list(KINDS))
@@ -256,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = Asked(prompts, [generator(0, "image", number).initial_seed() for number in range(len(prompts))])
     try:
         judges = judges_of(given)
-        base = Base(given.base, given.revision, given.variant)
+        base = Base(given.base, given.revision, given.variant, given.base_config)
         if settings["guidance_scale"] is None:
             settings["guidance_scale"] = own_guidance(base)
         pipe = load_pipeline(base, judges.dino.device)

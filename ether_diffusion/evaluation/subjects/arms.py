@@ -208,6 +208,7 @@ def settings_hash(job: Job[Subject], config: BenchmarkConfig) -> str:
     settings |= {
         "base": config.base.name,
         **config.base.version,
+        **({"base_config": config.base.config} if config.base.config else {}),
         "training": job.settings,
         "prompts": _training_prompts(job, config),
     }
