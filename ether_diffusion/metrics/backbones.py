@@ -43,9 +43,14 @@ class Backbone(ABC):
     """
 
     def __init__(self, name: str, model: nn.Module, preprocessing: str, device: torch.device | str) -> None:
-        self.device = torch.device(device)
         self.identity = {"model": name, "weights": weights_hash(model), "preprocessing": preprocessing}
-        self.model: Any = model.requires_grad_(False).eval().to(self.device)
+        self.model: Any = model.requires_grad_(False).eval().to(torch.device(device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is now; it may be moved between two uses."""
+        place: torch.device = next(self.model.parameters()).device
+        return place
 
     def image_features(self, images: Sequence[Picture], show: str | None = None) -> Tensor:
         """Unit features of the images, (N, d) fp32 on the CPU; every image passes the model once.

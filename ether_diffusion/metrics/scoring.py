@@ -80,7 +80,7 @@ class References:
     """
 
     def __init__(
-        self, paths: Sequence[Path], judges: Judges, truths: Mapping[str, Sequence[Path]] | None = None
+        self, paths: Sequence[Path], judges: Judges, truths: Mapping[str, Sequence[Picture]] | None = None
     ) -> None:
         self.paths = list(paths)
         self.dino: Tensor = judges.dino.image_features(self.paths)

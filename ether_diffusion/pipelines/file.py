@@ -258,6 +258,8 @@ def is_local_name(source: str | Path) -> bool:
 
 def _instead_of_adapter(folder: Path) -> str:
     """What a folder without adapter file is good for."""
+    if folder.name == "best" and (folder.parent / FILE_NAME).is_file():
+        return "the run had no judges, --dino and --clip, or none of its steps was scored; leave subfolder out"
     if subjects := sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}")):
         names = ", ".join(subjects[:SHOWN_PROBLEMS]) + (", …" if len(subjects) > SHOWN_PROBLEMS else "")
         return f"it holds the runs of {len(subjects)} subjects, {names}; load one of them: {folder / subjects[0]}"

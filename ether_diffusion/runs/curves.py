@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
+from ether_diffusion.page.svg import COLOURS, TEXT, Curve, dress, figure_style, inline_svg
+from ether_diffusion.runs.choosing import KEPT_CLIP_T, ScoredStep, best_step, prompt_floor
 from ether_diffusion.runs.record import MetricsRow, ValidationRow
 
 if TYPE_CHECKING:
@@ -40,6 +41,52 @@ def draw_curves(metrics: list[MetricsRow], validation: list[ValidationRow]) -> l
         _draw("Learning rate", rates, "As the scheduler set it.", 1),
         _draw("Gradient norm", norms, smoothing, window),
     ]
+
+
+def draw_sample_scores(rows: list[ScoredStep]) -> list[Curve]:
+    """Likeness, copying and prompt of the samples over the steps, the best step marked; none before the first step."""
+    steps = sorted(rows, key=lambda row: row["step"])
+    if not any(row["step"] for row in steps):
+        return []
+    best, floor = best_step(rows), prompt_floor(rows)
+    likeness: dict[str, Points] = {
+        "likeness (DINO)": [(row["step"], row["dino"]) for row in steps],
+        "nearest reference": [(row["step"], row["dino_nearest"]) for row in steps],
+        "truth-likeness": [(row["step"], row["truth"]) for row in steps if "truth" in row],
+    }
+    among = next((row["references_nearest"] for row in steps if "references_nearest" in row), None)
+    prompts: dict[str, Points] = {"CLIP-T": [(row["step"], row["clip_t"]) for row in steps]}
+    marked = "" if best is None else f" The upright line is step {best:,}, the best."
+    copying = (
+        "A nearest reference that rises with the likeness is copying."
+        if among is None
+        else "Dashed: the nearest other picture among the references; samples above it are copies."
+    )
+    kept = "" if floor is None else f" Dashed: {KEPT_CLIP_T:.0%} of the base's, which a step must keep to be the best."
+    return [
+        _draw_scores("Likeness and copying", likeness, among, best, copying + marked),
+        _draw_scores("Following the prompt", prompts, floor, best, f"CLIP-T of the samples.{kept}{marked}"),
+    ]
+
+
+def _draw_scores(title: str, series: dict[str, Points], level: float | None, best: int | None, caption: str) -> Curve:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with figure_style(title):
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        axes = figure.subplots()
+        for number, (name, points) in enumerate((name, points) for name, points in series.items() if points):
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, _DASHES[number], color=COLOURS[number], linewidth=1.8, marker="o", markersize=4, label=name)
+        if level is not None:
+            axes.axhline(level, color=TEXT, linestyle=(0, (4, 3)), linewidth=1)
+        if best is not None:
+            axes.axvline(best, color=TEXT, linewidth=1)
+        dress(axes, "step", legend=len(series) > 1)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+        marked = "" if best is None else f"; the best is step {best}"
+        return Curve(title, inline_svg(figure, title, f"{title} over the training steps{marked}"), caption)
 
 
 def moving_average(values: Iterable[float], window: int) -> list[float]:

@@ -154,6 +154,9 @@ def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     old, new = before.get("base_file"), now.get("base_file")
     if old != new:
         changes.append("base: the file is not what it was")
+    old, new = (_judging(facts.get("sample_judges")) for facts in (before, now))
+    if old and new and old != new:
+        changes.append("set of judges of the samples")
     old, new = before.get("pictures"), now.get("pictures")
     if isinstance(old, dict) and isinstance(new, dict) and old != new:
         kinds = {
@@ -164,6 +167,12 @@ def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         parts = [f"{kind}: {', '.join(names[:5])}{', …' * (len(names) > 5)}" for kind, names in kinds.items() if names]
         changes.append(f"set of pictures, {len(old)} → {len(new)} ({'; '.join(parts)})")
     return changes
+
+
+def _judging(judges: Any) -> dict[str, Any]:
+    """What the scores of judges depend on, without the libraries' versions."""
+    known = judges if isinstance(judges, dict) else {}
+    return {name: each for name, each in known.items() if name != "libraries"}
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -194,6 +203,7 @@ class _Recorded(TypedDict):
     base_hash: NotRequired[dict[str, str | None]]
     pictures: NotRequired[dict[str, str]]
     trained_parameters: NotRequired[dict[str, int]]
+    sample_judges: NotRequired[dict[str, dict[str, str]]]
 
 
 class Provenance:

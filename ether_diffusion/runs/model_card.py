@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import number
+from ether_diffusion.pipelines.file import FILE_NAME
 from ether_diffusion.runs.cards import (
     TAGS,
     base_link,
@@ -20,6 +21,7 @@ from ether_diffusion.runs.cards import (
     markdown,
     own_loading,
 )
+from ether_diffusion.runs.choosing import BEST
 from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import Run, SamplePrompt, read_run
 
@@ -40,6 +42,7 @@ def write_model_card(run_dir: str | Path) -> Path:
     run = read_run(run_dir)
     subject = markdown(run.instance_prompt) if run.instance_prompt else None
     family = run.family.TAG or run.family.NAME.replace("_", "-")
+    best = f"{BEST}/{FILE_NAME}"
     lora = run.entry.saved_as == "lora" or (run.folder / LORA_FILE).is_file()
     data = card_data(
         run.base,
@@ -59,6 +62,7 @@ def write_model_card(run_dir: str | Path) -> Path:
         subject=subject,
         loading=loading_code(run),
         lora=lora_code(run) if lora and run.entry.is_own else None,
+        best=best if run.best_step and (run.folder / best).is_file() else None,
         lora_format=_lora_format(run),
         by_diffusers=_lora_format(run) in run.family.READ_BY_DIFFUSERS,
         settings={key: markdown(value) for key, value in run.settings(MORE_SETTINGS).items()},

@@ -15,6 +15,7 @@ from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.reading import DamagedFileError, matches, parse_json, read_bytes, read_json, read_yaml, shown
 from ether_diffusion.registry import METHODS, MethodEntry, title_of
 from ether_diffusion.runs.base import Base
+from ether_diffusion.runs.choosing import SAMPLE_SCORES, ScoredStep, best_step
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -50,7 +51,10 @@ class RunRecordError(DamagedFileError):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """``provenance.json``: what a result depends on beside its settings. A default stands for what is not recorded."""
+    """``provenance.json``: what a result depends on beside its settings. A default stands for what is not recorded.
+
+    ``files`` has of each adapter file the step of its weights; ``sample_judges`` are those of ``sample_scores.jsonl``.
+    """
 
     config_hash: str = ""
     family: str = ""
@@ -68,6 +72,9 @@ class RunFacts:
     training_pairs: int = 0
     started: str = ""
     seconds: float = 0.0
+    files: dict[str, int] = field(default_factory=dict)
+    stopped_early: bool = False
+    sample_judges: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class MetricsRow(TypedDict):
@@ -159,6 +166,7 @@ class Run:
         metrics: the rows of ``metrics.jsonl``.
         torn_lines: how many lines of it cannot be read; a killed run leaves one.
         validation: the rows of ``validation.jsonl``, those that can be read; runs of 0.1 have none.
+        sample_scores: the rows of ``sample_scores.jsonl``; there are none where the run had no judges.
         prompts: what the sample grids show.
         sample_steps: steps with a sample grid, ascending; 0 is the base model without the adapter.
         scores: the scores of ``scores.json``, from metric to what was scored to the score.
@@ -171,6 +179,7 @@ class Run:
     metrics: list[MetricsRow]
     torn_lines: int
     validation: list[ValidationRow]
+    sample_scores: list[ScoredStep]
     prompts: list[SamplePrompt]
     sample_steps: list[int]
     scores: dict[str, dict[str, float | None]]
@@ -260,7 +269,13 @@ class Run:
     @property
     def steps(self) -> str:
         """How far the run got: ``600 of 1,400 steps``."""
-        return f"{self.provenance.step:,} of {self.config['max_train_steps']:,} steps"
+        early = ", stopped early" if self.provenance.stopped_early else ""
+        return f"{self.provenance.step:,} of {self.config['max_train_steps']:,} steps{early}"
+
+    @property
+    def best_step(self) -> int | None:
+        """The best scored step, by the rule of :func:`ether_diffusion.runs.choosing.best_step`."""
+        return best_step(self.sample_scores)
 
     @property
     def finetuned_step(self) -> int | None:
@@ -298,6 +313,7 @@ def read_run(run_dir: str | Path) -> Run:
             )
     metrics, torn_lines = _read_rows(folder / "metrics.jsonl", MetricsRow)
     validation, _ = _read_rows(folder / "validation.jsonl", ValidationRow)
+    sample_scores, _ = _read_rows(folder / SAMPLE_SCORES, ScoredStep)
     scores, judging = _read_scores(folder / "scores.json")
     return Run(
         folder=folder,
@@ -306,6 +322,7 @@ def read_run(run_dir: str | Path) -> Run:
         metrics=metrics,
         torn_lines=torn_lines,
         validation=validation,
+        sample_scores=sample_scores,
         prompts=_read_prompts(folder / "samples" / "prompts.json"),
         sample_steps=_sample_steps(folder / "samples"),
         scores=scores,

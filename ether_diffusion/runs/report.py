@@ -18,7 +18,8 @@ from ether_diffusion.page.pictures import Picture, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.text import number
 from ether_diffusion.pipelines.file import FILE_NAME
-from ether_diffusion.runs.curves import draw_curves
+from ether_diffusion.runs.choosing import BEST, KEPT_CLIP_T
+from ether_diffusion.runs.curves import draw_curves, draw_sample_scores
 from ether_diffusion.runs.folder import PATHS
 from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import Run, SamplePrompt, format_value, read_run
@@ -48,7 +49,7 @@ def write_report(run_dir: str | Path) -> Path:
         FileNotFoundError: ``run_dir`` is not a run folder.
     """
     run = read_run(run_dir)
-    shown = evenly_spaced(run.sample_steps, MAX_STEPS)
+    shown = _shown_steps(run)
     page = render(
         Path(__file__).with_name("report.html.jinja"),
         {
@@ -66,11 +67,13 @@ def write_report(run_dir: str | Path) -> Path:
             _samples(run, "Finetuned", run.finetuned_step),
         ],
         steps=shown,
-        columns=[*(["control"] if run.control and shown else []), *(f"{step:,}" if step else "base" for step in shown)],
+        columns=[*(["control"] if run.control and shown else []), *(_column(run, step) for step in shown)],
         left_out=[step for step in run.sample_steps if step not in shown],
         grid=_grid(run, shown),
         files=_files(run),
         curves=draw_curves(run.metrics, run.validation),
+        choosing=draw_sample_scores(run.sample_scores),
+        kept=KEPT_CLIP_T,
         score_columns=list(dict.fromkeys(column for row in run.scores.values() for column in row)),
         config={
             key: short_path(str(value)) if key in PATHS and value else format_value(value)
@@ -82,14 +85,32 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
+def _shown_steps(run: Run) -> list[int]:
+    """The steps of the grid, evenly spaced, and the best one among them."""
+    steps = evenly_spaced(run.sample_steps, MAX_STEPS)
+    if run.best_step in run.sample_steps and run.best_step not in steps:
+        nearest = min(steps[1:-1], key=lambda step: abs(step - int(run.best_step or 0)))
+        steps[steps.index(nearest)] = int(run.best_step or 0)
+    return steps
+
+
+def _column(run: Run, step: int) -> str:
+    if step == 0:
+        return "base"
+    return f"{step:,} (best)" if step == run.best_step else f"{step:,}"
+
+
 def _files(run: Run) -> list[tuple[str, str, str]]:
     """What the run has made to load elsewhere: the file, what it is, and its size."""
     kinds = {
-        FILE_NAME: f"the {run.method_name} adapter: ether.load",
+        FILE_NAME: f"the {run.method_name} adapter of the last step: ether.load",
         LORA_FILE: ("the same as an exact LoRA" if run.entry.is_own else "the LoRA") + ", for tools that read LoRA",
     }
-    paths = [(run.folder / name, kind) for name, kind in kinds.items()]
-    return [(path.name, kind, f"{path.stat().st_size / 1e6:.2f} MB") for path, kind in paths if path.is_file()]
+    best = f"{BEST}/{FILE_NAME}"
+    if run.best_step is not None:
+        kinds[best] = f'the adapter of step {run.best_step:,}, the best: ether.load(…, subfolder="{BEST}")'
+    found = {name: run.folder / name for name in kinds if (run.folder / name).is_file()}
+    return [(name, kinds[name], f"{path.stat().st_size / 1e6:.2f} MB") for name, path in found.items()]
 
 
 def evenly_spaced(items: Sequence[int], count: int) -> list[int]:

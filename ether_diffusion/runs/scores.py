@@ -37,6 +37,7 @@ TITLES = {
     "clip_i": "CLIP-I",
     "clip_t": "CLIP-T",
     "clip_t_written": "CLIP-T, prompt as written",
+    "truth": "truth-likeness",
     "lpips": "LPIPS",
     "div": "DIV",
 }
@@ -77,12 +78,10 @@ def score_run(run_dir: str | Path, judges: Judges, token: str | None = None) -> 
         logger.warning("without %r the prompts still have %s", token, ", ".join(map(repr, kept)))
     references = References(paths, judges)
     steps = {column: at for column, at in {"base": 0, "finetuned": step}.items() if at in run.sample_steps}
-    columns = {column: _means(run, at, references, judges, token) for column, at in steps.items()}
-    columns["references"] = references.among(judges)
-    if len(paths) > 1:
-        columns["references"]["dino_nearest"] = nearest_among(references.dino)
+    columns = {column: sample_means(run, at, references, judges, token) for column, at in steps.items()}
+    columns["references"] = among_references(references, judges)
     judging = Judging(
-        judges={name: _without_folder(facts) for name, facts in judges.identity.items()},
+        judges=public_identity(judges),
         token=token,
         seed=seed if isinstance(seed := run.config.get("seed"), int) else None,
         step=step,
@@ -101,12 +100,27 @@ def score_run(run_dir: str | Path, judges: Judges, token: str | None = None) -> 
     return scores
 
 
-def _means(run: Run, step: int, references: References, judges: Judges, token: str | None) -> dict[str, float]:
-    """The mean of every score over the samples of a step; of DIV, over the prompts with several samples."""
+def sample_means(run: Run, step: int, references: References, judges: Judges, token: str | None) -> dict[str, float]:
+    """The mean of every score over the samples of a step that have it; of DIV, over the prompts with several samples.
+
+    Args:
+        run: whose samples.
+        step: with a sample grid.
+        references: the subject's own pictures.
+        judges: who scores.
+        token: the rare word of the prompts, where it is known.
+    """
     samples = [run.folder / run.sample(step, prompt["file"]) for prompt in run.prompts]
     scored = score_images(samples, [prompt["prompt"] for prompt in run.prompts], references, judges, token)
-    means = {name: fmean(row[name] for row in scored.images) for name in TITLES if name in scored.images[0]}
+    found = {name: [row[name] for row in scored.images if name in row] for name in TITLES}
+    means = {name: fmean(values) for name, values in found.items() if values}
     return means | ({"div": fmean(row["div"] for row in scored.prompts)} if scored.prompts else {})
+
+
+def among_references(references: References, judges: Judges) -> dict[str, float]:
+    """The scores of the references among themselves, ``dino_nearest`` with them; nothing for a single one."""
+    scores = references.among(judges)
+    return scores | ({"dino_nearest": nearest_among(references.dino)} if len(references.paths) > 1 else {})
 
 
 def nearest_among(references: Tensor) -> float:
@@ -116,6 +130,11 @@ def nearest_among(references: Tensor) -> float:
         references: unit features (M, d), M at least 2.
     """
     return (references @ references.T).fill_diagonal_(-1).amax(1).mean().item()
+
+
+def public_identity(judges: Judges) -> dict[str, dict[str, str]]:
+    """What identifies the judges, for files that others may see: no folder of this machine is named."""
+    return {name: _without_folder(facts) for name, facts in judges.identity.items()}
 
 
 def _without_folder(facts: dict[str, str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ether_diffusion.families.parts import DENOISERS, TEXT_ENCODERS
 from ether_diffusion.reading import check_regular, parse_json, read_bytes
+from ether_diffusion.runs.choosing import BEST, SAMPLE_SCORES
 
 RECORD = ".written.jsonl"
 """In a run folder: the path of each file that the run wrote or is about to write, a JSON string per line."""
@@ -20,6 +21,7 @@ RUN_FILES = (
     "provenance.json",
     "metrics.jsonl",
     "validation.jsonl",
+    SAMPLE_SCORES,
     "scores.json",
     "report.html",
     "README.md",
@@ -28,7 +30,7 @@ RUN_FILES = (
 )
 """Files that every run may write; each run claims them when it begins."""
 
-RUN_FOLDERS = ("samples", "checkpoints", "ether-diffusion")
+RUN_FOLDERS = ("samples", "checkpoints", BEST, "ether-diffusion")
 """Folders that runs write to; the last is TensorBoard's. Caches and class images stay, for they may be used again."""
 
 MODEL_FILES = (
@@ -137,7 +139,7 @@ def foreign(folder: Path, models: bool) -> list[Path]:
     if not is_run(folder):
         return others
     named = {*RUN_FILES, "samples/prompts.json"}
-    whole = re.compile(rf"(samples|checkpoints)/step-\d+/.*|({'|'.join(map(re.escape, MODEL_FILES))})(/.*)?")
+    whole = re.compile(rf"(samples|checkpoints)/step-\d+/.*|{BEST}/.*|({'|'.join(map(re.escape, MODEL_FILES))})(/.*)?")
     names = {file: file.relative_to(folder).as_posix() for file in others}
     return [file for file, name in names.items() if name in named or whole.fullmatch(name)]
 

@@ -26,6 +26,7 @@ from ether_diffusion.runs.checksums import CHECKSUMS, write_checksums
 from ether_diffusion.runs.folder import list_checkpoints, remove_checkpoints, remove_doomed, step_of
 from ether_diffusion.runs.written import note_written
 from ether_diffusion.training.averages import Averages
+from ether_diffusion.training.choosing import Choosing
 from ether_diffusion.training.saved_state import read_saved, unlike
 from ether_diffusion.training.sections import SavingSection
 from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, save_adapter, trained_state
@@ -64,6 +65,7 @@ class Checkpoints:
         trainables: what is trained in it.
         saving: where the run folder is and how many checkpoints to keep.
         averages: of what is trained, where the run keeps them.
+        chosen: by the name of an adapter, what keeps its best step, which every checkpoint holds too.
     """
 
     def __init__(
@@ -73,12 +75,14 @@ class Checkpoints:
         trainables: list[Trainable],
         saving: SavingSection,
         averages: Averages | None = None,
+        chosen: Mapping[str, Choosing] | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.pipe = pipe
         self.trainables = trainables
         self.saving = saving
         self.averages = averages
+        self.chosen = {} if chosen is None else dict(chosen)
         self.folder = saving.output_dir / "checkpoints"
         accelerator.register_save_state_pre_hook(self._save_weights)
 
@@ -179,8 +183,13 @@ class Checkpoints:
                 _write(Path(folder) / AVERAGES, self.averages.values)
             with nullcontext() if self.averages is None else self.averages.acting():
                 for name in dict.fromkeys(trainable.adapter for trainable in self.trainables):
-                    own = Path(folder) if name == ADAPTER_NAME else Path(folder) / name
-                    save_adapter(self.pipe, name, self.saving.pretrained_model_name_or_path, own)
+                    self.save_adapter(name, adapter_folder(Path(folder), name))
+            for name, choosing in self.chosen.items():
+                choosing.store(adapter_folder(Path(folder), name))
+
+    def save_adapter(self, name: str, folder: Path) -> None:
+        """Write an adapter as it is now into a folder; nothing of methods whose result is none of this library's."""
+        save_adapter(self.pipe, name, self.saving.pretrained_model_name_or_path, folder)
 
     def _read_averages(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The averages of a checkpoint; where it has none, its weights, with which the average begins.
@@ -222,6 +231,11 @@ class Checkpoints:
                 f"the checkpoint {folder} does not fit this run's method or targets:\n" + "\n".join(problems)
             )
         return saved
+
+
+def adapter_folder(checkpoint: Path, name: str) -> Path:
+    """Where a checkpoint has an adapter: in a folder of its name, or in the checkpoint itself if there is but one."""
+    return checkpoint if name == ADAPTER_NAME else checkpoint / name
 
 
 def _write(path: Path, state: Mapping[str, Tensor]) -> None:

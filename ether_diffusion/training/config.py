@@ -115,7 +115,8 @@ class TrainingConfig:
         noise_offset: scale of a constant added to the noise of every channel, often 0.05 to 0.1.
         checkpointing_steps: steps between checkpoints.
         checkpoints_total_limit: keep only so many of the newest checkpoints.
-        validation_prompt: prompts of the sample grids; the training prompt where none is given.
+        validation_prompt: prompts of the sample grids; where none is given, for a subject its training prompt and three
+            scenes that suit it.
         num_validation_images: samples per prompt.
         validation_steps: steps between sample grids.
         validation_seed: seed of the first sample of every prompt; the next has the next seed.

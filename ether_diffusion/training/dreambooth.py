@@ -28,6 +28,7 @@ from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.folder import changed_settings, open_run_folder
 from ether_diffusion.runs.outputs import check_outputs
 from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once, join, micro_batches, to_batch
+from ether_diffusion.training.choosing import Choosing, judges_for
 from ether_diffusion.training.class_images import generate_class_images
 from ether_diffusion.training.conditioning import encode_prompts_once
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
@@ -42,6 +43,7 @@ from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.sections import (
     AdapterSection,
     BatchSection,
+    ChoosingSection,
     ComputeSection,
     HubSection,
     SampleSection,
@@ -57,6 +59,7 @@ from ether_diffusion.training.trainables import (
     trained_components,
 )
 from ether_diffusion.training.validation import PICTURES, STREAM, Validation
+from ether_diffusion.training.validation_prompts import default_prompts
 
 __all__ = ["main", "run"]
 
@@ -95,6 +98,8 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
     objective = family.objective(config.section(ObjectiveSettings))
     batching = config.section(BatchSection)
     subjects = subjects_of(config)
+    shown = [_shown(each) for each in subjects.values()]
+    judges = judges_for(config.section(ChoosingSection)) if accelerator.is_main_process else None
     samplers = [
         Sampler(family, each.section(SampleSection), accelerator, training_adapter=start.training_adapter)
         for each in subjects.values()
@@ -105,8 +110,8 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
             encoder.to(accelerator.device)
     else:
         embeds = _encode(start, {prompt for each in subjects.values() for prompt in said(each)})
-        for each, sampler in zip(subjects.values(), samplers, strict=True):
-            sampler.know(_encode_for_drawing(start, [shown.prompt for shown in _shown(each)] + _classes(each)))
+        for each, own, sampler in zip(subjects.values(), shown, samplers, strict=True):
+            sampler.know(_encode_for_drawing(start, [item.prompt for item in own] + _classes(each)))
     family.denoiser.to(accelerator.device)
     streams = [make_streams(objective, each, own) for each, own in zip(subjects.values(), samplers, strict=True)]
     held_out = [validation_samples(objective, each, family) for each in subjects.values()]
@@ -137,21 +142,28 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
         for seen in planned:
             _tell_buckets(seen, config.max_train_steps)
     together = record_start(start, everything, {"subjects": names}) if names else None
+    choosing = [
+        None if judges is None else Choosing(each.section(ChoosingSection), judges, accelerator.device)
+        for each in subjects.values()
+    ]
+    facts = [
+        {**_facts(own), **_planned(seen, config.max_train_steps), **({} if chosen is None else chosen.facts)}
+        for own, seen, chosen in zip(streams, planned, choosing, strict=True)
+    ]
     lanes = [
         Lane(
             each.section(SavingSection),
             each.section(HubSection),
-            own,
-            sampler,
-            _shown(each),
-            record_start(start, own, {**_facts(shown), **_planned(seen, config.max_train_steps)}, each),
+            trainables[number],
+            samplers[number],
+            shown[number],
+            record_start(start, trainables[number], facts[number], each),
             name,
-            Validation(validation, family, objective, accelerator.device),
-            seen,
+            Validation(held_out[number], family, objective, accelerator.device),
+            planned[number],
+            choosing[number],
         )
-        for (name, each), own, sampler, shown, seen, validation in zip(
-            subjects.items(), trainables, samplers, streams, planned, held_out, strict=True
-        )
+        for number, (name, each) in enumerate(subjects.items())
     ]
     make = partial(batches, streams, batching, accelerator, family, objective)
     task = Task(family, model, make, lanes, start.begin, together)
@@ -215,7 +227,12 @@ def check_subjects(config: DreamBoothConfig) -> None:
 
 
 def _shown(config: DreamBoothConfig) -> list[Shown]:
-    return [Shown(prompt) for prompt in list(config.validation_prompt) or [config.instance_prompt]]
+    """What the sample grids show: the given prompts, or those that suit the subject."""
+    if asked := list(config.validation_prompt):
+        return [Shown(prompt) for prompt in asked]
+    pictures = list_pictures(config.instance_data_dir, config.section(FolderOptions)).pictures
+    base, paths = config.pretrained_model_name_or_path, [picture.path for picture in pictures]
+    return [Shown(prompt) for prompt in default_prompts(config.instance_prompt, config.class_prompt, base, paths)]
 
 
 def _facts(streams: list[TrainingSamples[SubjectFolder]]) -> dict[str, Any]:

@@ -40,6 +40,12 @@ class DreamBoothConfig(TrainingConfig):
         random_flip: mirror every other photo, for subjects without a left and right.
         validation_data_dir: folder with held-out photos of the subject, on which the loss is compared at every step
             with samples (validation.jsonl, val/loss); the training photos where it is not given.
+        dino: who scores the likeness of the samples at every step that has some, and with clip chooses the best step: a
+            ViT such as facebook/dino-vits16, a folder, or playground.
+        clip: who scores how well the samples follow their prompts: a CLIP such as openai/clip-vit-large-patch14, a
+            folder, or playground.
+        early_stopping: end the run after so many scored steps in a row without a better one; never where it is not
+            given.
         aspect_ratio_buckets: keep the photos' shapes, rounded to one of some sizes, instead of squares.
     """
 
@@ -50,6 +56,7 @@ class DreamBoothConfig(TrainingConfig):
         "num_class_images": COUNT,
         "prior_loss_weight": AMOUNT,
         "sample_batch_size": COUNT,
+        "early_stopping": COUNT,
     }
 
     LATER: ClassVar[frozenset[str]] = TrainingConfig.LATER | {
@@ -59,6 +66,9 @@ class DreamBoothConfig(TrainingConfig):
         "shuffle_tags",
         "keep_tags",
         "tag_orders",
+        "dino",
+        "clip",
+        "early_stopping",
     }
 
     instance_data_dir: Path = Path()
@@ -80,6 +90,9 @@ class DreamBoothConfig(TrainingConfig):
     random_flip: bool = False
     aspect_ratio_buckets: bool = False
     validation_data_dir: Path | None = None
+    dino: str | None = None
+    clip: str | None = None
+    early_stopping: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,11 +112,22 @@ class DreamBoothConfig(TrainingConfig):
             raise ValueError("keep_tags and tag_orders are for shuffled captions: add shuffle_tags, or leave them out")
         if self.with_prior_preservation and not self.class_prompt:
             raise ValueError('with_prior_preservation needs class_prompt, such as "a photo of a dog"')
+        self._check_judges()
 
     @property
     def repository(self) -> str | None:
         """The repository of the Hub; of several subjects each has its own."""
         return super().repository if self.subjects_dir is None else None
+
+    def _check_judges(self) -> None:
+        """Refuse what cannot be scored."""
+        if (self.dino is None) != (self.clip is None):
+            missing = "clip" if self.clip is None else "dino"
+            raise ValueError(f"the samples are scored by dino and clip together: add {missing}, or leave out both")
+        if self.dino is not None and not self.num_validation_images:
+            raise ValueError("dino and clip score the samples, and num_validation_images is 0: draw at least 1")
+        if self.early_stopping is not None and self.dino is None:
+            raise ValueError("early_stopping follows the scores of the samples: name the judges, dino and clip")
 
     def _check_subjects(self) -> None:
         """Refuse what several subjects in one run cannot have."""
@@ -118,5 +142,7 @@ class DreamBoothConfig(TrainingConfig):
             raise ValueError("subjects_dir trains on squares, which fit into one batch: leave out aspect_ratio_buckets")
         if self.mixed_precision == "fp16":
             raise ValueError("subjects_dir needs bf16 or no: fp16 skips a step for all where one subject overflows")
+        if self.early_stopping is not None:
+            raise ValueError("early_stopping would end the training of all subjects for one: leave it out")
         if self.optimizer == "prodigy":
             raise ValueError("subjects_dir cannot use prodigy, whose learning rate would be one for all subjects")

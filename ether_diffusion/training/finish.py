@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from huggingface_hub import create_repo, upload_folder
 
-from ether_diffusion.pipelines.file import first_line
+from ether_diffusion.pipelines.file import FILE_NAME, first_line
 from ether_diffusion.runs.folder import public_settings
 from ether_diffusion.runs.model_card import write_model_card
 from ether_diffusion.runs.record import read_run
@@ -41,7 +41,7 @@ def finish(pipe: DiffusionPipeline, lanes: list[Lane], accelerator: Accelerator)
         for lane in lanes:
             save_trained(pipe, lane.trainables, lane.saving)
             remove_older(lane.saving)
-            lane.provenance.update(status="finished")
+            lane.provenance.update(status="finished", files=_files(lane))
             write_model_card(lane.saving.output_dir)
             write_report(lane.saving.output_dir)
     accelerator.wait_for_everyone()
@@ -55,6 +55,13 @@ def finish(pipe: DiffusionPipeline, lanes: list[Lane], accelerator: Accelerator)
             if lane.hub.push_to_hub:
                 _push(lane.hub)
     return lanes[0].saving.output_dir / "report.html"
+
+
+def _files(lane: Lane) -> dict[str, int]:
+    """The adapter files of the run, each with the step of its weights: the last one, and the best where it is known."""
+    content, own = lane.provenance.content, lane.saving.output_dir / FILE_NAME
+    last = {FILE_NAME: content["step"]} if "step" in content and own.is_file() else {}
+    return last | content.get("files", {})
 
 
 def _push(hub: HubSection) -> None:

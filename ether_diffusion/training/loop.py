@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -24,14 +24,15 @@ from ether_diffusion.runs.folder import MetricsFile, Provenance, forget_after, l
 from ether_diffusion.runs.report import write_report
 from ether_diffusion.training.averages import Averages
 from ether_diffusion.training.batches import Batch
-from ether_diffusion.training.checkpoints import Checkpoints
+from ether_diffusion.training.checkpoints import Checkpoints, adapter_folder
+from ether_diffusion.training.choosing import Choosing
 from ether_diffusion.training.interrupts import Interrupts
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.optimizers import learning_rates, make_optimizer, make_schedule
 from ether_diffusion.training.samples import Sampler, Shown, has_samples, inactive, write_samples
 from ether_diffusion.training.sections import HubSection, LoopSection, OptimizerSection, SavingSection
 from ether_diffusion.training.seen import SEEN, Seen
-from ether_diffusion.training.trainables import Trainable, trained_state
+from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, trained_state
 from ether_diffusion.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Lane:
         name: of its adapter, where there are several lanes.
         validation: what its loss is compared on, at every step with samples.
         seen: how often each picture is shown; None for an endless source, which shows each once.
+        choosing: scores the sample grids and keeps the best adapter, where the run has judges.
     """
 
     saving: SavingSection
@@ -83,6 +85,7 @@ class Lane:
     name: str | None = None
     validation: Validation | None = None
     seen: Seen | None = None
+    choosing: Choosing | None = None
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
@@ -154,11 +157,13 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
     averages = None
     if section.ema_decay is not None:
         averages = Averages(trained_state(task.trainables), section.ema_decay)
-    checkpoints = Checkpoints(accelerator, task.family.pipe, task.trainables, settings.saving, averages)
+    chosen = {lane.name or ADAPTER_NAME: lane.choosing for lane in task.lanes if lane.choosing is not None}
+    checkpoints = Checkpoints(accelerator, task.family.pipe, task.trainables, settings.saving, averages, chosen)
     step = checkpoints.load(start, optimizer, schedule) if start else 0
     task.begin()  # all checks are behind us: from here on the run folder is this run's
     checkpoints.remove_leftovers()
     run = _Run(task, section, accelerator, checkpoints, step)
+    run.begin_choosing(start, step)
     if step >= section.max_train_steps:
         logger.warning(
             "the run is at step %d of %d already: raise --max_train_steps to go on", step, section.max_train_steps
@@ -167,7 +172,7 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
     model.train()
     with Interrupts() as interrupts, run.progress_bar(step) as bar, run.failures_recorded():
         run.sample_if_due(step, interrupts)
-        while step < section.max_train_steps:
+        while step < section.max_train_steps and not run.ended:
             if received := _any_process(interrupts.received, accelerator):
                 checkpoints.save(step)
                 run.stop_for(received)
@@ -193,6 +198,8 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
             if step == section.max_train_steps or step % section.checkpointing_steps == 0:
                 checkpoints.save(step)
             run.sample_if_due(step, interrupts)
+        if run.ended:
+            run.end_early(step)
         run.record_pictures()
     if averages is not None:
         averages.take_over()  # what is saved of the run
@@ -216,6 +223,7 @@ class _Run:
         self.checkpoints = checkpoints
         self.step = start_step
         self.skipped = 0
+        self.ended = False
         self.before = float(task.lanes[0].provenance.content["seconds"])
         self.began = time.perf_counter()
         self.metrics: list[MetricsFile] = []
@@ -258,7 +266,8 @@ class _Run:
         self.accelerator.log(tracked, step=step)
 
     def sample_if_due(self, step: int, interrupts: Interrupts) -> None:
-        """Write the grid of a step that is due and not there yet, and renew the report; the last one ``finish`` writes.
+        """Write and score the grid of a step that is due, if it is not there, and renew the report; ``finish`` writes
+        the last one.
 
         A signal gives the grid up; the run stops before its next step, so that resuming draws it.
         """
@@ -274,8 +283,32 @@ class _Run:
                     if self.section.num_validation_images and not has_samples(folder):
                         self._only(lane)
                         write_samples(lane.sampler, lane.trainables, lane.shown, step, stop)
+                    if lane.choosing is not None:
+                        lane.choosing.look(step, partial(self.checkpoints.save_adapter, lane.name or ADAPTER_NAME))
             self.update("running", report=not finished)
         self.accelerator.wait_for_everyone()
+        if due:
+            exhausted = any(lane.choosing is not None and lane.choosing.exhausted for lane in self.task.lanes)
+            self.ended = not finished and bool(_any_process(int(exhausted), self.accelerator))
+
+    def begin_choosing(self, start: Path | None, step: int) -> None:
+        """Go on with the best adapters up to the checkpoint ``start``."""
+        averages = self.checkpoints.averages
+        with nullcontext() if averages is None else averages.acting():
+            for lane in self.task.lanes:
+                if lane.choosing is not None:
+                    own = None if start is None else adapter_folder(start, lane.name or ADAPTER_NAME)
+                    save = partial(self.checkpoints.save_adapter, lane.name or ADAPTER_NAME)
+                    lane.choosing.begin(own, step, save)
+
+    def end_early(self, step: int) -> None:
+        """Save and record that no later step was better; what is trained stays that of the last step."""
+        if step % self.section.checkpointing_steps:
+            self.checkpoints.save(step)
+        logger.info("early stopping ends the run after step %d of %d", step, self.section.max_train_steps)
+        if self.accelerator.is_main_process:
+            for lane in self.task.lanes:
+                lane.provenance.update(stopped_early=True)
 
     def _validate(self, lane: Lane, file: MetricsFile, step: int) -> None:
         """Log the loss on the fixed pictures, unless it is there; at step 0 that of the base without adapter."""
@@ -350,7 +383,8 @@ class _Run:
             if self.task.together is not None:
                 self.task.together.update(**facts)
             for lane in self.task.lanes:
-                lane.provenance.update(**facts)
+                best = {} if lane.choosing is None else {"files": lane.choosing.files}
+                lane.provenance.update(**facts, **best)
                 if report:
                     write_report(lane.saving.output_dir)
 

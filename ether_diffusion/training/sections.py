@@ -108,6 +108,16 @@ class SampleSection:
 
 
 @dataclass(frozen=True)
+class ChoosingSection:
+    """Who scores the samples, and after how many scored steps without a better one the run ends."""
+
+    output_dir: Path
+    dino: str | None
+    clip: str | None
+    early_stopping: int | None
+
+
+@dataclass(frozen=True)
 class SavingSection:
     """What is written, and where."""
 

@@ -21,7 +21,7 @@ import ether_diffusion as ether
 from ether_diffusion import AdapterFileError, EtherConfig
 from ether_diffusion.core.host import host_of
 from ether_diffusion.pipelines import file as checkpoint
-from ether_diffusion.pipelines.file import FILE_NAME, AdapterFile
+from ether_diffusion.pipelines.file import FILE_NAME, AdapterFile, Hub
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.playground.tiny import tiny_pipeline
 
@@ -320,6 +320,11 @@ def test_a_folder_without_an_adapter_says_what_it_holds(present: str, advice: st
     (tmp_path / present).write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=re.escape(advice)):
         AdapterFile.read(tmp_path)
+
+
+def test_a_run_without_a_best_step_says_why(saved: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no judges, --dino and --clip, or none of its steps was scored"):
+        AdapterFile.read(saved.parent, Hub(subfolder="best"))
 
 
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,18 @@ def test_a_lora_beside_the_adapter_is_told(tmp_path: Path) -> None:
     ]
 
 
+def test_the_best_step_is_told_with_how_to_load_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rows = [{"step": s, "dino": d, "dino_nearest": d, "clip_t": 0.3} for s, d in ((0, 0.1), (200, 0.5), (1400, 0.4))]
+    (run / "sample_scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert 'subfolder="best"' not in read_card(run)[1], "its file is not there"
+    (run / "best").mkdir()
+    (run / "best" / "ether_weights.safetensors").write_bytes(b"0")
+    body = read_card(run)[1]
+    assert "`best/ether_weights.safetensors` is the adapter of step 200" in body
+    assert 'ether.load(pipe, "dog", subfolder="best")' in body
+
+
 @pytest.mark.parametrize("prompt", NASTY)
 def test_a_nasty_prompt_comes_back_from_header_and_code(tmp_path: Path, prompt: str) -> None:
     header, body, code = read_card(make_run(tmp_path, prompt=prompt))

@@ -275,6 +275,48 @@ def test_the_loss_on_fixed_pictures_has_a_curve_of_its_own(tmp_path: Path) -> No
     assert "step 0 is the base" in page
 
 
+def score_samples(run: Path, **likeness: float) -> None:
+    """Give the steps of a run these likenesses; the base's CLIP-T is 0.4, that of a step called ``lost_…`` 0.2."""
+    rows = [{"step": 0, "dino": 0.1, "dino_nearest": 0.2, "clip_t": 0.4, "references_nearest": 0.8}]
+    for name, dino in likeness.items():
+        step, clip_t = int(name.rpartition("_")[2]), 0.2 if name.startswith("lost") else 0.39
+        rows.append({"step": step, "dino": dino, "dino_nearest": dino + 0.1, "clip_t": clip_t})
+    (run / "sample_scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_best_step_is_named_with_its_rule_its_curves_and_its_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path, (0, 100, 200))
+    assert "Which step is best" not in report(run).text
+    score_samples(run, step_100=0.5, lost_200=0.7)
+    (run / "best").mkdir()
+    for path in (run, run / "best"):
+        (path / "ether_weights.safetensors").write_bytes(b"0" * 20000)
+    page = report(run)
+    heads = re.findall(r"<th scope=\"col\">(.*?)</th>", (run / "report.html").read_text())
+    assert heads[-3:] == ["base", "100 (best)", "200"]
+    assert "keeps 90% of the base's" in page.text
+    assert "Likeness and copying" in page.columns
+    assert "Following the prompt" in page.columns
+    label = next(str(svg["aria-label"]) for svg in page.all("svg") if "Likeness" in str(svg["aria-label"]))
+    assert label.endswith("the best is step 100")
+    assert "best/ether_weights.safetensors" in [link.get("href") for link in page.all("a")]
+    assert "the adapter of step 100, the best" in page.text
+
+
+def test_a_best_step_that_thinning_would_leave_out_is_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path, tuple(range(0, 2001, 100)))
+    score_samples(run, **{f"step_{step}": 0.5 + (step == 1100) for step in range(100, 2001, 100)})
+    assert "1,100 (best)" in report(run).text
+
+
+def test_without_scores_of_the_base_no_step_is_called_best(tmp_path: Path) -> None:
+    run = make_run(tmp_path, (100,))
+    (run / "sample_scores.jsonl").write_text('{"step": 100, "dino": 0.5, "dino_nearest": 0.6, "clip_t": 0.3}\n')
+    page = report(run)
+    assert "No step is called the best" in page.text
+    assert "Best step" not in page.text
+
+
 def test_curves_wear_the_colours_of_the_page_and_ids_are_unique(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     page = report(run)

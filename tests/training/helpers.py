@@ -20,6 +20,7 @@ SMALL: dict[str, Any] = {
     "max_train_steps": 3,
     "num_inference_steps": 2,
     "num_validation_images": 1,
+    "validation_prompt": PROMPT,
 }
 """A run of a second."""
 

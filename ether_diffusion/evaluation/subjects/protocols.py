@@ -16,9 +16,8 @@ from ether_diffusion.playground.world import (
     COLOURS,
     KINDS,
     SUBJECTS,
-    draw,
     subject,
-    true_scene,
+    true_pictures,
     write_subject,
 )
 from ether_diffusion.playground.world.captions import where_phrases, with_article
@@ -167,9 +166,8 @@ def _draw_truths(name: str, folder: Path) -> None:
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         for prompt, request in enumerate(individual.requests):
-            for index in range(TRUTHS + ANSWERS):
-                scene = true_scene(individual, request, 0, index)
-                draw(scene).image.save(temporary / f"{prompt:02d}-{index:02d}.png")
+            for index, picture in enumerate(true_pictures(individual, request, TRUTHS + ANSWERS)):
+                picture.save(temporary / f"{prompt:02d}-{index:02d}.png")
 
 
 def _other_things(kind: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.statistics import Comparison, against_leader, mean_interval
 from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE, COPIES
 from ether_diffusion.files import write_text
+from ether_diffusion.metrics.choosing import rank
 from ether_diffusion.reading import DamagedFileError, matches, read_json, shown
 
 
@@ -295,16 +296,15 @@ def best_rates(rows: list[Row]) -> list[Row]:
     base = next((row["scores"].get("clip_t") for row in rows if row["arm"] == BASE), None)
     floor = KEPT_CLIP_T * base["mean"] if metric.key == "dino" and base is not None else None
 
-    def rank(row: Row) -> tuple[bool, float, float]:
-        clip_t, lowest = row["scores"].get("clip_t"), -(row["learning_rate"] or 0.0)
-        if floor is None or clip_t is None or clip_t["mean"] >= floor:
-            return True, row["scores"][metric.key]["mean"], lowest
-        return False, clip_t["mean"], lowest
+    def place(row: Row) -> tuple[tuple[bool, float], float]:
+        clip_t = row["scores"].get("clip_t")
+        key = rank(row["scores"][metric.key]["mean"], None if clip_t is None else clip_t["mean"], floor)
+        return key, -(row["learning_rate"] or 0.0)
 
     best: dict[str, Row] = {}
     for row in rows:
         known = metric.key in row["scores"] and not row["diverged"]
-        if known and (row["arm"] not in best or rank(row) > rank(best[row["arm"]])):
+        if known and (row["arm"] not in best or place(row) > place(best[row["arm"]])):
             best[row["arm"]] = row
     return list(best.values())
 

@@ -20,7 +20,16 @@ from ether_diffusion.playground.world.palette import COLOURS, PALETTE
 from ether_diffusion.playground.world.regions import Region
 from ether_diffusion.playground.world.sampling import random_scene
 from ether_diffusion.playground.world.scene import Drawing, Scene, SceneObject, draw
-from ether_diffusion.playground.world.subjects import Request, Subject, subject, true_scene, write_subject
+from ether_diffusion.playground.world.subjects import (
+    Request,
+    Subject,
+    known_subject,
+    request_of,
+    subject,
+    true_pictures,
+    true_scene,
+    write_subject,
+)
 
 SUBJECTS = tuple(INDIVIDUALS)
 """The names of the subjects."""
@@ -43,11 +52,14 @@ __all__ = [
     "background_phrase",
     "draw",
     "full_captions",
+    "known_subject",
     "random_caption",
     "random_scene",
+    "request_of",
     "short_captions",
     "subject",
     "true_company",
+    "true_pictures",
     "true_scene",
     "where_phrases",
     "write_subject",

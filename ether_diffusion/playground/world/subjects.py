@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from ether_diffusion.files import atomic_path
+from ether_diffusion.images import load_image
 from ether_diffusion.playground.world.backgrounds import BACKGROUNDS, TINTS
 from ether_diffusion.playground.world.canvas import SIDE
 from ether_diffusion.playground.world.captions import BIG, SMALL, where_phrases, with_article
@@ -120,6 +125,40 @@ def true_scene(individual: Subject, request: Request, seed: int, index: int) -> 
         objects.append(random_object(rng, kind, look, PAIR_SIZES, (0, SIDE / 2)))
         objects.append(random_object(rng, other, Look(colour), PAIR_SIZES, (SIDE / 2, SIDE)))
     return Scene(request.background, tuple(objects), request.tint, rng.getrandbits(32))
+
+
+def true_pictures(individual: Subject, request: Request, count: int) -> list[Image.Image]:
+    """The first ``count`` of the scenes that :func:`true_scene` has for a prompt with seed 0, drawn (RGB, 64 x 64)."""
+    return [draw(true_scene(individual, request, 0, index)).image for index in range(count)]
+
+
+def known_subject(pictures: Sequence[Path]) -> Subject | None:
+    """The subject whose reference pictures these are, by their pixels.
+
+    Args:
+        pictures: files; all of them must be references of one subject, in any order.
+
+    Returns:
+        None where they are not, or where there are none.
+
+    Raises:
+        UnreadableImageError: one is no picture, or it is broken.
+    """
+    seen = {image.tobytes() for image in map(load_image, pictures) if image.size == (SIDE, SIDE)}
+    for name in INDIVIDUALS if seen else ():
+        individual = subject(name)
+        if seen <= {draw(reference).image.convert("RGB").tobytes() for reference in individual.references}:
+            return individual if len(seen) == len(pictures) else None
+    return None
+
+
+def request_of(individual: Subject, prompt: str) -> Request | None:
+    """What a prompt asks for: the subject's request with this text and one word as its token; None if it is another."""
+    for request in individual.requests:
+        before, after = map(re.escape, request.prompt.split("{token}"))
+        if re.fullmatch(rf"{before}\S+{after}", prompt):
+            return request
+    return None
 
 
 def _reference(kind: str, look: Look, background: str, dice: random.Random) -> Scene:
