@@ -55,6 +55,7 @@ OTHER: dict[str, Any] = {
     "max_grad_norm": 0.5,
     "ema_decay": 0.99,
     "mixed_precision": "no",
+    "base_config": "tiny",
     "base_quantization": "nf4",
     "training_adapter": "other/ether_weights.safetensors",
     "gradient_checkpointing": True,
@@ -74,6 +75,9 @@ OTHER: dict[str, Any] = {
     "num_validation_images": 2,
     "validation_steps": 30,
     "validation_seed": 9,
+    "dino": "playground",
+    "clip": "facebook/clip",
+    "early_stopping": 3,
     "num_inference_steps": 10,
     "guidance_scale": 5.5,
     "sampler": "base",
@@ -124,7 +128,7 @@ def written(tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
-APART: dict[str, Any] = {"subjects_dir": None, "export_lora": None}
+APART: dict[str, Any] = {"subjects_dir": None, "export_lora": None, "peft_config": None}
 """What does not go together with the others."""
 
 

@@ -313,6 +313,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: a setting is impossible, or jobs failed.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.getLogger("ether_diffusion.pipelines").setLevel(logging.ERROR)  # the product is of another base's weights
     config = parse_config(MixingConfig, arguments)
     run_study(lambda device: Mixing.load(config, device), config.shard)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -77,6 +79,19 @@ def _multiplied(pipe: DiffusionPipeline, base: Base, second: Path, device: str) 
     pipelines.unfuse(pipe)
     over = load_pipeline(base, device)
     denoiser_of(over).load_state_dict(weights)
-    pipelines.load(over, second, name=NAMES[1])
+    with _told_of_no_other_base():
+        pipelines.load(over, second, name=NAMES[1])
     pipelines.fuse(over)
     return over
+
+
+@contextmanager
+def _told_of_no_other_base() -> Iterator[None]:
+    """Without the warning that an adapter was trained on another base: here it is meant to be."""
+    logger = logging.getLogger("ether_diffusion.pipelines")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

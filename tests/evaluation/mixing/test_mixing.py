@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from helpers import dense_weight, replace_weights, shake, vectors_of
 from PIL import Image
@@ -191,3 +192,12 @@ def test_comparisons_are_within_pairs(tmp_path: Path) -> None:
         }
     )
     assert write_findings(tmp_path, [], []) == "no pair is done yet\n"
+
+
+def test_the_config_of_the_study_names_settings_that_exist(tmp_path: Path) -> None:
+    path = Path(__file__).parents[3] / "configs" / "eval_two_adapters.yaml"
+    config = MixingConfig(output_dir=tmp_path, **yaml.safe_load(path.read_text()))
+    jobs = study(config).jobs()
+    assert len({job.subject.name for job in jobs}) == 6
+    subjects = [name for pair in config.pairs for name in pair]
+    assert len(set(subjects)) == len(subjects)

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from ether_diffusion.evaluation.subjects.arms import ANCHORS, BenchmarkConfig, all_jobs, is_anchor, training_of
+from ether_diffusion.evaluation.paper.learning_rates import RatesConfig
+from ether_diffusion.evaluation.subjects.arms import ANCHORS, all_jobs, is_anchor, training_of
 from ether_diffusion.evaluation.subjects.benchmark import main
 from ether_diffusion.evaluation.subjects.protocols import load_protocol
 from ether_diffusion.evaluation.subjects.summary import REAL
@@ -88,10 +89,11 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
 
 def test_the_configs_name_settings_that_exist(tmp_path: Path) -> None:
-    of_subjects = [path for path in (ROOT / "configs").glob("eval_*.yaml") if "control" not in path.name]
-    assert len(of_subjects) >= 4
+    others = ("control", "two_adapters")
+    of_subjects = [p for p in (ROOT / "configs").glob("eval_*.yaml") if not any(other in p.name for other in others)]
+    assert len(of_subjects) >= 6
     for path in sorted(of_subjects):
-        config = BenchmarkConfig(output_dir=tmp_path, **yaml.safe_load(path.read_text()))
+        config = RatesConfig(output_dir=tmp_path, **yaml.safe_load(path.read_text()))
         for job in all_jobs(config, load_protocol("playground", None, tmp_path)):
             if not is_anchor(job):
                 training_of(job, config, tmp_path)
