@@ -13,9 +13,7 @@ from matplotlib.figure import Figure
 
 from ether_diffusion.evaluation.subjects.summary import Metric
 from ether_diffusion.files import atomic_path
-
-COLOURS = ("#3a5bc7", "#c2571a", "#0f8277", "#a8479b", "#8a7318", "#55606e", "#b3312c", "#1c1d21")
-MARKERS = "osD^vPX*"
+from ether_diffusion.page.palette import LIGHT, Style, styles
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,12 @@ def write_figure(
         share_y: whether all have one vertical scale.
         caption: sentences above the panels: of how many subjects and seeds the figures are.
     """
-    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
+    known = styles(list(dict.fromkeys(line.label for panel in panels for line in panel.lines)))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.5 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y).flatten()
     for axes, panel in zip(grid, panels, strict=False):
-        _draw(axes, panel, labels)
+        _draw(axes, panel, known)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     if caption:
@@ -88,11 +86,18 @@ def write_figure(
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def _draw(axes: Axes, panel: Panel, labels: list[str]) -> None:
+def _draw(axes: Axes, panel: Panel, known: dict[str, Style]) -> None:
     for line in panel.lines:
-        number = labels.index(line.label)
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        axes.plot(line.x, line.y, color=colour, marker=marker, markersize=4, linewidth=1.6, label=line.label)
+        style = known[line.label]
+        colour = LIGHT[style.number]
+        axes.plot(
+            *(line.x, line.y, style.dashes),
+            color=colour,
+            marker=style.marker,
+            markersize=4,
+            linewidth=1.6,
+            label=line.label,
+        )
         if line.low:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.13, linewidth=0)
     if panel.level is not None:

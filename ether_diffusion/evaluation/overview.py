@@ -24,21 +24,25 @@ from ether_diffusion.evaluation.subjects.summary import BY_KEY, Metric, Result, 
 from ether_diffusion.evaluation.tables import caption, format_difference, shown_metrics
 from ether_diffusion.files import write_text
 from ether_diffusion.images import load_image
+from ether_diffusion.page.palette import styles
 from ether_diffusion.page.pictures import Picture, picture_grid, save_picture, thumbnail
 from ether_diffusion.page.render import render
-from ether_diffusion.page.svg import COLOURS, Curve, dress, figure_style, inline_svg
+from ether_diffusion.page.svg import COLOURS, TEXT, Curve, dress, figure_style, inline_svg
 from ether_diffusion.page.text import distinct_names, number
-from ether_diffusion.ranges import AMOUNT
+from ether_diffusion.ranges import AMOUNT, Range
 from ether_diffusion.runs.curves import moving_average
-from ether_diffusion.runs.record import Run, read_run
-from ether_diffusion.runs.report import evenly_spaced, short_path
+from ether_diffusion.runs.record import Run, format_value, read_run
+from ether_diffusion.runs.report import evenly_spaced, run_record, short_path, shown_setting
+from ether_diffusion.runs.watch import watch
 
 MAX_PICTURES = 1500
 """In the page; of a greater benchmark fewer prompts of each subject are shown, and the page says so."""
 THUMBNAIL = 128
+FIGURE = (4.6, 2.9)
+"""Inches: what fills a phone's width with letters that can be read."""
+MAX_LEGEND = 6
 MAX_STEPS = 8
 MAX_REFERENCES = 6
-DASHES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
             "arms": [arm_title(row) for row in benchmark.shown_arms],
             "subjects": subject_sections(benchmark),
             "curves": rate_curves(benchmark),
+            "settings": {key: shown_setting(key, value) for key, value in benchmark.settings.items()},
+            "record": record(benchmark),
         }
         for benchmark in found.benchmarks
     ]
@@ -111,8 +117,9 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         {"score": number, "short": short_path, "rate": partial(number, spec="g"), "difference": format_difference},
         sections=sections,
         studies=found.studies,
+        short=short_path,
         runs=[
-            {"name": name, "run": run, "grid": step_grid(run)}
+            {"name": name, "run": run, "grid": step_grid(run), "settings": run_record(run)}
             for name, run in zip(distinct_names([run.folder for run in found.runs]), found.runs, strict=True)
         ],
         run_curves=loss_curves(found.runs),
@@ -120,6 +127,19 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     )
     write_text(output, page)
     return output
+
+
+def record(benchmark: Benchmark) -> dict[str, str]:
+    """What the results depend on beside the settings, as far as they say it: hashes, and settings of each arm."""
+    found: dict[str, list[str]] = {}
+    for result in benchmark.results:
+        for key, title in (("settings_hash", "Hash of the settings"), ("base_hash", "Hash of the base")):
+            if value := result.get(key):
+                found.setdefault(f"{title}, {result['arm']}" if key == "settings_hash" else title, []).append(value)
+        if settings := result.get("settings"):
+            said = ", ".join(f"{name} {format_value(value)}" for name, value in settings.items())
+            found.setdefault(f"Settings, {result['arm']}", []).append(said)
+    return {title: "; ".join(sorted(set(values))) for title, values in sorted(found.items())}
 
 
 def by_subject(benchmark: Benchmark) -> tuple[Metric, Metric]:
@@ -196,13 +216,21 @@ def rate_curves(benchmark: Benchmark) -> list[Curve]:
 def _rate_curve(arms: dict[str, list[dict[str, Any]]], metric: Metric, where: str) -> Curve:
     title = f"{metric.title} against the learning rate"
     with figure_style(f"{where} {title}"):
-        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+        figure = Figure(figsize=FIGURE, layout="constrained")
         axes = figure.subplots()
-        for number, (arm, rows) in enumerate(arms.items()):
-            colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+        known = styles(list(arms))
+        for arm, rows in arms.items():
+            style = known[arm]
+            colour = COLOURS[style.number]
             rates = [row["learning_rate"] for row in rows]
             score = [row["scores"][metric.key] for row in rows]
-            axes.plot(rates, [s["mean"] for s in score], dashes, color=colour, marker=".", label=arm)
+            axes.plot(
+                *(rates, [s["mean"] for s in score], style.dashes),
+                color=colour,
+                marker=style.marker,
+                markersize=4,
+                label=arm,
+            )
             if all(s["low"] is not None for s in score):
                 low, high = ([s[part] for s in score] for part in ("low", "high"))
                 axes.fill_between(rates, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -219,14 +247,19 @@ def loss_curves(runs: Sequence[Run]) -> list[Curve]:
         return []
     title = "Loss of the runs"
     with figure_style(title):
-        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+        width, height = FIGURE
+        many = len(known) > MAX_LEGEND
+        figure = Figure(figsize=(width, height + 0.1 * len(known) * many), layout="constrained")
         axes = figure.subplots()
-        for number, (name, run) in enumerate(zip(distinct_names([run.folder for run in known]), known, strict=True)):
+        names = distinct_names([run.folder for run in known])
+        drawn = styles(names, [run.method for run in known])
+        for name, run in zip(names, known, strict=True):
             values = moving_average([row["loss"] for row in run.metrics], max(1, len(run.metrics) // 20))
-            dashes = DASHES[number // len(COLOURS) % len(DASHES)]
-            colour = COLOURS[number % len(COLOURS)]
-            axes.plot([row["step"] for row in run.metrics], values, dashes, color=colour, label=name)
-        dress(axes, "step", legend=True)
+            style, steps = drawn[name], [row["step"] for row in run.metrics]
+            axes.plot(steps, values, style.dashes, color=COLOURS[style.number], label=name)
+        dress(axes, "step", legend=not many)
+        if many:  # beside the lines there is no room
+            figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=TEXT)
         return [
             Curve(title, inline_svg(figure, title, title), "Exponential moving averages over a twentieth of the steps.")
         ]
@@ -294,14 +327,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The program: write the page and print its path.
 
     Raises:
-        SystemExit: a folder is neither a benchmark's nor a run's.
+        SystemExit: a folder is neither a benchmark's nor a run's, or --watch cannot serve it.
     """
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="RUN", help="folders of benchmarks, studies of controls, training runs"
     )
     parser.add_argument("--output", type=Path, help="default: report.html in the first folder that is no training run")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="serve the page of one training run on this machine, and renew it when the run's files change",
+    )
+    parser.add_argument(
+        "--port", type=Range(0, 65535).of(int), help="of --watch (default: 8765, or a free one where it is taken)"
+    )
     given = parser.parse_args(arguments)
+    if given.watch:
+        if len(given.folders) > 1 or given.output is not None:
+            parser.error("--watch serves the page of one training run: give one folder, and no --output")
+        try:
+            watch(given.folders[0], given.port)
+        except OSError as error:
+            parser.error(str(error))
+        return
+    if given.port is not None:
+        parser.error("--port is for --watch: add it, or leave --port out")
     studies = [folder for folder in given.folders if not (folder / "provenance.json").is_file()]
     output = given.output or (studies[0] if studies else Path.cwd()) / "report.html"
     try:

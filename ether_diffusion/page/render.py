@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ether_diffusion.page.palette import DARK, LIGHT
+
 
 def render(template: Path, filters: Mapping[str, Callable[..., Any]], **values: object) -> str:
     """Fill a template, which may extend ``page.html.jinja`` and import from ``parts.html.jinja``.
@@ -28,4 +30,5 @@ def render(template: Path, filters: Mapping[str, Callable[..., Any]], **values: 
         lstrip_blocks=True,
     )
     environment.filters.update(filters)
+    environment.globals["palette"] = list(zip(LIGHT, DARK, strict=True))
     return environment.get_template(template.name).render(**values)

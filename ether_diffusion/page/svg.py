@@ -12,22 +12,16 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from ether_diffusion.page.palette import LIGHT
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# matplotlib draws with these stand-ins; the page's theme colours replace them
-_INK = {
-    "#010101": "currentColor",
-    "#020202": "var(--line)",
-    "#030303": "var(--accent)",
-    "#040404": "var(--second)",
-    "#050505": "var(--third)",
-    "#060606": "var(--fourth)",
-    "#070707": "var(--fifth)",
-    "#080808": "var(--sixth)",
-}
-TEXT, RULE, *COLOURS = _INK
+TEXT, RULE = "#010101", "#020202"
+COLOURS = tuple(f"#0303{number:02x}" for number in range(len(LIGHT)))
+"""What matplotlib draws with: stand-ins, which the page's theme replaces by its text, its lines and its palette."""
+_INK = {TEXT: "currentColor", RULE: "var(--line)"} | {ink: f"var(--c{place})" for place, ink in enumerate(COLOURS)}
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ def figure_style(title: str) -> Iterator[None]:
 def dress(axes: Axes, x_label: str, legend: bool) -> None:
     """Axes as all figures have them: a light grid, no frame."""
     axes.set_xlabel(x_label, color=TEXT)
-    axes.tick_params(colors=TEXT, which="both", length=0)
+    axes.tick_params(colors=TEXT, which="both", length=3)
     axes.grid(color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)

@@ -16,6 +16,7 @@ from ether_diffusion.pipelines.file import public_name
 from ether_diffusion.pipelines.loaded import adapters
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run
 from ether_diffusion.runs.record import SamplePrompt, read_run
+from ether_diffusion.runs.report import run_record
 
 THUMBNAIL = 256
 """Pixels of the longer side."""
@@ -113,6 +114,7 @@ def write_comparison(run_dir: str | Path, lora: str | Path, page: str | Path, st
         Path(__file__).with_name("comparison.html.jinja"),
         {},
         run=run,
+        record=run_record(run),
         base=public_name(run.base),
         strength=strength,
         lora=Path(lora).name,

@@ -47,10 +47,24 @@ def write_report(run_dir: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: ``run_dir`` is not a run folder.
+        RunRecordError: a file of it is damaged.
     """
     run = read_run(run_dir)
+    path = run.folder / "report.html"
+    write_text(path, report_page(run))
+    return path
+
+
+def report_page(run: Run, watched: str | None = None) -> str:
+    """The report as HTML.
+
+    Args:
+        run: what the folder says.
+        watched: the state of the folder that the page is of, where a server answers what it is now
+            (:mod:`ether_diffusion.runs.watch`); the page loads itself again when the two differ.
+    """
     shown = _shown_steps(run)
-    page = render(
+    return render(
         Path(__file__).with_name("report.html.jinja"),
         {
             "value": format_value,
@@ -59,6 +73,8 @@ def write_report(run_dir: str | Path) -> Path:
             "date": _date,
             "short": short_path,
         },
+        short=short_path,
+        watched=watched,
         run=run,
         provenance=run.provenance,
         galleries=[
@@ -75,14 +91,8 @@ def write_report(run_dir: str | Path) -> Path:
         choosing=draw_sample_scores(run.sample_scores),
         kept=KEPT_CLIP_T,
         score_columns=list(dict.fromkeys(column for row in run.scores.values() for column in row)),
-        config={
-            key: short_path(str(value)) if key in PATHS and value else format_value(value)
-            for key, value in run.config.items()
-        },
+        config={key: shown_setting(key, value) for key, value in run.config.items()},
     )
-    path = run.folder / "report.html"
-    write_text(path, page)
-    return path
 
 
 def _shown_steps(run: Run) -> list[int]:
@@ -126,6 +136,20 @@ def short_path(path: str) -> str:
     """The last two parts of a path, so that a published page does not tell where things lie; Hub ids stay whole."""
     parts = Path(path).parts
     return path if len(parts) <= 2 else "…/" + "/".join(parts[-2:])
+
+
+def shown_setting(key: str, value: object) -> str:
+    """A setting as people write it; of a path on this machine its last two parts."""
+    return short_path(str(value)) if value and (key in PATHS or key.endswith("_dir")) else format_value(value)
+
+
+def run_record(run: Run) -> dict[str, str]:
+    """The settings of a run, and what its result depends on beside them."""
+    settings = {key: shown_setting(key, value) for key, value in run.config.items()}
+    hashes = {f"Hash of the base {name}": digest for name, digest in run.provenance.base_hash.items()}
+    versions = {f"Version of {name}": version for name, version in run.provenance.versions.items()}
+    revision = {"Git revision": run.provenance.git_revision or "not recorded"}
+    return settings | {"Hash of the settings": run.provenance.config_hash} | hashes | revision | versions
 
 
 def _references(run: Run) -> Gallery:

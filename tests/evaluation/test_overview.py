@@ -6,12 +6,12 @@ import json
 import random
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from page.chromium import found_by, needs_chromium, seen_at
 from PIL import Image
 
 from ether_diffusion.evaluation.controls.findings import write_differences, write_outline
@@ -228,6 +228,27 @@ def test_the_page_shows_scores_pictures_and_curves(bench: Path, run: Path, tmp_p
     assert not re.search(r'(src|href)="(?!data:|#|https://arxiv)', page)
 
 
+def test_settings_and_provenance_of_benchmarks_and_runs_are_shown(bench: Path, run: Path, tmp_path: Path) -> None:
+    page = write_report([bench, run], tmp_path / "page.html").read_text()
+    assert "No settings are recorded" in page
+    (bench / "config.yaml").write_text(
+        yaml.safe_dump({"protocol": "my_<b>protocol", "data_dir": "/home/me/a/b/photos"})
+    )
+    for path in bench.glob("results/ether@*/*/seed-0.json"):
+        facts = {"settings": {"n_blocks": 8}, "settings_hash": "5e77", "base_hash": "ba5e"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    page = write_report([bench, run], tmp_path / "page.html").read_text().replace("<wbr>", "")
+    assert "my_&lt;b&gt;protocol" in page
+    assert "…/b/photos" in page
+    assert "/home/me" not in page
+    for name, value in (
+        ("Settings, ether", "n_blocks 8"),
+        ("Hash of the settings, ether", "5e77"),
+        ("max_train_steps", 50),
+    ):
+        assert re.search(rf'<th scope="row">{name}</th><td class="short">{value}</td>', page), name
+
+
 def test_a_large_benchmark_leaves_prompts_out_and_says_so(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_PICTURES > 1000
     monkeypatch.setattr("ether_diffusion.evaluation.overview.MAX_PICTURES", 6)
@@ -276,7 +297,6 @@ def test_the_sheet_has_a_row_per_subject_and_a_column_per_method(bench: Path, tm
     assert not (tmp_path / "other.png").exists()
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<script>
 const table = document.querySelector("table.sortable");
 const heads = [...table.querySelectorAll("thead button")];
@@ -294,20 +314,25 @@ document.title = JSON.stringify(found);
 </script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@needs_chromium
+def test_it_fits_every_screen(bench: Path, run: Path, study: Path, tmp_path: Path) -> None:
+    html = write_report([bench, study, run], tmp_path / "page.html").read_text()
+    for width, seen in seen_at(html, [360, 768, 1400], tmp_path).items():
+        assert seen["outside"] == [], width
+        assert seen["broken"] == [], width
+        assert seen["unreached"] == 0
+        assert seen["large"] == int(width)
+
+
+@needs_chromium
 def test_it_works_in_a_browser_without_a_network(bench: Path, run: Path, tmp_path: Path) -> None:
     """Sorting, pictures and both themes, driven by a script that is added to a copy of the page."""
     page = write_report([bench, run], tmp_path / "page.html").read_text()
     probed = tmp_path / "probed.html"
     eager = page.replace('loading="lazy"', "").replace("<details>", "<details open>")
     probed.write_text(eager.replace("</body>", PROBE))
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-quic"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000", "--dump-dom", probed.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    title = re.search(r"<title>(.*?)</title>", dom)
-    assert title is not None
-    heads, before, down, up, by_name, shown, images, dark, light_paper, dark_paper = json.loads(title[1])
+    found = found_by(probed, tmp_path / "profile")
+    heads, before, down, up, by_name, shown, images, dark, light_paper, dark_paper = found
     assert heads == 6
     assert before == "base ether0.06 lora0.001 lora0.01"
     assert down == "ether0.06 lora0.001 lora0.01 base"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from page.chromium import needs_chromium, seen_at
 from PIL import Image, ImageDraw
 
 from ether_diffusion.runs.curves import moving_average
@@ -251,7 +252,7 @@ def test_every_trained_component_has_a_learning_rate_in_its_own_colour(tmp_path:
     assert all(name in report(run).text for name in rates)
     figure = re.search(r"<h3>Learning rate</h3>(.*?)</figure>", (run / "report.html").read_text(), re.DOTALL)
     assert figure is not None
-    assert set(re.findall(r"stroke: var\(--(\w+)\)", figure[1])) == {"line", "accent", "second", "third"}
+    assert set(re.findall(r"stroke: var\(--(\w+)\)", figure[1])) == {"line", "c0", "c1", "c2"}
 
 
 def test_a_step_whose_gradient_overflowed_is_a_gap_in_the_norm_alone(tmp_path: Path) -> None:
@@ -261,7 +262,7 @@ def test_a_step_whose_gradient_overflowed_is_a_gap_in_the_norm_alone(tmp_path: P
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = report(run)
     points = {i: len(re.findall(r"[ML]", str(path["d"]))) for i, path in enumerate(page.all("path"))}
-    curves = [points[i] for i, path in enumerate(page.all("path")) if "var(--accent)" in str(path.get("style"))]
+    curves = [points[i] for i, path in enumerate(page.all("path")) if "var(--c0)" in str(path.get("style"))]
     assert curves == [3, 3, 2]
 
 
@@ -273,6 +274,23 @@ def test_the_loss_on_fixed_pictures_has_a_curve_of_its_own(tmp_path: Path) -> No
     page = write_report(run).read_text()
     assert page.count("Loss on fixed pictures over the training steps") == 1
     assert "step 0 is the base" in page
+
+
+@needs_chromium
+def test_it_fits_every_screen_and_pictures_enlarge_without_scripts(tmp_path: Path) -> None:
+    """From 360 to 1400 pixels: nothing sticks out, no number is broken, and a checkbox makes a picture large."""
+    run = make_run(tmp_path, max_train_steps=1_400_000, learning_rate=0.00012345678)
+    score_samples(run, step_100=0.5, lost_200=0.7)
+    edit(run / "provenance.json", step=1_234_567, trained_parameters={"unet": 398_592_123}, class_images=12_345)
+    html = write_report(run).read_text()
+    assert "script-src" not in html
+    for width, seen in seen_at(html, [360, 390, 768, 1400], tmp_path).items():
+        assert seen["outside"] == [], width
+        assert seen["broken"] == [], width
+        assert seen["unreached"] == 0
+        assert seen["outline"] == "solid"
+        assert seen["again"] == seen["small"] < 0.5 * int(width)
+        assert seen["large"] == int(width)
 
 
 def score_samples(run: Path, **likeness: float) -> None:
@@ -321,8 +339,8 @@ def test_curves_wear_the_colours_of_the_page_and_ids_are_unique(tmp_path: Path) 
     run = make_run(tmp_path)
     page = report(run)
     html = (run / "report.html").read_text()
-    assert not re.search(r"#(0[1-5])\1\1", html)
-    assert html.count("stroke: var(--accent)") >= 3
+    assert not re.search(r"#(0[12])\1\1|#0303", html)
+    assert html.count("stroke: var(--c0)") >= 3
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids)) > 20
     for use in page.all("use"):

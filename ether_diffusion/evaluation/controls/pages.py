@@ -41,6 +41,7 @@ from ether_diffusion.evaluation.tables import (
 from ether_diffusion.files import write_text
 from ether_diffusion.images import load_image
 from ether_diffusion.metrics.control_tasks import Measure
+from ether_diffusion.page.palette import Style, styles
 from ether_diffusion.page.pictures import Picture, data_uri, picture_grid, save_picture, thumbnail
 from ether_diffusion.page.svg import COLOURS, TEXT, Curve, dress, figure_style, inline_svg
 
@@ -72,6 +73,17 @@ class ControlSection:
     def first(self) -> ControlResult:
         """A result of the last step, for what all of them have: judges, choices, warnings, pairs, originals."""
         return next(iter(self.findings.best.values())).last[0]
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What the results depend on: the choices of the scores, the trained settings of each arm, and hashes."""
+        found = {choice: str(value) for choice, value in self.first["choices"].items()}
+        for arm, setting in self.findings.best.items():
+            result = setting.last[0]
+            seeds = ", ".join(map(str, setting.seeds))
+            found[f"Arm {arm}"] = f"rate {setting.label or 'default'}, seeds {seeds}, {result['steps']:,} steps"
+        hashes = self.first.get("base_hash") or {}
+        return found | {f"Hash of the base {name}": digest or "not recorded" for name, digest in hashes.items()}
 
     @property
     def caption(self) -> str:
@@ -145,13 +157,17 @@ def _step_curves(where: str, shown: Sequence[Panel], of_seeds: str) -> list[Curv
     caption = (
         f"A line for each learning rate. Before the last step fewer pairs were drawn, one sample of each. {of_seeds}"
     )
-    curves = []
+    curves, known = [], styles([panel.title for panel in shown])
     for panel in shown:
         with figure_style(f"{where} {panel.title}"):
             drawn = _small_figure()
             axes = drawn.subplots()
-            for place, line in enumerate(panel.lines):
-                axes.plot(line.x, line.y, color=COLOURS[place % len(COLOURS)], marker=".", label=line.label)
+            colour = COLOURS[known[panel.title].number]
+            for place, line in enumerate(panel.lines):  # the arm's colour; its rates differ in dashes and markers
+                style = Style(0, place)
+                axes.plot(
+                    *(line.x, line.y, style.dashes), color=colour, marker=style.marker, markersize=4, label=line.label
+                )
             axes.set_ylim(low - margin, high + margin)
             dress(axes, panel.x_label, legend=True)
             curves.append(Curve(panel.title, inline_svg(drawn, f"{where} {panel.title}", panel.title), caption))
@@ -166,13 +182,15 @@ def _difference_figures(where: str, found: Sequence[Comparison]) -> list[Curve]:
 
 def _difference_figure(where: str, other: str, found: Sequence[Comparison]) -> Curve:
     title = f"mIoU less that of {other}"
+    known = styles([each.arm for each in found])
     with figure_style(f"{where} {title}"):
         drawn = _small_figure()
         axes = drawn.subplots()
         for place, each in enumerate(found):
+            colour = COLOURS[known[each.arm].number]
             if each.difference.low is not None and each.difference.high is not None:
-                axes.plot([each.difference.low, each.difference.high], [place] * 2, color=COLOURS[0], linewidth=2)
-            axes.plot(each.difference.mean, place, "o", color=COLOURS[0])
+                axes.plot([each.difference.low, each.difference.high], [place] * 2, color=colour, linewidth=2)
+            axes.plot(each.difference.mean, place, known[each.arm].marker, color=colour)
         axes.axvline(0, color=TEXT, linewidth=1, linestyle="--")
         axes.set_yticks(range(len(found)), [each.arm for each in found], color=TEXT)
         dress(axes, "difference in mIoU", legend=False)

@@ -59,7 +59,7 @@ from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
-from ether_diffusion.reading import read_json
+from ether_diffusion.reading import DamagedFileError, matches, read_json, read_yaml, shown
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run, own_guidance, set_strength
 from ether_diffusion.runs.folder import git_revision
 from ether_diffusion.runs.record import read_run
@@ -292,6 +292,7 @@ class Benchmark:
         rows: of the summary: arms at their learning rates.
         missing: what is not in it, in words.
         judges: who scored.
+        settings: of ``config.yaml``; empty for images that existed.
     """
 
     name: str
@@ -300,6 +301,7 @@ class Benchmark:
     rows: list[dict[str, Any]]
     missing: list[str]
     judges: dict[str, dict[str, str]]
+    settings: dict[str, object]
 
     @property
     def shown_arms(self) -> list[dict[str, Any]]:
@@ -343,7 +345,17 @@ def read_benchmark(folder: Path, name: str) -> Benchmark:
     else:
         missing = read_json(summary, dict).get("missing", [])
     arms = sorted(results, key=lambda r: arm_order(r["arm"]))  # the anchors, then the methods by their names
-    return Benchmark(name, folder, results, summarize(arms), missing, results[0]["judges"])
+    return Benchmark(name, folder, results, summarize(arms), missing, results[0]["judges"], _settings(folder))
+
+
+def _settings(folder: Path) -> dict[str, object]:
+    """What ``config.yaml`` of a benchmark says; nothing where there is none."""
+    path = folder / "config.yaml"
+    found = read_yaml(path) if path.is_file() else {}
+    if not matches(found, dict[str, object]):
+        raise DamagedFileError(f"{path} is damaged: it holds {shown(found)}, settings are expected")
+    settings: dict[str, object] = found
+    return settings
 
 
 def run_benchmark(config: BenchmarkConfig) -> bool:
