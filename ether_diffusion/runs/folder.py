@@ -41,6 +41,8 @@ INPUTS = frozenset(
         "class_data_dir",
         "validation_data_dir",
         "train_data_dir",
+        "dino",
+        "clip",
     }
 )
 """Settings of the programs that name what a run reads, and must not be where it writes."""
@@ -73,9 +75,14 @@ class RunSection:
 
 def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings for others: of a path on this machine the last part."""
-    from ether_diffusion.pipelines.file import public_name  # imports torch, and settings are read before that
+    from ether_diffusion.metrics.backbones import ANYTORCH  # they import torch, and settings are read before that
+    from ether_diffusion.pipelines.file import public_name
 
-    return {key: public_name(str(value)) if key in PATHS and value else value for key, value in settings.items()}
+    def public(value: str) -> str:
+        prefix = ANYTORCH if value.startswith(ANYTORCH) else ""
+        return prefix + public_name(value.removeprefix(prefix))
+
+    return {key: public(str(value)) if key in PATHS and value else value for key, value in settings.items()}
 
 
 def open_run_folder(run: RunSection) -> Path | None:

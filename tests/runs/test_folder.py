@@ -23,6 +23,7 @@ from ether_diffusion.runs.folder import (
     clear_run_folder,
     forget_after,
     open_run_folder,
+    public_settings,
     read_provenance,
     write_config,
 )
@@ -143,3 +144,10 @@ def test_a_run_is_not_replaced_by_one_that_cannot_start(train: Train) -> None:
     with pytest.raises(ValueError, match="n_blocks=7 does not divide"):
         train(max_train_steps=1, overwrite=True, n_blocks=7)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_judges_that_others_see_are_named_without_a_folder_of_this_machine(tmp_path: Path) -> None:
+    judges = {"dino": str(tmp_path / "judges" / "dino"), "clip": "anytorch:ViT-L/14"}
+    assert public_settings(judges) == {"dino": "dino", "clip": "anytorch:ViT-L/14"}
+    hub = {"dino": "facebook/dino-vits16", "clip": f"anytorch:{tmp_path}/ViT-L-14.pt"}
+    assert public_settings(hub) == {"dino": "facebook/dino-vits16", "clip": "anytorch:ViT-L-14.pt"}

@@ -105,6 +105,9 @@ OTHER: dict[str, Any] = {
     "random_flip": True,
     "aspect_ratio_buckets": True,
     "validation_data_dir": "held_out",
+    "dino": "judges/dino",
+    "clip": "anytorch:ViT-L/14",
+    "early_stopping": 3,
 }
 """A value other than the default for every setting."""
 
