@@ -22,7 +22,7 @@ FLOORS = (
     ("pipelines",),
     ("families",),
     ("core",),
-    ("page", "arguments", "files", "reading", "images", "config", "registry", "recipes", "private", "ranges"),
+    ("page", "arguments", "files", "reading", "images", "config", "registry", "recipes", "private", "ranges", "logs"),
 )
 """From the top down; rooms of one floor may use each other."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -64,14 +64,17 @@ def comparisons_table(found: Sequence[Comparison], metric: Metric) -> str:
     rows = [
         [
             each.rival,
-            format_difference(each.difference),
-            number(each.p_holm, ".2g"),
-            str(each.difference.units),
-            "" if each.p_holm is None else "separated" if each.separated else "not separated",
+            *comparison_cells(each),
         ]
         for each in found
     ]
     return markdown_table(heads, rows)
+
+
+def comparison_cells(found: Comparison) -> list[str]:
+    """The difference with its interval, the corrected p, how many units it is of, and whether it is separated."""
+    verdict = "" if found.p_holm is None else "separated" if found.separated else "not separated"
+    return [format_difference(found.difference), number(found.p_holm, ".2g"), str(found.difference.units), verdict]
 
 
 def strengths_table(results: list[Result]) -> str:
@@ -271,9 +274,7 @@ def differences_table(found: Sequence[Comparison]) -> str:
         [
             each.arm,
             each.rival,
-            format_difference(each.difference),
-            number(each.p_holm, ".2g"),
-            str(each.difference.units),
+            *comparison_cells(each)[:3],
         ]
         for each in found
     ]

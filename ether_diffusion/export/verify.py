@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from ether_diffusion.core.targets import unwrapped
 from ether_diffusion.export.factors import ExportError, LoraLayer
 from ether_diffusion.export.names import DOTTED, Keys
 from ether_diffusion.families.protocol import Family
+from ether_diffusion.logs import errors_only
 from ether_diffusion.pipelines.file import first_line
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def _loaded(family: Family, tensors: dict[str, Tensor]) -> dict[str, Any]:
             "a LoRA file is checked with peft, which diffusers loads it with: pip install 'ether-diffusion[study]'"
         ) from error
     try:
-        with _LOADING, _quiet():
+        with _LOADING, errors_only("diffusers"):
             pipe = hollow_pipeline(family)
             pipe.load_lora_weights(tensors, adapter_name=NAME, low_cpu_mem_usage=False)
     except Exception as error:  # whatever its conversion of keys stumbles over
@@ -171,15 +170,3 @@ def _canonical(key: str, family: Family) -> str:
     """``text_encoder.text_model.encoder…`` of some classes is ``text_encoder.encoder…`` of ours."""
     component, _, path = key.partition(".")
     return f"{component}.{path.removeprefix('text_model.')}" if component in family.text_encoders else key
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' remarks on components that the file has nothing for."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

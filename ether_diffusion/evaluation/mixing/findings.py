@@ -11,11 +11,11 @@ from typing import Any
 
 from ether_diffusion.evaluation.mixing.ways import FIRST, PRODUCT, SECOND, SUM
 from ether_diffusion.evaluation.statistics import Comparison, compare, mean_interval
-from ether_diffusion.evaluation.tables import format_difference, judges_line
+from ether_diffusion.evaluation.tables import comparison_cells, judges_line
 from ether_diffusion.files import write_text
 from ether_diffusion.images import load_image
 from ether_diffusion.page.pictures import picture_grid, save_picture
-from ether_diffusion.page.text import interval, markdown_table, number
+from ether_diffusion.page.text import interval, markdown_table
 
 BASE, TRUTH = "base", "truth"
 ANCHORS = (BASE, TRUTH)
@@ -106,10 +106,7 @@ def comparisons_table(found: Sequence[Comparison]) -> str:
         [
             each.arm,
             each.rival,
-            format_difference(each.difference),
-            number(each.p_holm, ".2g"),
-            str(each.difference.units),
-            "" if each.p_holm is None else "separated" if each.separated else "not separated",
+            *comparison_cells(each),
         ]
         for each in found
     ]

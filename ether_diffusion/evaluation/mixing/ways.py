@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
 from ether_diffusion import pipelines
 from ether_diffusion.families.parts import denoiser_of
+from ether_diffusion.logs import errors_only
 from ether_diffusion.registry import MethodEntry
 from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import load_pipeline
@@ -79,19 +78,7 @@ def _multiplied(pipe: DiffusionPipeline, base: Base, second: Path, device: str) 
     pipelines.unfuse(pipe)
     over = load_pipeline(base, device)
     denoiser_of(over).load_state_dict(weights)
-    with _told_of_no_other_base():
+    with errors_only("ether_diffusion.pipelines"):  # which warn of another base: it is meant to be one
         pipelines.load(over, second, name=NAMES[1])
     pipelines.fuse(over)
     return over
-
-
-@contextmanager
-def _told_of_no_other_base() -> Iterator[None]:
-    """Without the warning that an adapter was trained on another base: here it is meant to be."""
-    logger = logging.getLogger("ether_diffusion.pipelines")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

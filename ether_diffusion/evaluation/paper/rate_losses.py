@@ -14,9 +14,9 @@ from statistics import fmean
 from ether_diffusion.evaluation.statistics import Comparison, Estimate, compare, mean_interval
 from ether_diffusion.evaluation.subjects.arms import BASE
 from ether_diffusion.evaluation.subjects.summary import Metric, Result, unit_values
-from ether_diffusion.evaluation.tables import format_difference
+from ether_diffusion.evaluation.tables import comparison_cells, format_difference
 from ether_diffusion.files import write_text
-from ether_diffusion.page.text import markdown_table, number
+from ether_diffusion.page.text import markdown_table
 
 Subjects = dict[str, float]
 """A value of each subject."""
@@ -148,10 +148,7 @@ def loss_comparisons_table(found: Sequence[Comparison], factor: float, metric: M
         [
             each.arm,
             each.rival,
-            format_difference(each.difference),
-            number(each.p_holm, ".2g"),
-            str(each.difference.units),
-            "separated" if each.separated else "not separated",
+            *comparison_cells(each),
         ]
         for each in found
     ]
