@@ -255,7 +255,7 @@ class Mixing(Study[Couple]):
         config = self._training(job, number)
         if not config.instance_data_dir.exists():
             write_subject(config.instance_data_dir.name, config.instance_data_dir)
-        train(config, dreambooth.run, json.dumps([job.settings, number], sort_keys=True, default=str))
+        train(config, dreambooth.run, json.dumps([self._identity(job), number], sort_keys=True, default=str))
         return config.output_dir
 
     def _training(self, job: Job[Couple], number: int) -> DreamBoothConfig:
