@@ -1,4 +1,6 @@
-"""The arms that the benchmarks compare: ours, those of peft, and ETHER as the paper writes it, with dense blocks."""
+"""The arms that the benchmarks compare: ours, by attaching and as a tuner of PEFT, PEFT's own, and ETHER as the paper
+writes it, with dense blocks.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 import ether_diffusion as ether
 from ether_diffusion.core.targets import find_targets
+from ether_diffusion.peft_tuner import EtherPeftConfig
 
 Arm = Callable[[nn.Module], list[nn.Parameter]]
 """Puts a method on a frozen model and returns what it trains."""
@@ -73,10 +76,16 @@ def from_peft(config: Callable[[list[str]], peft.PeftConfig]) -> Arm:
     return prepare
 
 
+def tuner(variant: str, n_blocks: int) -> Arm:
+    return from_peft(lambda names: EtherPeftConfig(variant=variant, n_blocks=n_blocks, target_modules=names))
+
+
 ARMS: dict[str, Arm] = {
     "frozen": frozen,
     **{f"ETHER n={n}": ours("ether", n) for n in (1, 4, 16)},
     **{f"ETHER+ n={n}": ours("ether_plus", n) for n in (1, 4, 16)},
+    "ETHER n=4, peft": tuner("ether", 4),
+    "ETHER+ n=4, peft": tuner("ether_plus", 4),
     "LoRA r=4": from_peft(lambda names: peft.LoraConfig(r=4, lora_alpha=4, target_modules=names)),
     "OFT n=4": from_peft(lambda names: peft.OFTConfig(r=4, oft_block_size=0, target_modules=names)),
     "BOFT n=4": from_peft(lambda names: peft.BOFTConfig(boft_block_num=4, boft_block_size=0, target_modules=names)),

@@ -8,6 +8,7 @@ bf16, peft's adapters with it; the vectors of ETHER are fp32 always.
 
     python benchmarks/step.py --resolution 512 --rounds 9 --json step-512.json
     python benchmarks/step.py --model playground --rounds 50
+    python benchmarks/step.py --model playground --rounds 25 --cpu_time --methods "ETHER+ n=4" "ETHER+ n=4, peft"
     python benchmarks/step.py --model sd3 --resolution 512 1024 --device cuda --rounds 30
     python benchmarks/step.py --model flux --layers 4 --device cuda --rounds 30 --compile blocks
 """
@@ -146,6 +147,7 @@ def show(facts: dict[str, Any], rows: dict[str, Any]) -> None:
     print(
         f"{facts['model']}{layers}, {facts['resolution']} px, batch {facts['batch_size']}, {facts['rounds']} rounds"
         + (f", compiled ({facts['compile']})" if facts["compile"] else "")
+        + (", CPU time" if facts["cpu_time"] else "")
     )
     print(f"{'method':18}{'parameters':>12}{'ms':>9}{'step / frozen':>15}{'quartiles':>16}  peak, saved, optimiser MB")
     for name, row in rows.items():
@@ -212,7 +214,7 @@ def main() -> None:
         rows = rounds(arms, batch, arguments)
         for name, found in used[resolution, batch_size].items():
             rows[name]["memory"] = found
-        facts = {name: getattr(arguments, name) for name in ("model", "layers", "rounds", "compile")}
+        facts = {name: getattr(arguments, name) for name in ("model", "layers", "rounds", "compile", "cpu_time")}
         facts |= {"resolution": resolution, "batch_size": batch_size}
         facts |= {"machine": machine, "threads": torch.get_num_threads(), "torch": torch.__version__}
         show(facts, rows)

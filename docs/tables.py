@@ -50,6 +50,7 @@ PAGES = (
     DOCS / "performance.md",
     DOCS / "families.md",
     DOCS / "language.md",
+    DOCS / "peft.md",
 )
 BLOCK = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
 SIZES = {"naive": "n = 4", "lora": "r = 4", "oft": "n = 4", "boft": "n = 4", "hra": "r = 8"}
@@ -110,13 +111,25 @@ def step_costs() -> str:
 
 def small_transformers() -> str:
     """docs: a training step of two transformers of middle size."""
+    titles = {"steps-sd3-small": "SD3 class", "steps-flux-small": "FLUX.1 class"}
+    return _steps([(title, load(name)["rows"]) for name, title in titles.items()], ",.0f")
+
+
+def tuner_steps() -> str:
+    """docs: a training step of the tuner of PEFT, beside ``ether.attach`` and PEFT's own tuners."""
+    titles = {"playground": "the playground's UNet", "playground-flow": "its flow transformer"}
+    return _steps([(titles[table["model"]], table["rows"]) for table in load("steps-peft")], ",.1f")
+
+
+def _steps(tables: list[tuple[str, dict[str, Any]]], megabytes: str) -> str:
+    """A training step of every method on models, each with its title; ``megabytes`` is how memory is written."""
     heads = ["", "method", "parameters", "step / frozen", "quartiles", "peak MB", "kept MB"]
     lines = []
-    for name, title in (("steps-sd3-small", "SD3 class"), ("steps-flux-small", "FLUX.1 class")):
-        for arm, row in load(name)["rows"].items():
+    for title, rows in tables:
+        for arm, row in rows.items():
             low, high = row["quartiles"]
             spread = "" if arm == "frozen" else f"{low:.3f} … {high:.3f}"
-            memory = [f"{row['memory'][key]:,.0f}" for key in ("peak", "saved")]
+            memory = [format(row["memory"][key], megabytes) for key in ("peak", "saved")]
             lines.append([title, arm, f"{row['parameters']:,}", f"{row['ratio']:.3f}", spread, *memory])
             title = ""
     return markdown_table(heads, lines, text_columns=(0, 1, 4))
@@ -367,6 +380,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "method-parameters": method_parameters,
     "step-costs": step_costs,
     "small-transformers": small_transformers,
+    "tuner-steps": tuner_steps,
     "gpu-steps": gpu_steps,
     "subjects": subjects,
     "subjects-whole": subjects_whole,

@@ -24,7 +24,15 @@ def tables() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/evaluation.md", "docs/performance.md", "docs/families.md", "docs/language.md"]
+    "name",
+    [
+        "README.md",
+        "docs/evaluation.md",
+        "docs/performance.md",
+        "docs/families.md",
+        "docs/language.md",
+        "docs/peft.md",
+    ],
 )
 def test_every_table_is_what_its_source_says(tables: ModuleType, name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
