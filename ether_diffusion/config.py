@@ -15,10 +15,11 @@ class EtherConfig:
     """Settings of one adapter, as they are stored in the adapter file.
 
     Attributes:
-        method: "ether" (one reflection per input side), "ether_plus" (its relaxation) or "naive" (unconstrained
-            blocks, the paper's baseline).
+        method: "ether" (one reflection per input side), "ether_plus" (its relaxation), "naive" (unconstrained blocks,
+            the paper's baseline) or "anchored" (ETHER's reflection and a frozen one, which together start as the
+            identity: a variant that is not the paper's).
         n_blocks: number of diagonal blocks; must divide the features of every target, of a fused Linear those of every
-            part. The number of parameters of ETHER and ETHER+ does not depend on it. The paper does not state its value
+            part. The number of parameters of all but Naive does not depend on it. The paper does not state its value
             for images.
         two_sided: ETHER+ only: transform the output features as well as the input features (the paper's default).
         targets: a preset ("attention", "attention+mlp", "all", "self", "cross", "attention+geglu") or name patterns

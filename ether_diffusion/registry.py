@@ -149,6 +149,15 @@ _BLOCKS, _RANK = ("n_blocks", "targets"), ("rank", "targets")
 _ENTRIES = (
     MethodEntry("ether", "ETHER", "ether", Rate(6e-3), Rate(1e-3), _BLOCKS, per_sample=True),
     MethodEntry("ether_plus", "ETHER+", "ether", Rate(6e-3), Rate(1e-3), (*_BLOCKS, "two_sided"), per_sample=True),
+    MethodEntry(
+        "anchored",
+        "Anchored ETHER (not the paper's)",
+        "ether",
+        Rate(6e-3, "guessed"),
+        Rate(1e-3, "guessed"),
+        _BLOCKS,
+        per_sample=True,
+    ),
     MethodEntry("naive", "Naive", "ether", Rate(6e-5), Rate(1e-5), _BLOCKS),
     MethodEntry("full", "Full finetuning", "pipeline", Rate(5e-6), Rate(1e-5, "diffusers")),
     MethodEntry("lora", "LoRA", "lora", Rate(6e-4), Rate(1e-4, "diffusers"), _RANK, build=_lora),

@@ -41,8 +41,15 @@ def relaxed(u: Tensor, v: Tensor) -> Tensor:
     return block_diagonal(blocks)
 
 
+def anchored(u: Tensor, anchor: Tensor) -> Tensor:
+    """H(anchor) H(u) per block, (d, d) fp64; differentiable."""
+    return reflection(anchor) @ reflection(u)
+
+
 def dense_weight(weight: Tensor, vectors: Mapping[str, Tensor]) -> Tensor:
     """W' of the paper, (out, in) fp64, for the vectors of one projection by name; differentiable in them.
+
+    With a vector ``anchor`` it is that of the anchored variant.
 
     Of a fused Linear they are named ``u.<part>``: attention or q, k, v from the first feature on, then the MLP; what is
     left over stays as it is.
@@ -59,6 +66,8 @@ def dense_weight(weight: Tensor, vectors: Mapping[str, Tensor]) -> Tensor:
     vectors_there = {key.partition(".")[0] for key in vectors}
     if "blocks" in vectors_there:
         return weight.double() @ transform(columns, lambda blocks: block_diagonal(list(blocks.double())), "blocks")
+    if "anchor" in vectors_there:
+        return weight.double() @ transform(columns, anchored, "u", "anchor")
     if "v" not in vectors_there:
         return weight.double() @ transform(columns, reflection, "u")
     weight = weight.double() @ transform(columns, relaxed, "u", "v")
@@ -77,7 +86,7 @@ def shake(module: nn.Module, seed: int = 1, scale: float = 0.3) -> None:
 def vectors_of(adapter: Adapter, path: str) -> dict[str, Tensor]:
     """The adapter's vectors for one projection, by name."""
     methods = adapter.methods()
-    return dict(methods[path].named_parameters()) if path in methods else {}
+    return methods[path].state_dict(keep_vars=True) if path in methods else {}
 
 
 def replace_weights(model: nn.Module, strengths: Mapping[Adapter, float]) -> None:

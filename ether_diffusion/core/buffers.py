@@ -61,7 +61,7 @@ def fill(buffers: Factors | None, module: nn.Module, plan: Plan, rank: int) -> F
 def state_of(module: nn.Module, plan: Plan) -> list[tuple[int, int]]:
     """Tells whether the weight or vectors that act have been written to, or moved."""
     methods = [method for method, _ in plan.parts] if isinstance(plan, Mixture) else []
-    tensors: list[Tensor] = [vector for method in methods for vector in method.parameters()]
+    tensors: list[Tensor] = [vector for method in methods for vector in (*method.parameters(), *method.buffers())]
     if (weight := plain_weight(module)) is not None:
         tensors.append(weight)
     return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]

@@ -1,13 +1,14 @@
 """The reflections of ETHER (arXiv 2405.20271) as pure functions, and their dense forms to check against.
 
 Tokens are rows: ``x`` has shape (..., d). With n blocks, block i acts on the i-th chunk of d / n features, so a
-set of vectors has shape (n, d / n) whatever n is. Every transform here is I + E with a symmetric E of rank at
-most 2n. Adapters add their ``E`` (strength s means I + s E), so the ``…_delta`` functions return ``E x`` alone: a small
+set of vectors has shape (n, d / n) whatever n is. Every transform here is I + E with an E of rank at most 2n.
+Adapters add their ``E`` (strength s means I + s E), so the ``…_delta`` functions return ``E x`` alone: a small
 E keeps its precision when x is in half precision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -27,38 +28,103 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 class Rows(NamedTuple):
-    """A symmetric update E = analysisᵀ synthesis of low rank; both (k, d), or (samples, k, d), one E per sample.
-
-    ETHER: analysis √2 û, synthesis -√2 û, k = n. ETHER+: analysis [B, A] and synthesis [A, B] with B = √½ (v̂ + û) and
-    A = √½ (v̂ - û), k = 2n. Row i of a half holds vector i in the columns of block i, zeros elsewhere.
-    """
+    """An update E = synthesisᵀ analysis of low rank; both (k, d), or (samples, k, d), one E per sample."""
 
     analysis: Tensor
     synthesis: Tensor
 
+    @property
+    def transposed(self) -> Rows:
+        """The rows of Eᵀ."""
+        return Rows(self.synthesis, self.analysis)
+
     def for_matmul(self, dtype: torch.dtype) -> Rows:
         """These rows for products with what is in ``dtype``: in it, where :func:`is_half` says so.
 
-        A is taken as a difference before it is rounded: what E x loses is less than a rounding of x + E x.
+        Differences of vectors are taken before they are rounded: what E x loses is less than a rounding of x + E x.
         """
         if self.analysis.dtype == dtype or not is_half(dtype):
             return self
         return Rows(self.analysis.to(dtype), self.synthesis.to(dtype))
 
 
-def block_rows(u: Tensor, v: Tensor | None = None) -> Rows:
-    """The rows of ETHER's E (from u) or of ETHER+'s (from u and v).
+class Formula(NamedTuple):
+    """How E is made of vectors u and v, both (..., n, m): h rows for every block.
+
+    Attributes:
+        halves: from u and v those of analysis and of synthesis, both (..., h, n, m).
+        pulled: from u, v and the gradients of both halves the gradients of u and v; None of a vector that has none.
+    """
+
+    halves: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    pulled: Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+
+def _reflection(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+    """E = -2 û ûᵀ."""
+    rows = (unit(u) * 2**0.5).unsqueeze(-3)
+    return rows, -rows
+
+
+def _reflection_pulled(u: Tensor, v: Tensor | None, analysis: Tensor, synthesis: Tensor) -> tuple[Tensor, None]:
+    return _free(u, (analysis - synthesis).squeeze(-3) * 2**0.5), None
+
+
+def _relaxed(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+    """E = a bᵀ + b aᵀ with a = √½ (v̂ - û) and b = √½ (v̂ + û)."""
+    assert v is not None
+    u, v = unit(torch.stack([u, v])) * 0.5**0.5
+    rows = torch.stack([v + u, v - u], dim=-3)
+    return rows, rows.flip(-3)
+
+
+def _relaxed_pulled(u: Tensor, v: Tensor | None, analysis: Tensor, synthesis: Tensor) -> tuple[Tensor, Tensor]:
+    assert v is not None
+    b, a = (analysis + synthesis.flip(-3)).unbind(-3)
+    grad_u, grad_v = _free(torch.stack([u, v]), torch.stack([b - a, b + a]) * 0.5**0.5)
+    return grad_u, grad_v
+
+
+def _anchored(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+    """E = 2 v̂ (d - d·d û)ᵀ - 2 d ûᵀ with d = û - v̂, which is H(v) H(u) - I."""
+    assert v is not None
+    u, v = unit(torch.stack([u, v]))
+    d = u - v
+    bent = d - (d * d).sum(-1, keepdim=True) * u
+    return torch.stack([bent, u], dim=-3) * 2**0.5, torch.stack([v, -d], dim=-3) * 2**0.5
+
+
+def _anchored_pulled(u: Tensor, v: Tensor | None, analysis: Tensor, synthesis: Tensor) -> tuple[Tensor, None]:
+    assert v is not None
+    direction = unit(u)
+    d = direction - unit(v)
+    bent, straight = analysis.unbind(-3)
+    grad = bent - (d * d).sum(-1, keepdim=True) * bent - 2 * d * (bent * direction).sum(-1, keepdim=True)
+    return _free(u, (grad + straight - synthesis.select(-3, 1)) * 2**0.5), None
+
+
+REFLECTION = Formula(_reflection, _reflection_pulled)
+"""ETHER: h = 1, of u alone."""
+RELAXED = Formula(_relaxed, _relaxed_pulled)
+"""ETHER+: h = 2, of u and v."""
+ANCHORED = Formula(_anchored, _anchored_pulled)
+"""The variant that is not the paper's: h = 2, of u and of a v that is not trained."""
+
+
+def block_rows(formula: Formula, u: Tensor, v: Tensor | None = None) -> Rows:
+    """The rows of E. Row i of a half holds vector i in the columns of block i, zeros elsewhere.
 
     Args:
+        formula: what E is.
         u: (..., n, d / n), not necessarily of unit length.
-        v: likewise, for ETHER+.
+        v: likewise; None for ETHER.
 
     Returns:
-        (..., k, d), k = n for ETHER and 2n for ETHER+.
+        (..., k, d), k = n for ETHER and 2n for the others.
     """
     if _transformed():
-        return _plain_block_rows(u, v)
-    return Rows(*_BlockRows.apply(u, v))
+        return Rows(*[_spread(half) for half in formula.halves(u, v)])
+    return Rows(*_BlockRows.apply(formula, u, v))
 
 
 def reflection_delta(x: Tensor, u: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -72,7 +138,7 @@ def reflection_delta(x: Tensor, u: Tensor, shift: Tensor | None = None) -> Tenso
     Returns:
         (..., d) in the dtype of x; the arithmetic runs in the wider of the dtypes of x and u.
     """
-    return symmetric_update(x, block_rows(u), shift, keep=False)
+    return row_update(x, block_rows(REFLECTION, u), shift, keep=False)
 
 
 def relaxed_reflection_delta(x: Tensor, u: Tensor, v: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -90,10 +156,10 @@ def relaxed_reflection_delta(x: Tensor, u: Tensor, v: Tensor, shift: Tensor | No
     Returns:
         (..., d) in the dtype of x; the arithmetic runs in the wider of the dtypes of x and u.
     """
-    return symmetric_update(x, block_rows(u, v), shift, keep=False)
+    return row_update(x, block_rows(RELAXED, u, v), shift, keep=False)
 
 
-def symmetric_update(x: Tensor, rows: Rows, shift: Tensor | None = None, keep: bool = True) -> Tensor:
+def row_update(x: Tensor, rows: Rows, shift: Tensor | None = None, keep: bool = True) -> Tensor:
     """x + E (x - shift), or without ``keep`` E (x - shift) alone, with an analytic backward.
 
     Of the activations the backward keeps x and its k coefficients.
@@ -111,7 +177,7 @@ def symmetric_update(x: Tensor, rows: Rows, shift: Tensor | None = None, keep: b
         tokens, shifted = as_tokens(x, rows.analysis), x if shift is None else x - shift.to(x.dtype)
         delta = as_tokens(shifted, rows.analysis) @ rows.analysis.mT @ rows.synthesis
         return ((tokens + delta) if keep else delta).to(x.dtype).view(x.shape)
-    updated: Tensor = _SymmetricUpdate.apply(x, *rows, shift, keep)
+    updated: Tensor = _RowUpdate.apply(x, *rows, shift, keep)
     return updated
 
 
@@ -150,48 +216,34 @@ def _transformed() -> bool:
     return not torch.compiler.is_compiling() and in_function_transform()
 
 
-def _plain_block_rows(u: Tensor, v: Tensor | None) -> Rows:
-    """:func:`block_rows` by plain operations, which ``torch.func`` can transform."""
-
-    def spread(vectors: Tensor) -> Tensor:
-        """(…, n, m) to (…, n, n m): row i holds vector i in the columns of block i."""
-        eye = torch.eye(vectors.shape[-2], dtype=vectors.dtype, device=vectors.device)
-        return (eye.unsqueeze(-1) * vectors.unsqueeze(-3)).flatten(-2)
-
-    if v is None:
-        rows = spread(unit(u) * 2**0.5)
-        return Rows(rows, -rows)
-    a, b = spread((unit(v) - unit(u)) * 0.5**0.5), spread((unit(v) + unit(u)) * 0.5**0.5)
-    return Rows(torch.cat([b, a], -2), torch.cat([a, b], -2))
+def _spread(half: Tensor) -> Tensor:
+    """(…, h, n, m) to (…, h n, n m) by plain operations, which ``torch.func`` can transform."""
+    eye = torch.eye(half.shape[-2], dtype=half.dtype, device=half.device)
+    return (eye.unsqueeze(-1) * half.unsqueeze(-3)).flatten(-2).flatten(-3, -2)
 
 
 class _BlockRows(torch.autograd.Function):
-    """û (and v̂) spread over block-diagonal rows; a few operations instead of a graph of twenty.
+    """The halves of a formula spread over block-diagonal rows; a few operations instead of a graph of twenty.
 
-    With g the gradient of a unit direction, that of the free vector is (g - û (û·g)) / ‖u‖. The backward is made of
-    differentiable operations on the inputs, so double backward is right as well. The inputs are kept by the context
-    itself, which autograd does not free: the rows of a whole model are made at once, and reentrant checkpointing goes
-    backward through them once per checkpoint.
+    The backward is made of differentiable operations on the inputs, so double backward is right as well. The inputs
+    are kept by the context itself, which autograd does not free: the rows of a whole model are made at once, and
+    reentrant checkpointing goes backward through them once per checkpoint.
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        ctx.vectors = u, v
+    def forward(ctx: Any, formula: Formula, u: Tensor, v: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.formula, ctx.vectors = formula, (u, v)
         ctx.versions = None if torch.compiler.is_compiling() else _written(u, v)
-        ctx.set_materialize_grads(False)
-        *lead, n_blocks, width = u.shape
-        if v is None:
-            halves = (unit(u) * 2**0.5).unsqueeze(-3)
-        else:
-            u, v = unit(torch.stack([u, v])) * 0.5**0.5
-            halves = torch.stack([v + u, v - u], dim=-3)
-        analysis = u.new_zeros(*lead, halves.shape[-3], n_blocks, n_blocks, width)
-        analysis.diagonal(dim1=-3, dim2=-2).copy_(halves.mT)
-        synthesis = -analysis if v is None else analysis.flip(-4)
-        return analysis.view(*lead, -1, n_blocks * width), synthesis.view(*lead, -1, n_blocks * width)
+        rows = []
+        for half in formula.halves(u, v):
+            *lead, number, n_blocks, width = half.shape
+            spread = u.new_zeros(*lead, number, n_blocks, n_blocks, width)
+            spread.diagonal(dim1=-3, dim2=-2).copy_(half.mT)
+            rows.append(spread.view(*lead, -1, n_blocks * width))
+        return tuple(rows)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         u, v = ctx.vectors
         if ctx.versions is not None and ctx.versions != _written(u, v):
             raise RuntimeError(
@@ -199,19 +251,9 @@ class _BlockRows(torch.autograd.Function):
             )
         *lead, n_blocks, width = u.shape
         analysis, synthesis = (
-            None if g is None else g.reshape(*lead, -1, n_blocks, n_blocks, width).diagonal(dim1=-3, dim2=-2).mT
-            for g in gradients
+            g.reshape(*lead, -1, n_blocks, n_blocks, width).diagonal(dim1=-3, dim2=-2).mT for g in gradients
         )
-        if synthesis is not None:
-            synthesis = -synthesis if v is None else synthesis.flip(-3)
-        total = synthesis if analysis is None else analysis if synthesis is None else analysis + synthesis
-        if total is None:
-            return None, None
-        if v is None:
-            return _free(u, total.squeeze(-3) * 2**0.5), None
-        b, a = total.unbind(-3)
-        grad_u, grad_v = _free(torch.stack([u, v]), torch.stack([b - a, b + a]) * 0.5**0.5)
-        return grad_u, grad_v
+        return None, *ctx.formula.pulled(u, v, analysis, synthesis)
 
 
 def _written(*vectors: Tensor | None) -> list[int]:
@@ -220,17 +262,16 @@ def _written(*vectors: Tensor | None) -> list[int]:
 
 
 def _free(vectors: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of free vectors (..., m) from that of their unit directions."""
+    """The gradient of free vectors (..., m) from that of their unit directions: (g - û (û·g)) / ‖u‖."""
     norm = vectors.norm(dim=-1, keepdim=True).clamp_min(EPSILON)
     direction = vectors / norm
     return (grad - direction * (direction * grad).sum(-1, keepdim=True)) / norm
 
 
-class _SymmetricUpdate(torch.autograd.Function):
-    """y = x + cᵀ Q with c = R (x - s)ᵀ: E = Rᵀ Q is symmetric, and R = M Q for a signed permutation M.
+class _RowUpdate(torch.autograd.Function):
+    """y = x + cᵀ Q with c = R (x - s)ᵀ: E = Qᵀ R.
 
-    With e = R gᵀ: dx = g + eᵀ Q, ds = -Σ eᵀ Q, and dQ = e (x - s) + c g, which counts what falls to R = M Q as well.
-    For ETHER this is the gradient of the direction -2 Σ [(û·x) g + (û·g) x]. Coefficients are (k, tokens): few long
+    With e = Q gᵀ: dx = g + eᵀ R, ds = -Σ eᵀ R, dR = e (x - s) and dQ = c g. Coefficients are (k, tokens): few long
     rows, for BLAS takes up to six times longer over the same products with few columns. Under ``create_graph`` the
     coefficients are computed anew from the inputs, so that double backward is right as well.
     """
@@ -241,31 +282,33 @@ class _SymmetricUpdate(torch.autograd.Function):
         with _no_autocast(x):
             tokens = as_tokens(x, analysis)
             coefficients = _coefficients(analysis, *_shifted(tokens, shift))
-            ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, analysis, synthesis, shift, coefficients)
+            trained = any(ctx.needs_input_grad[1:3])
+            ctx.save_for_backward(x if trained else None, analysis, synthesis, shift, coefficients)
             return _add(x, tokens, coefficients, synthesis, keep)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, analysis, synthesis, shift, coefficients = ctx.saved_tensors
-        needs_x, _, needs_rows, needs_shift = ctx.needs_input_grad[:4]
-        grad, grad_x, grad_rows, grad_shift = gradients[0], None, None, None
+        needs_x, needs_analysis, needs_synthesis, needs_shift = ctx.needs_input_grad[:4]
+        grad, grad_x, grad_analysis, grad_synthesis, grad_shift = gradients[0], None, None, None, None
         with _no_autocast(grad):
             tokens = as_tokens(grad, analysis)
-            pulled = _coefficients(analysis, tokens, None)
+            pulled = _coefficients(synthesis, tokens, None)
             if needs_x:
-                grad_x = _add(grad, tokens, pulled, synthesis, ctx.keep)
-            if needs_rows:
+                grad_x = _add(grad, tokens, pulled, analysis, ctx.keep)
+            if needs_analysis or needs_synthesis:
                 values, rest = _shifted(as_tokens(x, analysis), shift)
                 if torch.is_grad_enabled():
                     coefficients = _coefficients(analysis, values, rest)
                 pooled = pulled @ values
                 if rest is not None:
                     pooled = pooled - pulled.sum(-1, keepdim=True) * _like(rest, pulled)
-                grad_rows = _like(plus_product(pooled, coefficients, tokens), synthesis)
+                grad_analysis = _like(pooled, analysis)
+                grad_synthesis = _like(coefficients @ tokens, synthesis)
             if needs_shift:
-                falls = pulled.sum(-1, keepdim=True) * synthesis
+                falls = pulled.sum(-1, keepdim=True) * analysis
                 grad_shift = _like(-falls.reshape(-1, falls.shape[-1]).sum(0), shift)
-        return grad_x, None, grad_rows, grad_shift, None
+        return grad_x, grad_analysis, grad_synthesis, grad_shift, None
 
 
 def _shifted(tokens: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:

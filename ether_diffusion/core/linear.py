@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ether_diffusion.core.buffers import can_be_buffered, fill, rank_of, state_of
-from ether_diffusion.core.functional import Rows, is_half, matmul_dtype, symmetric_update
+from ether_diffusion.core.functional import Rows, is_half, matmul_dtype, row_update
 from ether_diffusion.core.fused import FusedWeight
 from ether_diffusion.core.low_rank import Factors, add_low_rank, low_rank_factors, plain_add_low_rank
 from ether_diffusion.core.methods import Method, Reflection, Sides
@@ -180,7 +180,7 @@ class Projection:
                 changed, coefficients = reflect_input(x, sides[0])
                 call = Call(plan, weight, sides, x, coefficients)
             else:
-                changed = symmetric_update(x, sides[0])
+                changed = row_update(x, sides[0])
         return call, changed
 
     def _after(
@@ -266,7 +266,7 @@ class Projection:
         if call.weight is not None:
             return self._moved(output, _for_matmul(x), call.weight, low_rank_factors(call.weight, call.sides))
         if plan.two_sided:
-            return symmetric_update(output, self.sides(plan, output, module)[1], bias_of(module, output))
+            return row_update(output, self.sides(plan, output, module)[1], bias_of(module, output))
         return None
 
     def _input_mixture(self, plan: Mixture, x: Tensor, module: nn.Module) -> Tensor:
@@ -324,7 +324,7 @@ class Projection:
                 thin = F.linear(x.to(analysis.dtype), analysis)
                 moved = F.linear(thin, product.mT.to(analysis.dtype)).to(output.dtype)
                 if len(sides) == 2:
-                    moved = moved + symmetric_update(base + moved, sides[1], keep=False)
+                    moved = moved + row_update(base + moved, sides[1], keep=False)
             total = total + strength * moved
         return total
 
@@ -432,10 +432,9 @@ def _for_matmul(x: Tensor) -> Tensor:
 
 
 def scaled(parts: list[Rows], strengths: list[float]) -> Rows:
-    """The rows of Σ s E: each E's scaled by √|s|, so that they stay those of a symmetric update."""
-    analysis = [abs(s) ** 0.5 * rows.analysis for rows, s in zip(parts, strengths, strict=True)]
-    signed = [abs(s) ** 0.5 * (1 if s > 0 else -1) * rows.synthesis for rows, s in zip(parts, strengths, strict=True)]
-    return Rows(torch.cat(analysis, -2), torch.cat(signed, -2))
+    """The rows of Σ s E."""
+    synthesis = [s * rows.synthesis for rows, s in zip(parts, strengths, strict=True)]
+    return Rows(torch.cat([rows.analysis for rows in parts], -2), torch.cat(synthesis, -2))
 
 
 def _thin_image(module: nn.Module, rows: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -26,8 +26,8 @@ class Factors(NamedTuple):
 def low_rank_factors(weight: Tensor, sides: tuple[Rows, ...]) -> Factors:
     """Factors of W' - W for the rows of E_in and, if there is one, E_out.
 
-    With E = Rᵀ Q = Qᵀ R and P = Q_in Wᵀ: W E_in = Pᵀ R_in, E_out W = Q_outᵀ (R_out W), and
-    E_out W E_in = ((P R_outᵀ) Q_out)ᵀ R_in. All three are exactly zero where ETHER+ has v = u.
+    With E = Qᵀ R, R the analysis and Q the synthesis, and P = Q_in Wᵀ: W E_in = Pᵀ R_in, E_out W = Q_outᵀ (R_out W),
+    and E_out W E_in = ((P R_outᵀ) Q_out)ᵀ R_in. All three are exactly zero where ETHER+ has v = u.
 
     Args:
         weight: (out_features, in_features).

@@ -1,6 +1,6 @@
-"""ETHER, ETHER+ and Naive with one interface: what a method does to the two sides of a frozen projection.
+"""ETHER, ETHER+, Naive and a variant, with one interface: what a method does to the two sides of a frozen projection.
 
-arXiv 2405.20271, Sec. 3.2, 3.3 and 4.
+arXiv 2405.20271, Sec. 3.2, 3.3 and 4; :class:`Anchored` is a variant that is not the paper's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.core.functional import Rows, block_matmul_delta, block_rows, symmetric_update
+from ether_diffusion.core.functional import (
+    ANCHORED,
+    REFLECTION,
+    RELAXED,
+    Formula,
+    Rows,
+    block_matmul_delta,
+    block_rows,
+    row_update,
+)
 from ether_diffusion.core.layout import Layout
 
 
@@ -63,15 +72,15 @@ class Method(nn.Module, ABC):
             delta = delta + self.output_delta((weight + delta).mT, None).mT
         return delta
 
+    @abstractmethod
     def _weight_times_input(self, weight: Tensor) -> Tensor:
-        """Weight E_in; for a symmetric E_in the rows of the weight transform like tokens."""
-        return self.input_delta(weight)
+        """Weight E_in, (out_features, in_features): the rows of the weight meet E_inᵀ."""
 
 
 Sides = tuple[Rows, ...]
 """The rows of E_in and, for a two-sided method, of E_out."""
 Pair = tuple[Tensor, Tensor | None]
-"""u and v (None for ETHER) of one part."""
+"""u and v (None for ETHER, the frozen u₀ for its anchored variant) of one part."""
 Vectors = tuple[tuple[Pair, ...], ...]
 """The pairs of every part of the input side and, if two-sided, of the output side; a whole side is one part."""
 
@@ -83,7 +92,13 @@ def rows_of_side(layout: Layout, parts: Sequence[Rows]) -> Rows:
 
 
 class Reflection(Method):
-    """A method whose E_in and E_out are symmetric and made of unit vectors."""
+    """A method whose E_in and E_out are made of unit vectors.
+
+    Attributes:
+        formula: how.
+    """
+
+    formula: Formula
 
     @abstractmethod
     def vectors(self) -> Vectors:
@@ -96,7 +111,7 @@ class Reflection(Method):
 
     @property
     def rank(self) -> int:
-        """What the rank of W' - W is at most: n_blocks (ETHER) or 2 n_blocks (ETHER+) for every part of every side."""
+        """What the rank of W' - W is at most: n_blocks (ETHER) or 2 n_blocks for every part of every side."""
         return sum(u.shape[0] * (1 if v is None else 2) for pairs in self.vectors() for u, v in pairs)
 
     def sides(self) -> Sides:
@@ -104,17 +119,21 @@ class Reflection(Method):
         return tuple([self._rows(side) for side in range(len(self.layouts))])
 
     def _rows(self, side: int) -> Rows:
-        return rows_of_side(self.layouts[side], [block_rows(u, v) for u, v in self.vectors()[side]])
+        return rows_of_side(self.layouts[side], [block_rows(self.formula, u, v) for u, v in self.vectors()[side]])
 
     def input_delta(self, x: Tensor) -> Tensor:
         """E_in x for x (..., in_features), in the dtype of x."""
-        return symmetric_update(x, self._rows(0), keep=False)
+        return row_update(x, self._rows(0), keep=False)
 
     def output_delta(self, y: Tensor, bias: Tensor | None) -> Tensor:
         """E_out (y - bias) for y (..., out_features), in the dtype of y."""
         if not self.two_sided:
             return super().output_delta(y, bias)
-        return symmetric_update(y, self._rows(1), bias, keep=False)
+        return row_update(y, self._rows(1), bias, keep=False)
+
+    def _weight_times_input(self, weight: Tensor) -> Tensor:
+        """Weight E_in."""
+        return row_update(weight, self._rows(0).transposed, keep=False)
 
 
 Trained = nn.Parameter | nn.ParameterDict
@@ -129,11 +148,19 @@ def trained(layout: Layout, values: Sequence[Tensor]) -> Trained:
     return nn.ParameterDict([(part.name, nn.Parameter(v)) for part, v in pairs])  # of a dict it would sort the keys
 
 
-def of_parts(layout: Layout, parameters: Trained) -> list[Tensor]:
-    """The parameters of the parts of a side, in their order."""
-    if not isinstance(parameters, nn.ParameterDict):  # a plain tensor while FSDP has its parameters gathered
-        return [parameters]
-    return [getattr(parameters, part.name) for part in layout.parts]
+def frozen(layout: Layout, values: Sequence[Tensor]) -> nn.Buffer | nn.Module:
+    """Buffers of a side from the values of its parts, with the keys that :func:`trained` gives parameters."""
+    if not layout.parts[0].name:
+        return nn.Buffer(values[0])
+    holder = nn.Module()
+    for part, value in zip(layout.parts, values, strict=True):
+        setattr(holder, part.name, nn.Buffer(value))
+    return holder
+
+
+def of_parts(layout: Layout, side: Tensor | nn.Module) -> list[Tensor]:
+    """What :func:`trained` or :func:`frozen` has made for the parts of a side, in their order."""
+    return [side] if isinstance(side, Tensor) else [getattr(side, part.name) for part in layout.parts]
 
 
 def directions(n_blocks: int, layout: Layout, generator: torch.Generator) -> list[Tensor]:
@@ -148,6 +175,8 @@ class Ether(Reflection):
 
     Not the identity at the start: the distance ‖H - I‖_F is 2 √n_blocks whatever u is.
     """
+
+    formula = REFLECTION
 
     def __init__(self, inputs: Layout | int, outputs: Layout | int, n_blocks: int, generator: torch.Generator) -> None:
         super().__init__(inputs, outputs)
@@ -164,6 +193,8 @@ class EtherPlus(Reflection):
     ``u``, ``v``: (n_blocks, in_features / n_blocks); two-sided also ``u_out``, ``v_out``: (n_blocks,
     out_features / n_blocks). Starts as the identity, since v = u; ‖H⁺ - I‖_F stays at most √2 per block.
     """
+
+    formula = RELAXED
 
     def __init__(
         self,
@@ -190,6 +221,27 @@ class EtherPlus(Reflection):
         return tuple([tuple(zip(of_parts(side, u), of_parts(side, v), strict=True)) for side, u, v in own])
 
 
+class Anchored(Reflection):
+    """y = weight (H₀ H x) + bias with ETHER's H of u and H₀ of a frozen u₀: a variant that is not the paper's.
+
+    ``u``: (n_blocks, in_features / n_blocks), trained; ``anchor``: u₀, likewise, a buffer. Starts as the identity,
+    since u = u₀, with ETHER's number of parameters. H₀ H turns the plane of û₀ and û by twice their angle θ, so that
+    ‖H₀ H - I‖_F = 2 √2 |sin θ| per block.
+    """
+
+    formula = ANCHORED
+
+    def __init__(self, inputs: Layout | int, outputs: Layout | int, n_blocks: int, generator: torch.Generator) -> None:
+        super().__init__(inputs, outputs)
+        drawn = directions(n_blocks, self.inputs, generator)
+        self.u = trained(self.inputs, drawn)
+        self.anchor = frozen(self.inputs, [u.clone() for u in drawn])
+
+    def vectors(self) -> Vectors:
+        """(u, u₀) of the parts of the input side."""
+        return (tuple(zip(of_parts(self.inputs, self.u), of_parts(self.inputs, self.anchor), strict=True)),)
+
+
 class Naive(Method):
     """y = weight (N x) + bias, N = I at the start; ``blocks``: (n, d / n, d / n) with n blocks of d in_features."""
 
@@ -204,7 +256,7 @@ class Naive(Method):
         return self._times(x, of_parts(self.inputs, self.blocks))
 
     def _weight_times_input(self, weight: Tensor) -> Tensor:
-        """Weight (N - I): rows of the weight meet Nᵀ, since N need not be symmetric."""
+        """Weight (N - I): rows of the weight meet Nᵀ."""
         return self._times(weight, [blocks.mT for blocks in of_parts(self.inputs, self.blocks)])
 
     def _times(self, x: Tensor, of_part: Sequence[Tensor]) -> Tensor:
@@ -221,6 +273,8 @@ def build_method(
     """The transform that ``config`` asks for, for one Linear with these sides: layouts, or features of whole ones."""
     if config.method == "ether":
         return Ether(inputs, outputs, config.n_blocks, generator)
+    if config.method == "anchored":
+        return Anchored(inputs, outputs, config.n_blocks, generator)
     if config.method == "naive":
         return Naive(inputs, outputs, config.n_blocks, generator)
     return EtherPlus(inputs, outputs, config.n_blocks, generator, config.two_sided)

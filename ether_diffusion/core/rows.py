@@ -17,7 +17,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from ether_diffusion.core.functional import Rows, block_rows
+from ether_diffusion.core.functional import Formula, Rows, block_rows
 from ether_diffusion.core.methods import Pair, Reflection, Sides, Vectors, rows_of_side
 
 Slot = Reflection | tuple[Reflection, ...]
@@ -33,16 +33,16 @@ def own_rows(slot: Slot) -> Sides:
     sides = zip(slot[0].layouts, *(method.vectors() for method in slot), strict=True)
     return tuple(
         [
-            rows_of_side(layout, [_stacked(each) for each in zip(*of_methods, strict=True)])
+            rows_of_side(layout, [_stacked(slot[0].formula, each) for each in zip(*of_methods, strict=True)])
             for layout, *of_methods in sides
         ]
     )
 
 
-def _stacked(pairs: Sequence[Pair]) -> Rows:
+def _stacked(formula: Formula, pairs: Sequence[Pair]) -> Rows:
     """The rows of many (u, v) of one shape, in one go."""
     seconds = [v for _, v in pairs if v is not None]
-    return block_rows(torch.stack([u for u, _ in pairs]), torch.stack(seconds) if seconds else None)
+    return block_rows(formula, torch.stack([u for u, _ in pairs]), torch.stack(seconds) if seconds else None)
 
 
 class Slots:
@@ -56,8 +56,7 @@ class Slots:
         self._groups: dict[object, list[Place]] = {}
         for slot, (first, *others) in self._methods.items():
             for side, (layout, pairs) in enumerate(zip(first.layouts, first.vectors(), strict=True)):
-                u, v = pairs[0]
-                key = (len(others), isinstance(slot, tuple), layout, len(u), v is None)
+                key = (len(others), isinstance(slot, tuple), layout, len(pairs[0][0]), first.formula)
                 self._groups.setdefault(key, []).append((slot, side))
 
     def vectors(self) -> dict[Slot, list[Vectors]]:
@@ -76,8 +75,9 @@ class Slots:
             for members in _alike(group, vectors):
                 slot, side = members[0]
                 sides = [of_method[side] for slot, side in members for of_method in vectors[slot]]
-                stacked = [_stacked(pairs) for pairs in zip(*sides, strict=True)]
-                rows = rows_of_side(self._methods[slot][0].layouts[side], stacked).for_matmul(dtype)
+                first = self._methods[slot][0]
+                stacked = [_stacked(first.formula, pairs) for pairs in zip(*sides, strict=True)]
+                rows = rows_of_side(first.layouts[side], stacked).for_matmul(dtype)
                 if isinstance(slot, tuple):
                     rows = Rows(*(each.unflatten(0, (-1, len(slot))) for each in rows))
                 for (slot, side), *both in zip(members, rows.analysis.unbind(), rows.synthesis.unbind(), strict=True):

@@ -90,9 +90,8 @@ def _reflected(x: Tensor, weight: Tensor, rows: list[Tensor]) -> Tensor:
 class _Reflect(torch.autograd.Function):
     """y = z + b + eᵀ Q₂ with z = W x', e = R₂ zᵀ; x' = x + cᵀ Q₁ with c = R₁ xᵀ.
 
-    With q = R₂ gᵀ and g_z = g + qᵀ Q₂: dQ₂ = q z + e g, dx' = g_z W; with p = R₁ dx'ᵀ: dQ₁ = p x + c dx',
-    dx = dx' + pᵀ Q₁. As E is symmetric, R a signed permutation of Q, dQ counts what falls to R as well. q z is
-    (q x') Wᵀ, and q x' = q x + (q cᵀ) Q₁: neither z nor x' is needed.
+    With q = Q₂ gᵀ and g_z = g + qᵀ R₂: dR₂ = q z, dQ₂ = e g, dx' = g_z W; with p = Q₁ dx'ᵀ: dR₁ = p x, dQ₁ = c dx',
+    dx = dx' + pᵀ R₁. q z is (q x') Wᵀ, and q x' = q x + (q cᵀ) Q₁: neither z nor x' is needed.
     """
 
     @staticmethod
@@ -126,22 +125,23 @@ class _Reflect(torch.autograd.Function):
         tokens = as_tokens(x, analysis) if needs_rows else grad
         grad_rows: list[Tensor | None] = [None] * len(rows)
         if output_rows:
-            q = output_rows[0] @ grad.mT
+            analysis_out, synthesis_out = output_rows
+            q = synthesis_out @ grad.mT
             if needs_rows:
                 if out is None:
-                    pooled = plus_product(q @ tokens, q @ c.mT, synthesis) @ weight.mT
+                    grad_rows[2] = plus_product(q @ tokens, q @ c.mT, synthesis) @ weight.mT
                 else:
                     out = as_tokens(out, analysis)
-                    pooled = q @ (out if bias is None else out - bias)
-                grad_rows[3] = plus_product(pooled, pulled, grad)
-            grad = plus_product(grad, q.mT, output_rows[1])
+                    grad_rows[2] = q @ (out if bias is None else out - bias)
+                grad_rows[3] = pulled @ grad
+            grad = plus_product(grad, q.mT, analysis_out)
         grad = grad @ weight
-        p = analysis @ grad.mT
+        p = synthesis @ grad.mT
         if needs_rows:
-            grad_rows[1] = plus_product(p @ tokens, c, grad)
+            grad_rows[0], grad_rows[1] = p @ tokens, c @ grad
         grad_x = None
         if needs_x:
-            add_product(grad, p.mT, synthesis)
+            add_product(grad, p.mT, analysis)
             grad_x = grad.view(*gradients[0].shape[:-1], weight.shape[1])
         return None, None, grad_x, None, None, None, None, *grad_rows
 

@@ -11,8 +11,9 @@ from peft import PeftConfig
 from ether_diffusion.config import EtherConfig, suggestion
 from ether_diffusion.core.layout import INPUT_PARTS, OUTPUT_PARTS
 from ether_diffusion.peft_tuner.registration import peft_type
+from ether_diffusion.registry import METHODS
 
-VARIANTS = ("ether", "ether_plus")
+VARIANTS = tuple(entry.name for entry in METHODS.values() if entry.is_reflection)
 CARD = """
 ## Before loading
 
@@ -32,7 +33,8 @@ class EtherPeftConfig(PeftConfig):
     """Settings of an ETHER adapter (arXiv 2405.20271) for ``get_peft_model`` and all that builds on it.
 
     Attributes:
-        variant: "ether", y = weight (H x) + bias, or "ether_plus", y = H⁺_out (weight (H⁺ x)) + bias.
+        variant: "ether", y = weight (H x) + bias, or "ether_plus", y = H⁺_out (weight (H⁺ x)) + bias; "anchored",
+            y = weight (H₀ H x) + bias with a frozen H₀, is not the paper's.
         n_blocks: number of diagonal blocks; must divide the features of every target, and leave two per block.
         two_sided: ETHER+ only: transform the output features as well.
         target_modules: names of Linears as PEFT takes them: a list of names or ends of paths, a regular expression,
@@ -43,7 +45,8 @@ class EtherPeftConfig(PeftConfig):
         layers_to_transform: indices of the layers that are meant, with a list of ``target_modules``.
         layers_pattern: name of the list of layers.
         modules_to_save: modules that are trained and saved whole beside the adapter.
-        init_weights: True is the paper's start; False draws u and v of ETHER+ apart, so that it starts as no identity.
+        init_weights: True is the paper's start; False draws u and v of ETHER+, and u and u₀ of the anchored variant,
+            apart, so that they start as no identity.
         seed: of the initial directions; None takes them from torch's global generator, as PEFT's tuners do.
         origin: what a file of ``ether.save`` says beside the vectors; see :func:`ether_diffusion.peft_tuner.to_peft`.
 
@@ -51,7 +54,7 @@ class EtherPeftConfig(PeftConfig):
         ValueError: a value that no adapter can have.
     """
 
-    variant: str = field(default="ether_plus", metadata={"help": 'Either "ether" or "ether_plus".'})
+    variant: str = field(default="ether_plus", metadata={"help": f"One of {', '.join(VARIANTS)}."})
     n_blocks: int = field(default=4, metadata={"help": "Number of diagonal blocks."})
     two_sided: bool = field(default=True, metadata={"help": "ETHER+: transform the output features as well."})
     target_modules: list[str] | set[str] | str | None = field(default=None, metadata={"help": "Names of Linears."})

@@ -17,7 +17,7 @@ from ether_diffusion.core.adapter import check_blocks
 from ether_diffusion.core.fused import FusedWeight
 from ether_diffusion.core.layout import Layout
 from ether_diffusion.core.linear import Projection, given_input, with_input
-from ether_diffusion.core.methods import EtherPlus, Reflection, build_method
+from ether_diffusion.core.methods import Reflection, build_method
 from ether_diffusion.core.plan import Generations, Mixture, Off, PerSample, Plan, SampleNames
 from ether_diffusion.core.targets import Target, canonical
 from ether_diffusion.core.weights import writable_weight
@@ -30,7 +30,7 @@ _SERIALS = itertools.count()
 
 
 class EtherLinear(nn.Module, BaseTunerLayer):
-    """y = H⁺_out (weight (H⁺ x)) + bias, or y = weight (H x) + bias, around a frozen Linear.
+    """y = H⁺_out (weight (H⁺ x)) + bias, y = weight (H x) + bias or a variant, around a frozen Linear.
 
     Several active adapters add their updates: weight + Σ s ΔW, as in ``ether.set_adapters``. The vectors are fp32
     whatever the model is cast to. ``ether_methods`` holds them by adapter; their keys in a file are
@@ -77,7 +77,7 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         check(target, config)
         method = build_method(config.ether_config(), target.inputs, target.outputs, generator)
         assert isinstance(method, Reflection)
-        if not config.init_weights and isinstance(method, EtherPlus):
+        if not config.init_weights:
             _draw_apart(method, generator)
         self.ether_methods[adapter_name] = method
         self.ether_scales[adapter_name] = (1.0,)
@@ -159,12 +159,15 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         return torch.cat(parts).index_select(0, back)
 
     def _kind(self, name: str) -> object:
-        """What samples must share to be in one call: None for the base, the name of a scaled adapter, else shapes."""
+        """What samples must share to be in one call: None for the base, the name of a scaled adapter, else the variant
+        and its shapes.
+        """
         if name not in self.ether_methods or (strength := self.strength(name)) == 0.0:
             return None
         if strength != 1.0:
             return name
-        return tuple([(key, vector.shape) for key, vector in self.method(name).named_parameters()])
+        method = self.method(name)
+        return type(method), *[(key, vector.shape) for key, vector in method.named_parameters()]
 
     def _plan_of(self, names: tuple[str, ...]) -> Plan:
         """The plan of samples of one kind, and of the base."""
@@ -334,7 +337,7 @@ class EtherLinear(nn.Module, BaseTunerLayer):
         return self.base_layer
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """s ΔW of an adapter, (out_features, in_features) in fp32 at least; of rank n (ETHER) or 4n (ETHER+)."""
+        """s ΔW of an adapter, (out_features, in_features) in fp32 at least; of rank n (ETHER), 2n or 4n (ETHER+)."""
         fused = self.projection.fused
         weight = dequantize_module_weight(self.linear()) if fused is None else fused.base
         if adapter not in self.ether_methods:
@@ -386,8 +389,8 @@ def check_all(targets: list[Target], config: EtherPeftConfig) -> None:
                     )
 
 
-def _draw_apart(method: EtherPlus, generator: torch.Generator) -> None:
-    """Random v, where it starts as u."""
+def _draw_apart(method: Reflection, generator: torch.Generator) -> None:
+    """Random v, or u₀, where it starts as u."""
     with torch.no_grad():
         for pairs in method.vectors():
             for _, v in pairs:

@@ -20,7 +20,7 @@ from ether_diffusion.reading import check_regular, parse_json, shown
 FORMAT_VERSIONS = ("1", "2")
 """2 where vectors belong to parts of a fused Linear, else 1, which 0.1 reads as well."""
 VECTOR_PARTS = {
-    **dict.fromkeys(("u", "v", "blocks"), INPUT_PARTS),
+    **dict.fromkeys(("u", "v", "anchor", "blocks"), INPUT_PARTS),
     **dict.fromkeys(("u_out", "v_out"), OUTPUT_PARTS),
 }
 """From the names of vectors to the parts of a fused Linear that they may belong to."""
@@ -142,6 +142,8 @@ def vector_shapes(config: EtherConfig, inputs: Layout | int, outputs: Layout | i
     n = config.n_blocks
     found: dict[str, tuple[int, ...]] = {}
     sides = {"blocks": inputs} if config.method == "naive" else {"u": inputs}
+    if config.method == "anchored":
+        sides["anchor"] = inputs
     if config.method == "ether_plus":
         sides |= {"v": inputs} | ({"u_out": outputs, "v_out": outputs} if config.two_sided else {})
     for vector, side in sides.items():

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.families.settings import Quantization, Weighting
 from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, Range, check_ranges
-from ether_diffusion.registry import METHODS, MethodEntry, Rate
+from ether_diffusion.registry import METHODS, OWN_METHODS, MethodEntry, Rate
 from ether_diffusion.runs.folder import INPUTS, RunSection
 from ether_diffusion.training.sections import AdapterSection
 
@@ -62,11 +62,11 @@ class TrainingConfig:
         resume: continue the run in output_dir: "latest", "latest-good" (the newest that is not
             damaged), or the name of one of its checkpoints.
         seed: of everything random: the vectors, the order, augmentation, noise, timesteps.
-        method: what is trained. ether, ether_plus, naive: adapters of this library; full: the weights themselves;
-            lora, oft, boft, hra, peft: adapters of peft, for studies (extra "study"); none: no adapter, for controls
-            only.
-        n_blocks: diagonal blocks of ether, ether_plus, naive, oft and boft. The paper does not state the n that its
-            image experiments used; 4 is what it gives OFT and Naive.
+        method: what is trained. ether, ether_plus, naive: adapters of this library; anchored: also one, a variant of
+            ether that starts as the identity and is not the paper's; full: the weights themselves; lora, oft, boft,
+            hra, peft: adapters of peft, for studies (extra "study"); none: no adapter, for controls only.
+        n_blocks: diagonal blocks of ether, ether_plus, anchored, naive, oft and boft. The paper does not state the n
+            that its image experiments used; 4 is what it gives OFT and Naive.
         two_sided: ether_plus: transform the outputs of the projections as well as their inputs.
         targets: projections to act on: attention, attention+mlp, all, self, cross, attention+geglu, or a list of name
             patterns (docs/families.md).
@@ -78,8 +78,8 @@ class TrainingConfig:
         train_batch_size: images per process and accumulation round.
         gradient_accumulation_steps: rounds per optimisation step.
         max_train_steps: optimisation steps.
-        learning_rate: the method's rate of the paper where it is not given; for boft and hra, which are not in it, an
-            untried guess.
+        learning_rate: the method's rate of the paper where it is not given; for anchored, boft and hra, which are
+            not in it, an untried guess.
         text_encoder_lr: learning rate of the text encoder(s); learning_rate where it is not given.
         lr_scheduler: any schedule of diffusers.
         lr_warmup_steps: optimisation steps of warm-up.
@@ -274,8 +274,8 @@ class TrainingConfig:
             raise ValueError(f"base_quantization is for a frozen base, and method={self.method} trains the base itself")
         if self.training_adapter is not None and (self.entry.needs_peft or self.entry.saved_as == "pipeline"):
             raise ValueError(
-                "training_adapter acts beside an adapter of this library (method=ether, ether_plus, naive), not beside "
-                f"method={self.method}"
+                f"training_adapter acts beside an adapter of this library (method={', '.join(OWN_METHODS)}), not "
+                f"beside method={self.method}"
             )
         if self.export_lora is not None:
             self._check_export()
@@ -298,7 +298,7 @@ class TrainingConfig:
     def _check_export(self) -> None:
         """Refuse what no LoRA is equal to."""
         if not self.entry.is_reflection:
-            able = " and ".join(entry.name for entry in METHODS.values() if entry.is_reflection)
+            able = ", ".join(entry.name for entry in METHODS.values() if entry.is_reflection)
             raise ValueError(f"export_lora writes what {able} learn, which has a low rank; not method={self.method}")
         if self.base_quantization is not None:
             raise ValueError(

@@ -136,7 +136,7 @@ class DreamBoothConfig(TrainingConfig):
         if self.validation_data_dir is not None:
             raise ValueError("subjects_dir compares the loss on each subject's photos: leave out validation_data_dir")
         if not self.entry.per_sample:
-            able = " and ".join(entry.name for entry in METHODS.values() if entry.per_sample)
+            able = ", ".join(entry.name for entry in METHODS.values() if entry.per_sample)
             raise ValueError(f"subjects_dir trains {able}, whose vectors samples can share; not {self.method}")
         if self.aspect_ratio_buckets:
             raise ValueError("subjects_dir trains on squares, which fit into one batch: leave out aspect_ratio_buckets")

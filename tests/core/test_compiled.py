@@ -258,7 +258,7 @@ class Stack(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("kind", ["ether", "ether_plus", "naive"])
+@pytest.mark.parametrize("kind", ["ether", "ether_plus", "naive", "anchored"])
 @pytest.mark.parametrize("trained", [False, True], ids=["drawing", "training"])
 def test_blocks_of_one_kind_share_one_compiled_code(kind: str, trained: bool) -> None:
     """More blocks than the compiler takes of one function (``recompile_limit``) before it runs them eagerly."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import block_diagonal, reflection, relative_error, relaxed
+from helpers import anchored, block_diagonal, reflection, relative_error, relaxed
 from torch import Tensor
 
 from ether_diffusion.core.functional import (
+    ANCHORED,
+    REFLECTION,
+    RELAXED,
     block_matmul_delta,
     block_rows,
     dense_reflection,
@@ -18,14 +22,15 @@ from ether_diffusion.core.functional import (
     matmul_dtype,
     reflection_delta,
     relaxed_reflection_delta,
-    symmetric_update,
+    row_update,
     unit,
 )
 
 FEATURES = 8
 BLOCKS = pytest.mark.parametrize("n_blocks", [1, 2, 4])
 SHAPES = pytest.mark.parametrize("shape", [(5,), (2, 3)], ids=["2-D", "3-D"])
-METHODS = pytest.mark.parametrize("method", ["ether", "ether_plus"])
+FORMULAS = {"ether": REFLECTION, "ether_plus": RELAXED, "anchored": ANCHORED}
+METHODS = pytest.mark.parametrize("method", FORMULAS)
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -37,12 +42,21 @@ def vectors(n_blocks: int, method: str, dtype: torch.dtype = torch.float64) -> l
     return [randn(n_blocks, FEATURES // n_blocks, seed=7 + i, dtype=dtype) for i in range(count)]
 
 
+def trained(method: str, given: list[Tensor]) -> list[Tensor]:
+    """Those of the vectors that get gradients, which they are told to want."""
+    return [each.requires_grad_() for each in (given[:1] if method == "anchored" else given)]
+
+
+def anchored_delta(x: Tensor, u: Tensor, anchor: Tensor, shift: Tensor | None = None) -> Tensor:
+    return row_update(x, block_rows(ANCHORED, u, anchor), shift, keep=False)
+
+
 def delta(method: str) -> Callable[..., Tensor]:
-    return reflection_delta if method == "ether" else relaxed_reflection_delta
+    return {"ether": reflection_delta, "ether_plus": relaxed_reflection_delta, "anchored": anchored_delta}[method]
 
 
 def oracle(method: str, *given: Tensor) -> Tensor:
-    return reflection(*given) if method == "ether" else relaxed(*given)
+    return {"ether": reflection, "ether_plus": relaxed, "anchored": anchored}[method](*given)
 
 
 @METHODS
@@ -53,11 +67,11 @@ def test_delta_and_gradients_equal_the_dense_matrix(
     method: str, n_blocks: int, shape: tuple[int, ...], shifted: bool
 ) -> None:
     x, upstream = randn(*shape, FEATURES, seed=1), randn(*shape, FEATURES, seed=2)
-    inputs = [x, *vectors(n_blocks, method), *([randn(FEATURES, seed=3)] if shifted else [])]
+    given = vectors(n_blocks, method)
+    inputs = [x, *trained(method, given), *([randn(FEATURES, seed=3)] if shifted else [])]
     for tensor in inputs:
         tensor.requires_grad_()
     shift = inputs[-1] if shifted else torch.zeros(FEATURES, dtype=torch.float64)
-    given = inputs[1:-1] if shifted else inputs[1:]
     expected = (x - shift) @ (oracle(method, *given) - torch.eye(FEATURES)).T
     actual = delta(method)(x, *given, shift=shift if shifted else None)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
@@ -70,9 +84,9 @@ def test_delta_and_gradients_equal_the_dense_matrix(
 @METHODS
 @BLOCKS
 def test_first_and_second_derivatives_pass_gradcheck(method: str, n_blocks: int) -> None:
-    inputs = [randn(2, 2, FEATURES, seed=1), *vectors(n_blocks, method), randn(FEATURES, seed=3)]
-    for tensor in inputs:
-        tensor.requires_grad_()
+    x, given, shift = randn(2, 2, FEATURES, seed=1), vectors(n_blocks, method), randn(FEATURES, seed=3)
+    trained(method, given)
+    inputs = [x.requires_grad_(), *given, shift.requires_grad_()]
     assert torch.autograd.gradcheck(delta(method), inputs)
     assert torch.autograd.gradgradcheck(delta(method), inputs)
 
@@ -118,26 +132,28 @@ def test_half_precision_keeps_its_dtype_and_errs_by_one_rounding(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_ether_plus_with_equal_vectors_is_exactly_the_identity(
-    dtype: torch.dtype, autocast: bool, shifted: bool
+@pytest.mark.parametrize("method", ["ether_plus", "anchored"])
+def test_with_equal_vectors_ether_plus_and_the_variant_are_exactly_the_identity(
+    method: str, dtype: torch.dtype, autocast: bool, shifted: bool
 ) -> None:
     x, u = randn(16, FEATURES, seed=1, dtype=dtype), randn(2, FEATURES // 2, dtype=torch.float32)
     shift = randn(FEATURES, seed=2, dtype=dtype) if shifted else None
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        delta = relaxed_reflection_delta(x, u, u.clone(), shift)
-    assert torch.equal(delta, torch.zeros_like(x))
+        found = delta(method)(x, u, u.clone(), shift)
+    assert torch.equal(found, torch.zeros_like(x))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        assert torch.equal(symmetric_update(x, block_rows(u, u.clone()), shift), x)
+        assert torch.equal(row_update(x, block_rows(FORMULAS[method], u, u.clone()), shift), x)
 
 
 @METHODS
 def test_zero_vectors_act_as_none_and_have_finite_gradients(method: str) -> None:
     x = randn(3, FEATURES).requires_grad_()
-    given = [torch.zeros(2, FEATURES // 2, dtype=torch.float64, requires_grad=True) for _ in vectors(2, method)]
+    given = [torch.zeros(2, FEATURES // 2, dtype=torch.float64) for _ in vectors(2, method)]
+    inputs = [x, *trained(method, given)]
     output = delta(method)(x, *given)
     assert torch.equal(output, torch.zeros_like(output))
     output.sum().backward()
-    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in (x, *given))
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in inputs)
 
 
 @pytest.mark.parametrize("length", [1e-6, 1e6])
@@ -152,11 +168,11 @@ def test_length_of_a_vector_does_not_matter(length: float) -> None:
 def test_block_rows_put_every_vector_in_its_own_chunk(n_blocks: int) -> None:
     u, v = vectors(n_blocks, "ether_plus")
     spread = [block_diagonal([row[None] for row in each]) for each in (unit(u), unit(v))]
-    analysis, synthesis = block_rows(u)
+    analysis, synthesis = block_rows(REFLECTION, u)
     torch.testing.assert_close(analysis, 2**0.5 * spread[0], rtol=1e-15, atol=0)
     torch.testing.assert_close(synthesis, -analysis, rtol=0, atol=0)
     sums, differences = 0.5**0.5 * (spread[1] + spread[0]), 0.5**0.5 * (spread[1] - spread[0])
-    analysis, synthesis = block_rows(u, v)
+    analysis, synthesis = block_rows(RELAXED, u, v)
     torch.testing.assert_close(analysis, torch.cat([sums, differences]), rtol=1e-14, atol=1e-15)
     torch.testing.assert_close(synthesis, torch.cat([differences, sums]), rtol=1e-14, atol=1e-15)
 
@@ -165,13 +181,15 @@ def test_block_rows_put_every_vector_in_its_own_chunk(n_blocks: int) -> None:
 @BLOCKS
 def test_rows_of_many_sets_at_once_are_those_of_each_and_so_are_their_derivatives(method: str, n_blocks: int) -> None:
     sets = [vectors(n_blocks, method), [3 * each.flip(0) for each in vectors(n_blocks, method)]]
-    stacked = [torch.stack(each).requires_grad_() for each in zip(*sets, strict=True)]
-    together = block_rows(*stacked)
+    stacked = [torch.stack(each) for each in zip(*sets, strict=True)]
+    trained(method, stacked)
+    rows = partial(block_rows, FORMULAS[method])
+    together = rows(*stacked)
     for i, each in enumerate(sets):
-        for got, want in zip(together, block_rows(*each), strict=True):
+        for got, want in zip(together, rows(*each), strict=True):
             torch.testing.assert_close(got[i], want, rtol=1e-15, atol=0)
-    assert torch.autograd.gradcheck(block_rows, stacked)
-    assert torch.autograd.gradgradcheck(block_rows, stacked)
+    assert torch.autograd.gradcheck(rows, stacked)
+    assert torch.autograd.gradgradcheck(rows, stacked)
 
 
 @METHODS
@@ -183,16 +201,14 @@ def test_the_transform_in_one_pass_is_the_input_and_its_delta(
 ) -> None:
     x = randn(2, 5, FEATURES, seed=1, dtype=dtype).requires_grad_()
     given = vectors(n_blocks, method, torch.float64 if dtype == torch.float64 else torch.float32)
-    for each in given:
-        each.requires_grad_()
+    inputs = [x, *trained(method, given)]
     shift = randn(FEATURES, seed=3, dtype=dtype) if shifted else None
-    one = symmetric_update(x, block_rows(*given), shift)
+    one = row_update(x, block_rows(FORMULAS[method], *given), shift)
     two = x + delta(method)(x, *given, shift=shift)
     assert one.dtype == dtype
     limits = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
     torch.testing.assert_close(one, two, **limits)
     upstream = randn(2, 5, FEATURES, seed=2, dtype=dtype)
-    inputs = [x, *given]
     found, expected = (torch.autograd.grad(each, inputs, upstream) for each in (one, two))
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(
@@ -217,12 +233,12 @@ def test_shapes_can_be_inferred_on_the_meta_device(method: str) -> None:
 
 @METHODS
 def test_second_derivatives_of_the_transform_in_one_pass(method: str) -> None:
-    inputs = [randn(2, 2, FEATURES, seed=1), *vectors(2, method), randn(FEATURES, seed=3)]
-    for tensor in inputs:
-        tensor.requires_grad_()
+    x, given, shift = randn(2, 2, FEATURES, seed=1), vectors(2, method), randn(FEATURES, seed=3)
+    trained(method, given)
+    inputs = [x.requires_grad_(), *given, shift.requires_grad_()]
 
     def transform(x: Tensor, *rest: Tensor) -> Tensor:
-        return symmetric_update(x, block_rows(*rest[:-1]), rest[-1])
+        return row_update(x, block_rows(FORMULAS[method], *rest[:-1]), rest[-1])
 
     assert torch.autograd.gradcheck(transform, inputs)
     assert torch.autograd.gradgradcheck(transform, inputs)
@@ -249,6 +265,18 @@ def test_ether_is_a_symmetric_orthogonal_involution_at_distance_two_sqrt_n(n_blo
     torch.testing.assert_close(H @ H, eye)
     assert torch.linalg.det(H).item() == pytest.approx((-1.0) ** n_blocks, abs=1e-12)
     assert (H - eye).norm().item() == pytest.approx(2 * n_blocks**0.5, rel=1e-12)
+
+
+@BLOCKS
+def test_the_anchored_variant_turns_by_twice_the_angle_of_its_vectors(n_blocks: int) -> None:
+    u, anchor = vectors(n_blocks, "anchored")
+    turn, eye = matrix("anchored", u, anchor), torch.eye(FEATURES, dtype=torch.float64)
+    torch.testing.assert_close(turn @ turn.T, eye)
+    assert (turn - turn.T).abs().max() > 0.01  # not symmetric
+    assert torch.linalg.det(turn).item() == pytest.approx(1.0, abs=1e-12)
+    sines = (1 - torch.nn.functional.cosine_similarity(u, anchor) ** 2).sqrt()
+    assert (turn - eye).norm().item() == pytest.approx((8 * (sines**2).sum()).sqrt().item(), rel=1e-12)
+    assert torch.linalg.matrix_rank(turn - eye, rtol=1e-10) == 2 * n_blocks
 
 
 @BLOCKS

@@ -24,6 +24,7 @@ KINDS = {
     "ether": EtherConfig("ether", n_blocks=2),
     "ether_plus": EtherConfig("ether_plus"),
     "one_sided": EtherConfig("ether_plus", two_sided=False, n_blocks=1),
+    "anchored": EtherConfig("anchored"),
     "naive": EtherConfig("naive"),
 }
 KIND = pytest.mark.parametrize("kind", KINDS)

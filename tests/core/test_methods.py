@@ -20,6 +20,7 @@ KINDS = {
     "ether_plus": {"method": "ether_plus"},
     "one_sided": {"method": "ether_plus", "two_sided": False},
     "naive": {"method": "naive"},
+    "anchored": {"method": "anchored"},
 }
 KIND = pytest.mark.parametrize("kind", KINDS)
 BLOCKS = pytest.mark.parametrize("n_blocks", [1, 2, 4])
@@ -59,7 +60,7 @@ def attached(model: nn.Module, kind: str, n_blocks: int = 2, name: str = "defaul
 
 
 def vectors(adapter: Adapter) -> dict[str, Tensor]:
-    return {key.removeprefix("proj."): parameter for key, parameter in adapter.named_parameters()}
+    return {key.removeprefix("proj."): parameter for key, parameter in adapter.state_dict(keep_vars=True).items()}
 
 
 def tokens(dtype: torch.dtype = torch.float64, count: int = 5) -> Tensor:
@@ -139,6 +140,9 @@ MIXTURES = {
     "two-sided below 1": [("ether_plus", 0.7)],
     "two-sided above 1": [("ether_plus", 1.5)],
     "two-sided, twice": [("ether_plus", 1.0), ("ether_plus", 0.5)],
+    "the variant below 1": [("anchored", 0.6)],
+    "the variant with others": [("anchored", -0.7), ("ether", 0.4), ("anchored", 1.0)],
+    "the variant with a two-sided one": [("anchored", 0.7), ("ether_plus", 0.5)],
     "both sorts": [("ether_plus", 1.0), ("ether", 0.4), ("naive", -1.0)],
 }
 
@@ -191,12 +195,14 @@ def test_delta_weight_equals_the_dense_difference(kind: str, dtype: torch.dtype)
     weight = model.proj.weight
     delta = method.delta_weight(weight)
     assert delta.dtype == torch.promote_types(weight.dtype, torch.float32)
-    expected = dense_weight(weight, dict(method.named_parameters())) - weight.double()
+    expected = dense_weight(weight, method.state_dict(keep_vars=True)) - weight.double()
     assert relative_error(delta, expected) < 4 * torch.finfo(torch.float32).eps
 
 
 @BLOCKS
-@pytest.mark.parametrize(("kind", "rank_per_block"), [("ether", 1), ("one_sided", 2), ("ether_plus", 4)])
+@pytest.mark.parametrize(
+    ("kind", "rank_per_block"), [("ether", 1), ("one_sided", 2), ("ether_plus", 4), ("anchored", 2)]
+)
 def test_delta_weight_has_the_papers_rank(kind: str, rank_per_block: int, n_blocks: int) -> None:
     (method,) = attached(OneLinear(), kind, n_blocks).methods().values()
     singular = torch.linalg.svdvals(method.delta_weight(OneLinear().proj.weight).double())
@@ -208,7 +214,7 @@ def test_delta_weight_has_the_papers_rank(kind: str, rank_per_block: int, n_bloc
 @BLOCKS
 @pytest.mark.parametrize(
     ("kind", "scalars"),
-    [("ether", IN), ("ether_plus", 2 * IN + 2 * OUT), ("one_sided", 2 * IN), ("naive", None)],
+    [("ether", IN), ("ether_plus", 2 * IN + 2 * OUT), ("one_sided", 2 * IN), ("naive", None), ("anchored", IN)],
 )
 def test_number_of_trained_scalars(kind: str, scalars: int | None, n_blocks: int) -> None:
     adapter = attached(OneLinear(), kind, n_blocks)
@@ -218,9 +224,9 @@ def test_number_of_trained_scalars(kind: str, scalars: int | None, n_blocks: int
     assert all(parameter.dtype == torch.float32 for parameter in adapter.parameters())
 
 
-@pytest.mark.parametrize("kind", ["ether_plus", "one_sided", "naive"])
+@pytest.mark.parametrize("kind", ["ether_plus", "one_sided", "naive", "anchored"])
 @DTYPE
-def test_relaxed_methods_start_as_exactly_the_base(kind: str, dtype: torch.dtype) -> None:
+def test_all_methods_but_ether_start_as_exactly_the_base(kind: str, dtype: torch.dtype) -> None:
     model, x = OneLinear(dtype=dtype), tokens(dtype)
     base = model(x)
     attach(model, EtherConfig(**KINDS[kind], n_blocks=4, targets=("proj",)))
@@ -253,7 +259,7 @@ HALVES = pytest.mark.parametrize(
     ids=["bf16", "fp16", "fp32 under autocast", "bf16 under autocast"],
 )
 COUNT = pytest.mark.parametrize("count", [4, 64], ids=["few tokens", "many tokens"])
-REFLECTIONS = pytest.mark.parametrize("kind", ["ether", "one_sided", "ether_plus"])
+REFLECTIONS = pytest.mark.parametrize("kind", ["ether", "one_sided", "ether_plus", "anchored"])
 
 
 @REFLECTIONS
@@ -278,7 +284,7 @@ def test_gradients_in_half_precision_err_by_roundings(
     assert x.grad is not None
     assert x.grad.dtype == dtype
     assert relative_error(x.grad, exact_x.grad) < DIRECT[autocast or dtype]  # type: ignore[arg-type]
-    for name, parameter in vectors(adapter).items():
+    for name, parameter in adapter.methods()["proj"].named_parameters():
         assert parameter.grad is not None
         assert parameter.grad.dtype == torch.float32
         assert relative_error(parameter.grad, exact[name].grad) < 2 * DIRECT[autocast or dtype], name  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ CONFIGS = {
     "ether": EtherConfig("ether", n_blocks=2),
     "ether_plus": EtherConfig("ether_plus"),
     "one_sided": EtherConfig("ether_plus", two_sided=False, n_blocks=1),
+    "anchored": EtherConfig("anchored"),
     "naive": EtherConfig("naive"),
 }
 WIDE, NARROW = 24, 16
@@ -44,7 +45,7 @@ def given(rows: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def dense(module: nn.Linear, parts: list[tuple[Method, float]], x: Tensor) -> Tensor:
     weight = module.weight.double()
-    total = weight + sum(s * (dense_weight(weight, dict(m.named_parameters())) - weight) for m, s in parts)
+    total = weight + sum(s * (dense_weight(weight, m.state_dict(keep_vars=True)) - weight) for m, s in parts)
     return x.double() @ total.T + module.bias.double()
 
 
@@ -65,7 +66,7 @@ def test_a_call_under_a_mixture_is_dense(
     assert torch.equal(owned.run(Off(), x), module(x))
 
 
-@pytest.mark.parametrize("kind", ["ether", "ether_plus", "one_sided"])
+@pytest.mark.parametrize("kind", ["ether", "ether_plus", "one_sided", "anchored"])
 def test_a_call_under_a_plan_per_sample_is_dense(kind: str) -> None:
     module, x, (one, other) = linear(), given(4), methods(kind)
     assert isinstance(one, Reflection)

@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "ether": {"method": "ether"},
     "ether_plus": {"method": "ether_plus"},
     "one_sided": {"method": "ether_plus", "two_sided": False},
+    "anchored": {"method": "anchored"},
     "naive": {"method": "naive"},
 }
 KIND = pytest.mark.parametrize("kind", KINDS)
@@ -97,10 +98,10 @@ def test_projections_and_gradients_are_those_of_the_dense_weights(kind: str, tar
         x = torch.randn(1, number, linear.in_features, generator=generator, dtype=torch.float64)
         grad = torch.randn(1, number, linear.out_features, generator=generator, dtype=torch.float64)
         own = vectors_of(adapter, path)
-        inputs = [x.clone().requires_grad_(), *own.values()]
+        inputs = [x.clone().requires_grad_(), *(value for value in own.values() if value.requires_grad)]
         found = linear(inputs[0])
-        copies = {key: value.detach().clone().requires_grad_() for key, value in own.items()}
-        twins = [x.clone().requires_grad_(), *copies.values()]
+        copies = {key: value.detach().clone().requires_grad_(value.requires_grad) for key, value in own.items()}
+        twins = [x.clone().requires_grad_(), *(value for value in copies.values() if value.requires_grad)]
         expected = F.linear(twins[0], dense_weight(linear.weight, copies), linear.bias)
         close(found, expected)
         for mine, other in zip(
@@ -139,7 +140,7 @@ def test_parts_of_two_presets_mix() -> None:
         close(model(tokens(7)), twin(tokens(7)))
 
 
-@pytest.mark.parametrize("kind", ["ether", "ether_plus", "one_sided"])
+@pytest.mark.parametrize("kind", ["ether", "ether_plus", "one_sided", "anchored"])
 @pytest.mark.parametrize("number", [5, 300])
 def test_samples_have_the_parts_of_their_own_adapters(kind: str, number: int) -> None:
     model, host = adapted(kind, count=2)
@@ -187,7 +188,9 @@ def test_compiled_training_has_the_gradients_of_parts() -> None:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(("kind", "ranks"), [("ether", (4, 8)), ("ether_plus", (8 + 4 * 8, 2 * 8 + 8))])
+@pytest.mark.parametrize(
+    ("kind", "ranks"), [("ether", (4, 8)), ("ether_plus", (8 + 4 * 8, 2 * 8 + 8)), ("anchored", (8, 16))]
+)
 def test_the_rank_of_a_layer_counts_its_parts(kind: str, ranks: tuple[int, int]) -> None:
     model, host = adapted(kind)
     adapter = host.adapters["a"]

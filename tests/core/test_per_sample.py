@@ -22,6 +22,7 @@ CONFIGS = {
     "ether": EtherConfig("ether", n_blocks=2),
     "ether_plus": EtherConfig("ether_plus"),
     "one_sided": EtherConfig("ether_plus", two_sided=False, n_blocks=1),
+    "anchored": EtherConfig("anchored"),
 }
 KIND = pytest.mark.parametrize("kind", CONFIGS)
 NAMES = ("dog", "cat")

@@ -25,6 +25,7 @@ IN, OUT, SAMPLES, TOKENS = 24, 40, 3, 7
 CONFIGS = {
     "ether": EtherConfig("ether", targets=("proj",)),
     "ether_plus": EtherConfig(targets=("proj",)),
+    "anchored": EtherConfig("anchored", targets=("proj",)),
     "one-sided": EtherConfig(two_sided=False, targets=("proj",)),
 }
 KIND = pytest.mark.parametrize("kind", CONFIGS)
@@ -133,7 +134,7 @@ def test_half_precision_loses_no_more_than_one_rounding_of_it(kind: str, bias: b
     expected.backward(upstream.double())
     assert x.grad is not None
     assert relative_error(x.grad, y.grad) < 2 * DIRECT[torch.bfloat16]
-    for key, vector in vectors_of(adapter, "proj").items():
+    for key, vector in adapter.methods()["proj"].named_parameters():
         assert vector.grad is not None
         found, wanted = vector.grad.double(), vectors[key].grad
         assert (found - wanted).norm() < 4 * DIRECT[torch.bfloat16] * wanted.norm(), key

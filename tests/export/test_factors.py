@@ -14,8 +14,11 @@ from ether_diffusion.core.host import host_of
 from ether_diffusion.export.factors import ExportError, lora_layers
 from ether_diffusion.families.quantization import quantize
 
+RANKS = {"ether": 4, "anchored": 8, "ether_plus": 16}
+"""n, 2 n, and 4 n of two sides."""
 
-@pytest.mark.parametrize("method", ["ether", "ether_plus"])
+
+@pytest.mark.parametrize("method", RANKS)
 @pytest.mark.parametrize("family", ["sd", "sd3", "flux", "flux2", "z_image"])
 def test_up_times_down_is_the_update(family: str, method: str) -> None:
     pipe = adapted(family, "all", method)
@@ -29,7 +32,7 @@ def test_up_times_down_is_the_update(family: str, method: str) -> None:
         ranks.add(layer.rank)
         methods.pop(layer.path)
     assert not methods, "every projection has a layer"
-    assert min(ranks) == (4 if method == "ether" else 16)  # n, and 4 n of two sides; parts of fused layers add theirs
+    assert min(ranks) == RANKS[method]  # parts of fused layers add theirs
 
 
 def test_it_is_the_papers_formula() -> None:

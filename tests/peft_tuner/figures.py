@@ -38,7 +38,7 @@ def measured(kind: str, variant: str, seed: int) -> dict[str, float | str]:
     weight = weight.detach().double()
 
     def right(name: str) -> Tensor:
-        vectors = dict(layer.ether_methods[name].named_parameters()) if name in layer.ether_methods else {}
+        vectors = layer.ether_methods[name].state_dict(keep_vars=True) if name in layer.ether_methods else {}
         return x.double() @ (dense_weight(weight, vectors) if vectors else weight).T + layer.bias.double()
 
     output = layer(x)

@@ -17,6 +17,7 @@ KINDS: dict[str, dict[str, object]] = {
     "ether": {"variant": "ether", "n_blocks": 2},
     "ether_plus": {"variant": "ether_plus", "n_blocks": 4},
     "one_sided": {"variant": "ether_plus", "n_blocks": 1, "two_sided": False},
+    "anchored": {"variant": "anchored", "n_blocks": 4},
 }
 
 
@@ -72,7 +73,7 @@ def dense(layer: EtherLinear, strengths: Mapping[str, float], weight: Tensor | N
     total = weight
     for name, strength in strengths.items():
         if name in layer.ether_methods:
-            vectors = dict(layer.ether_methods[name].named_parameters())
+            vectors = layer.ether_methods[name].state_dict(keep_vars=True)
             total = total + strength * (dense_weight(weight, vectors) - weight)
     return total
 

@@ -47,7 +47,7 @@ def dense(strengths: dict[str, float]) -> Tensor:
                 total = weight.double()
                 for name, strength in strengths.items():
                     if name in layer.ether_methods:
-                        vectors = dict(layer.ether_methods[name].named_parameters())
+                        vectors = layer.ether_methods[name].state_dict(keep_vars=True)
                         total = total + strength * (dense_weight(weight, vectors) - weight.double())
                 weight.copy_(total)
     return run(plain)

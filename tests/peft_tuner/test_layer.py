@@ -69,9 +69,9 @@ def test_the_gradient_of_the_input_is_that_of_dense_weights(kind: str) -> None:
     assert relative_error(found, expected) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["ether_plus", "one_sided"])
+@pytest.mark.parametrize("kind", ["ether_plus", "one_sided", "anchored"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_ether_plus_starts_as_the_identity_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
+def test_all_but_ether_start_as_the_identity_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
     x, base = batch(dtype=dtype), small(dtype)
     model = peft.get_peft_model(small(dtype), config(kind, init_weights=True))
     assert torch.equal(model(x), base(x))
@@ -307,8 +307,8 @@ def test_only_active_adapters_are_scaled() -> None:
 
 
 def test_the_update_of_an_adapter_is_exactly_of_its_rank_and_a_lora_of_it_is_exact() -> None:
-    for kind, rank in (("ether", 2), ("one_sided", 2), ("ether_plus", 16)):
-        model, x = tuned(kind, n_blocks=4 if kind == "ether_plus" else KINDS[kind]["n_blocks"]), batch()
+    for kind, rank in (("ether", 2), ("one_sided", 2), ("anchored", 8), ("ether_plus", 16)):
+        model, x = tuned(kind), batch()
         for layer in layers(model).values():
             delta = layer.get_delta_weight("default").double()
             assert relative_error(delta, dense(layer, {"default": 1.0}) - layer.base_layer.weight.double()) < 1e-6

@@ -61,9 +61,9 @@ def made() -> Iterator[list[int]]:
     calls: list[int] = []
     original = functional.block_rows
 
-    def counted(u: Tensor, v: Tensor | None = None) -> functional.Rows:
+    def counted(formula: functional.Formula, u: Tensor, v: Tensor | None = None) -> functional.Rows:
         calls.append(len(u) if u.ndim == 3 else 1)
-        return original(u, v)
+        return original(formula, u, v)
 
     with mock.patch.object(rows, "block_rows", counted), mock.patch("ether_diffusion.core.methods.block_rows", counted):
         yield calls

@@ -44,6 +44,7 @@ Make = Callable[..., tuple[DiffusionPipeline, list[Trainable]]]
 
 NUMBER: dict[str, Callable[[int, int], int]] = {
     "ether": lambda i, o: i,
+    "anchored": lambda i, o: i,
     "ether_plus": lambda i, o: 2 * (i + o),
     "naive": lambda i, o: i * i // 4,
     "lora": lambda i, o: 4 * (i + o),

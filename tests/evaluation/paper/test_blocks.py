@@ -80,5 +80,5 @@ def test_the_table_is_sorted_by_the_number_of_blocks(tmp_path: Path) -> None:
 
 def test_only_methods_with_blocks_of_this_library_are_studied(tmp_path: Path) -> None:
     arguments = ["--output_dir", str(tmp_path), "--training", '{"pretrained_model_name_or_path": "playground"}']
-    with pytest.raises(SystemExit, match="arm mine: blocks are studied for ether, ether_plus, naive, not lora"):
+    with pytest.raises(SystemExit, match="blocks are studied for ether, ether_plus, anchored, naive, not lora"):
         main([*arguments, "--arms", '{"mine": {"method": "lora"}}'])
