@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ether_diffusion.registry import OWN_METHODS
+from ether_diffusion.registry import METHODS, OWN_METHODS
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,13 @@ class EtherConfig:
 
     Attributes:
         method: "ether" (one reflection per input side), "ether_plus" (its relaxation), "naive" (unconstrained blocks,
-            the paper's baseline) or "anchored" (ETHER's reflection and a frozen one, which together start as the
-            identity: a variant that is not the paper's).
+            the paper's baseline); two variants that are not the paper's: "anchored" (ETHER's reflection and a frozen
+            one, which together start as the identity) and "ether_plus_free" (ETHER+ without the unit length).
         n_blocks: number of diagonal blocks; must divide the features of every target, of a fused Linear those of every
             part. The number of parameters of all but Naive does not depend on it. The paper does not state its value
             for images.
-        two_sided: ETHER+ only: transform the output features as well as the input features (the paper's default).
+        two_sided: ETHER+, of free lengths as well: transform the output features as well as the input features (the
+            paper's default).
         targets: a preset ("attention", "attention+mlp", "all", "self", "cross", "attention+geglu") or name patterns
             such as ("attn2.to_k", "mid_block.*"); see :func:`ether_diffusion.core.targets.find_targets`.
         seed: seed of the vectors' initial directions.
@@ -46,6 +47,16 @@ class EtherConfig:
             object.__setattr__(self, "targets", tuple(self.targets))
         if not self.targets:
             raise ValueError('targets is empty: name a preset such as "attention", or patterns of module names')
+
+    @property
+    def is_relaxed(self) -> bool:
+        """Whether it has v beside u, and can be two-sided."""
+        return "two_sided" in METHODS[self.method].settings
+
+    @property
+    def acts_on_outputs(self) -> bool:
+        """Whether the output features are transformed as well."""
+        return self.is_relaxed and self.two_sided
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-able values."""

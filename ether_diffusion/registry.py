@@ -62,6 +62,7 @@ class MethodEntry:
         build: its configuration in peft, from the settings and the names of the layers; None where it is not of peft.
         transform: of a layer of peft and the adapter's name: the matrix that the weight is multiplied with, to take
             its distance from the identity. None where it adds; an adapter of this library says it itself.
+        variant_of: of a variant that is not the paper's, the method that it changes.
     """
 
     name: str
@@ -73,6 +74,7 @@ class MethodEntry:
     per_sample: bool = False
     build: Callable[[Sizes, list[str]], PeftConfig] | None = None
     transform: Callable[[Any, str], Tensor] | None = None
+    variant_of: str | None = None
 
     @property
     def is_own(self) -> bool:
@@ -149,15 +151,6 @@ _BLOCKS, _RANK = ("n_blocks", "targets"), ("rank", "targets")
 _ENTRIES = (
     MethodEntry("ether", "ETHER", "ether", Rate(6e-3), Rate(1e-3), _BLOCKS, per_sample=True),
     MethodEntry("ether_plus", "ETHER+", "ether", Rate(6e-3), Rate(1e-3), (*_BLOCKS, "two_sided"), per_sample=True),
-    MethodEntry(
-        "anchored",
-        "Anchored ETHER (not the paper's)",
-        "ether",
-        Rate(6e-3, "guessed"),
-        Rate(1e-3, "guessed"),
-        _BLOCKS,
-        per_sample=True,
-    ),
     MethodEntry("naive", "Naive", "ether", Rate(6e-5), Rate(1e-5), _BLOCKS),
     MethodEntry("full", "Full finetuning", "pipeline", Rate(5e-6), Rate(1e-5, "diffusers")),
     MethodEntry("lora", "LoRA", "lora", Rate(6e-4), Rate(1e-4, "diffusers"), _RANK, build=_lora),
@@ -193,6 +186,26 @@ _ENTRIES = (
     ),
     MethodEntry("peft", "An adapter of PEFT", "peft", None, None, ("peft_config", "targets"), build=_named),
     MethodEntry("none", "A control encoder", "nothing", None, Rate(1e-4)),
+    MethodEntry(
+        "anchored",
+        "Anchored ETHER (not the paper's)",
+        "ether",
+        Rate(6e-3, "guessed"),
+        Rate(1e-3, "guessed"),
+        _BLOCKS,
+        per_sample=True,
+        variant_of="ether",
+    ),
+    MethodEntry(
+        "ether_plus_free",
+        "ETHER+ of free lengths (not the paper's)",
+        "ether",
+        Rate(6e-3, "guessed"),
+        Rate(1e-3, "guessed"),
+        (*_BLOCKS, "two_sided"),
+        per_sample=True,
+        variant_of="ether_plus",
+    ),
 )
 METHODS = {entry.name: entry for entry in _ENTRIES}
 """All methods by their names."""

@@ -41,6 +41,12 @@ def relaxed(u: Tensor, v: Tensor) -> Tensor:
     return block_diagonal(blocks)
 
 
+def free_lengths(u: Tensor, v: Tensor) -> Tensor:
+    """I - u uᵀ + v vᵀ per block, (d, d) fp64; differentiable."""
+    pairs = zip(u.double(), v.double(), strict=True)
+    return block_diagonal([torch.eye(len(a), dtype=torch.float64) - a[:, None] * a + b[:, None] * b for a, b in pairs])
+
+
 def anchored(u: Tensor, anchor: Tensor) -> Tensor:
     """H(anchor) H(u) per block, (d, d) fp64; differentiable."""
     return reflection(anchor) @ reflection(u)

@@ -33,7 +33,10 @@ def test_every_entry_names_settings_that_exist() -> None:
 
 
 def test_an_adapter_file_holds_the_methods_of_this_library_alone() -> None:
-    assert {EtherConfig(name).method for name in OWN_METHODS} == {"ether", "ether_plus", "naive", "anchored"}
+    assert {EtherConfig(name).method for name in OWN_METHODS} == {
+        *("ether", "ether_plus", "naive"),
+        *("anchored", "ether_plus_free"),
+    }
     with pytest.raises(ValueError, match="unknown method 'lora'"):
         EtherConfig("lora")
 
@@ -42,12 +45,14 @@ def test_the_rates_of_the_paper(tmp_path: Path) -> None:
     """App. C; guessed: ETHER's and OFT's; LoRA's and full finetuning's of controls are from diffusers' scripts."""
     subjects = {name: entry.rate.value for name, entry in METHODS.items() if entry.rate is not None}
     assert subjects == {
-        **{"ether": 6e-3, "ether_plus": 6e-3, "anchored": 6e-3, "naive": 6e-5, "oft": 6e-5, "boft": 6e-5, "hra": 6e-5},
+        **dict.fromkeys(("ether", "ether_plus", "anchored", "ether_plus_free"), 6e-3),
+        **dict.fromkeys(("naive", "oft", "boft", "hra"), 6e-5),
         **{"lora": 6e-4, "full": 5e-6},
     }
     controls = {name: entry.control_rate.value for name, entry in METHODS.items() if entry.control_rate is not None}
     assert controls == {
-        **{"ether": 1e-3, "ether_plus": 1e-3, "anchored": 1e-3, "naive": 1e-5, "oft": 1e-5, "boft": 1e-5, "hra": 1e-5},
+        **dict.fromkeys(("ether", "ether_plus", "anchored", "ether_plus_free"), 1e-3),
+        **dict.fromkeys(("naive", "oft", "boft", "hra"), 1e-5),
         **{"lora": 1e-4, "full": 1e-5, "none": 1e-4},
     }
     assert config(tmp_path, method="lora").default_rate == METHODS["lora"].rate

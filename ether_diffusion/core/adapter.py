@@ -108,7 +108,7 @@ def check_blocks(targets: list[Target], config: EtherConfig) -> None:
 
     These are the features of a side or, of a fused Linear, those of each part.
     """
-    two_sided = config.method == "ether_plus" and config.two_sided
+    two_sided = config.acts_on_outputs
     widths = set()
     for target in targets:
         for side, layout in (("input", target.inputs), ("output", target.outputs))[: 1 + two_sided]:

@@ -85,6 +85,18 @@ def _relaxed_pulled(u: Tensor, v: Tensor | None, analysis: Tensor, synthesis: Te
     return grad_u, grad_v
 
 
+def _free_lengths(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+    """E = v vᵀ - u uᵀ = a bᵀ + b aᵀ with a = √½ (v - u) and b = √½ (v + u)."""
+    assert v is not None
+    rows = torch.stack([v + u, v - u], dim=-3) * 0.5**0.5
+    return rows, rows.flip(-3)
+
+
+def _free_lengths_pulled(u: Tensor, v: Tensor | None, analysis: Tensor, synthesis: Tensor) -> tuple[Tensor, Tensor]:
+    b, a = ((analysis + synthesis.flip(-3)) * 0.5**0.5).unbind(-3)
+    return b - a, b + a
+
+
 def _anchored(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
     """E = 2 v̂ (d - d·d û)ᵀ - 2 d ûᵀ with d = û - v̂, which is H(v) H(u) - I."""
     assert v is not None
@@ -107,6 +119,8 @@ REFLECTION = Formula(_reflection, _reflection_pulled)
 """ETHER: h = 1, of u alone."""
 RELAXED = Formula(_relaxed, _relaxed_pulled)
 """ETHER+: h = 2, of u and v."""
+FREE_LENGTHS = Formula(_free_lengths, _free_lengths_pulled)
+"""ETHER+ without the division by the lengths, which is not the paper's: h = 2, of u and v."""
 ANCHORED = Formula(_anchored, _anchored_pulled)
 """The variant that is not the paper's: h = 2, of u and of a v that is not trained."""
 

@@ -1,6 +1,6 @@
-"""ETHER, ETHER+, Naive and a variant, with one interface: what a method does to the two sides of a frozen projection.
+"""ETHER, ETHER+, Naive and two variants, with one interface: what a method does to the sides of a frozen projection.
 
-arXiv 2405.20271, Sec. 3.2, 3.3 and 4; :class:`Anchored` is a variant that is not the paper's.
+arXiv 2405.20271, Sec. 3.2, 3.3 and 4; :class:`Anchored` and :class:`EtherPlusFree` are not the paper's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.functional import (
     ANCHORED,
+    FREE_LENGTHS,
     REFLECTION,
     RELAXED,
     Formula,
@@ -221,6 +222,15 @@ class EtherPlus(Reflection):
         return tuple([tuple(zip(of_parts(side, u), of_parts(side, v), strict=True)) for side, u, v in own])
 
 
+class EtherPlusFree(EtherPlus):
+    """ETHER+ with u and v themselves in place of û and v̂: I - u uᵀ + v vᵀ per block, at any distance from I.
+
+    A variant that is not the paper's, to see what the unit length does. It starts as the identity, too.
+    """
+
+    formula = FREE_LENGTHS
+
+
 class Anchored(Reflection):
     """y = weight (H₀ H x) + bias with ETHER's H of u and H₀ of a frozen u₀: a variant that is not the paper's.
 
@@ -277,4 +287,5 @@ def build_method(
         return Anchored(inputs, outputs, config.n_blocks, generator)
     if config.method == "naive":
         return Naive(inputs, outputs, config.n_blocks, generator)
-    return EtherPlus(inputs, outputs, config.n_blocks, generator, config.two_sided)
+    kind = EtherPlusFree if config.method == "ether_plus_free" else EtherPlus
+    return kind(inputs, outputs, config.n_blocks, generator, config.two_sided)

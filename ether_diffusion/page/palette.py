@@ -47,11 +47,14 @@ def styles(labels: Sequence[str], methods: Sequence[str] | None = None) -> dict[
 
     Args:
         labels: of the series, such as ``ether_plus``, ``lora, 0.001``.
-        methods: the method behind each label; by default the one that the label begins with, by name or title. What is
-            of no method has a colour that no method among the labels has, the grey first.
+        methods: the method behind each label; by default the one that the label begins with, by name or title. A
+            variant has the colour of the method that it changes. What is of no method has a colour that no method
+            among the labels has, the grey first.
     """
-    order = [name for name in METHODS if name != "peft"]  # which stands for many methods, with a free colour each
-    known = [_method(label) for label in labels] if methods is None else list(methods)
+    # "peft" stands for many methods, with a free colour each
+    order = [name for name, entry in METHODS.items() if entry.variant_of is None and name != "peft"]
+    given = [_method(label) for label in labels] if methods is None else list(methods)
+    known = [METHODS[name].variant_of or name if name in METHODS else name for name in given]
     slots = [order.index(name) % len(LIGHT) if name in order else None for name in known]
     free = [number for number in reversed(range(len(LIGHT))) if number not in slots] or list(range(len(LIGHT)))
     others = [number for number, slot in enumerate(slots) if slot is None]

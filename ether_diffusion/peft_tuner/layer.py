@@ -377,10 +377,10 @@ def check(target: Target, config: EtherPeftConfig) -> None:
 
 def check_all(targets: list[Target], config: EtherPeftConfig) -> None:
     """Raise ValueError unless the blocks of an adapter fit all its projections, two features wide at least."""
-    check_blocks(targets, config.ether_config())
-    two_sided = config.variant == "ether_plus" and config.two_sided
+    settings = config.ether_config()
+    check_blocks(targets, settings)
     for target in targets:
-        for side in (target.inputs, target.outputs)[: 1 + two_sided]:
+        for side in (target.inputs, target.outputs)[: 1 + settings.acts_on_outputs]:
             for part in side.parts:
                 if part.width == config.n_blocks:
                     raise ValueError(

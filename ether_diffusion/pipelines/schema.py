@@ -144,7 +144,7 @@ def vector_shapes(config: EtherConfig, inputs: Layout | int, outputs: Layout | i
     sides = {"blocks": inputs} if config.method == "naive" else {"u": inputs}
     if config.method == "anchored":
         sides["anchor"] = inputs
-    if config.method == "ether_plus":
+    if config.is_relaxed:
         sides |= {"v": inputs} | ({"u_out": outputs, "v_out": outputs} if config.two_sided else {})
     for vector, side in sides.items():
         for part in Layout.of(side).parts:

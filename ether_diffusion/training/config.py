@@ -62,11 +62,13 @@ class TrainingConfig:
         resume: continue the run in output_dir: "latest", "latest-good" (the newest that is not
             damaged), or the name of one of its checkpoints.
         seed: of everything random: the vectors, the order, augmentation, noise, timesteps.
-        method: what is trained. ether, ether_plus, naive: adapters of this library; anchored: also one, a variant of
-            ether that starts as the identity and is not the paper's; full: the weights themselves; lora, oft, boft,
-            hra, peft: adapters of peft, for studies (extra "study"); none: no adapter, for controls only.
-        n_blocks: diagonal blocks of ether, ether_plus, anchored, naive, oft and boft. The paper does not state the n
+        method: what is trained. ether, ether_plus, naive: adapters of this library; full: the weights themselves;
+            lora, oft, boft, hra, peft: adapters of peft, for studies (extra "study"); none: no adapter, for controls
+            only; variants that are not the paper's (docs/departures.md): anchored, ether_plus_free.
+        n_blocks: diagonal blocks of oft, boft and the adapters of this library. The paper does not state the n
             that its image experiments used; 4 is what it gives OFT and Naive.
+        initial_length: of the trained vectors of reflections at the start. The shorter one is, the further a step of
+            the same rate turns it: halving the length is like doubling the rate.
         two_sided: ether_plus: transform the outputs of the projections as well as their inputs.
         targets: projections to act on: attention, attention+mlp, all, self, cross, attention+geglu, or a list of name
             patterns (docs/families.md).
@@ -78,7 +80,7 @@ class TrainingConfig:
         train_batch_size: images per process and accumulation round.
         gradient_accumulation_steps: rounds per optimisation step.
         max_train_steps: optimisation steps.
-        learning_rate: the method's rate of the paper where it is not given; for anchored, boft and hra, which are
+        learning_rate: the method's rate of the paper where it is not given; for boft, hra and variants, which are
             not in it, an untried guess.
         text_encoder_lr: learning rate of the text encoder(s); learning_rate where it is not given.
         lr_scheduler: any schedule of diffusers.
@@ -144,6 +146,7 @@ class TrainingConfig:
     RANGES: ClassVar[Mapping[str, Range]] = {
         "seed": SEED,
         "n_blocks": COUNT,
+        "initial_length": POSITIVE,
         "rank": COUNT,
         "resolution": Range(8),
         "train_batch_size": COUNT,
@@ -184,6 +187,7 @@ class TrainingConfig:
         "ema_decay",
         "peft_config",
         "base_config",
+        "initial_length",
     }
     """Settings that version 0.1 did not have; a class that has more adds theirs."""
 
@@ -199,6 +203,7 @@ class TrainingConfig:
 
     method: Method = "ether_plus"  # type: ignore[valid-type]
     n_blocks: int = 4
+    initial_length: float = 1.0
     two_sided: bool = True
     targets: list[str] | str = "attention"
     rank: int = 4
@@ -267,6 +272,8 @@ class TrainingConfig:
             raise ValueError("output_dir must name a folder of the run's own")
         check_ranges(self, self.RANGES)
         self._check_peft()
+        if self.initial_length != 1 and not self.entry.is_reflection:
+            raise ValueError(f"initial_length is of the vectors of reflections, and method={self.method} has none")
         if self.resolution is not None and self.resolution % 8:
             below = max(8, self.resolution // 8 * 8)
             raise ValueError(f"resolution must be a multiple of 8 pixels, such as {below}, not {self.resolution}")

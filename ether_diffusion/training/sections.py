@@ -36,6 +36,7 @@ class AdapterSection:
 
     entry: MethodEntry
     n_blocks: int
+    initial_length: float
     two_sided: bool
     rank: int
     peft_config: Mapping[str, Any] | None

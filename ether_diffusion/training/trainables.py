@@ -160,6 +160,10 @@ def save_adapter(pipe: DiffusionPipeline, name: str, base_model: str, folder: Pa
 
 def _ether(component: str, module: nn.Module, section: AdapterSection, name: str) -> Trainable:
     adapter = attach(module, section.ether_config(component), name)
+    if section.entry.is_reflection:
+        with torch.no_grad():
+            for vectors in adapter.parameters():
+                vectors.mul_(section.initial_length)
     return Trainable(component, adapter, partial(_set_active, module, name), name)
 
 

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import anchored, block_diagonal, reflection, relative_error, relaxed
+from helpers import anchored, block_diagonal, free_lengths, reflection, relative_error, relaxed
 from torch import Tensor
 
 from ether_diffusion.core.functional import (
     ANCHORED,
+    FREE_LENGTHS,
     REFLECTION,
     RELAXED,
     block_matmul_delta,
@@ -29,7 +30,7 @@ from ether_diffusion.core.functional import (
 FEATURES = 8
 BLOCKS = pytest.mark.parametrize("n_blocks", [1, 2, 4])
 SHAPES = pytest.mark.parametrize("shape", [(5,), (2, 3)], ids=["2-D", "3-D"])
-FORMULAS = {"ether": REFLECTION, "ether_plus": RELAXED, "anchored": ANCHORED}
+FORMULAS = {"ether": REFLECTION, "ether_plus": RELAXED, "anchored": ANCHORED, "ether_plus_free": FREE_LENGTHS}
 METHODS = pytest.mark.parametrize("method", FORMULAS)
 
 
@@ -47,16 +48,16 @@ def trained(method: str, given: list[Tensor]) -> list[Tensor]:
     return [each.requires_grad_() for each in (given[:1] if method == "anchored" else given)]
 
 
-def anchored_delta(x: Tensor, u: Tensor, anchor: Tensor, shift: Tensor | None = None) -> Tensor:
-    return row_update(x, block_rows(ANCHORED, u, anchor), shift, keep=False)
-
-
 def delta(method: str) -> Callable[..., Tensor]:
-    return {"ether": reflection_delta, "ether_plus": relaxed_reflection_delta, "anchored": anchored_delta}[method]
+    def of_variant(x: Tensor, u: Tensor, second: Tensor, shift: Tensor | None = None) -> Tensor:
+        return row_update(x, block_rows(FORMULAS[method], u, second), shift, keep=False)
+
+    return {"ether": reflection_delta, "ether_plus": relaxed_reflection_delta}.get(method, of_variant)
 
 
 def oracle(method: str, *given: Tensor) -> Tensor:
-    return {"ether": reflection, "ether_plus": relaxed, "anchored": anchored}[method](*given)
+    dense: dict[str, Callable[..., Tensor]] = {"ether": reflection, "ether_plus": relaxed, "anchored": anchored}
+    return dense.get(method, free_lengths)(*given)
 
 
 @METHODS
@@ -132,8 +133,8 @@ def test_half_precision_keeps_its_dtype_and_errs_by_one_rounding(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize("method", ["ether_plus", "anchored"])
-def test_with_equal_vectors_ether_plus_and_the_variant_are_exactly_the_identity(
+@pytest.mark.parametrize("method", ["ether_plus", "anchored", "ether_plus_free"])
+def test_with_equal_vectors_ether_plus_and_the_variants_are_exactly_the_identity(
     method: str, dtype: torch.dtype, autocast: bool, shifted: bool
 ) -> None:
     x, u = randn(16, FEATURES, seed=1, dtype=dtype), randn(2, FEATURES // 2, dtype=torch.float32)

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import DIRECT, dense_weight, relative_error, shake
+from helpers import DIRECT, dense_weight, free_lengths, relative_error, shake
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -231,6 +231,39 @@ def test_all_methods_but_ether_start_as_exactly_the_base(kind: str, dtype: torch
     base = model(x)
     attach(model, EtherConfig(**KINDS[kind], n_blocks=4, targets=("proj",)))
     assert torch.equal(model(x), base)
+
+
+@pytest.mark.parametrize("length", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("two_sided", [True, False])
+def test_without_the_unit_length_the_vectors_act_as_long_as_they_are(length: float, two_sided: bool) -> None:
+    model, x = OneLinear(), tokens(torch.float64)
+    config = EtherConfig("ether_plus_free", n_blocks=2, two_sided=two_sided, targets=("proj",))
+    adapter = attach(model, config)
+    shake(adapter, seed=3)
+    with torch.no_grad():
+        for vector in adapter.parameters():
+            vector *= length
+    given = vectors(adapter)
+    weight = model.proj.weight.double() @ free_lengths(given["u"], given["v"])
+    if two_sided:
+        weight = free_lengths(given["u_out"], given["v_out"]) @ weight
+    bias = 0 if model.proj.bias is None else model.proj.bias.double()
+    assert relative_error(model(x), x @ weight.T + bias) < 1e-6
+    (method,) = adapter.methods().values()
+    assert relative_error(method.delta_weight(model.proj.weight), weight - model.proj.weight) < 1e-5
+
+
+def test_of_unit_vectors_the_variant_of_free_lengths_is_ether_plus() -> None:
+    found, model, x = [], OneLinear(), tokens(torch.float64)
+    for kind in ("ether_plus", "ether_plus_free"):
+        adapter = attach(model, EtherConfig(kind, n_blocks=4, targets=("proj",)))
+        shake(adapter, seed=3)
+        with torch.no_grad():
+            for vector in adapter.parameters():
+                vector /= vector.norm(dim=-1, keepdim=True)
+        found.append(model(x))
+        adapter.detach()
+    assert relative_error(*found) < 1e-6
 
 
 def test_ether_starts_as_reflections_at_full_distance() -> None:

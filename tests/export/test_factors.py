@@ -14,7 +14,7 @@ from ether_diffusion.core.host import host_of
 from ether_diffusion.export.factors import ExportError, lora_layers
 from ether_diffusion.families.quantization import quantize
 
-RANKS = {"ether": 4, "anchored": 8, "ether_plus": 16}
+RANKS = {"ether": 4, "anchored": 8, "ether_plus": 16, "ether_plus_free": 16}
 """n, 2 n, and 4 n of two sides."""
 
 

@@ -77,7 +77,7 @@ def test_a_method_has_its_colour_whatever_stands_beside_it() -> None:
     assert styles(["base", "ether", "lora", "oft"])["lora"] == alone
     assert styles(["lora, 0.001"])["lora, 0.001"] == alone
     assert styles(["runs/dog"], ["lora"])["runs/dog"] == alone
-    named = [name for name in METHODS if name != "peft"]
+    named = [name for name, entry in METHODS.items() if entry.variant_of is None and name != "peft"]
     assert len({style.number for style in styles(named).values()}) == len(named) <= len(LIGHT)
     outside = styles(["dora", "lora", "delora"], ["peft", "lora", "peft"])
     assert len({style.number for style in outside.values()}) == 3
@@ -89,6 +89,8 @@ def test_a_label_is_of_the_method_that_it_begins_with_and_not_of_a_shorter_one()
     assert styles(["ether_plus one side"])["ether_plus one side"].number == styles(["ether_plus"])["ether_plus"].number
     for name, entry in METHODS.items():
         assert styles([f"{entry.title}: mIoU"])[f"{entry.title}: mIoU"] == styles([name])[name]
+    pair = styles(["ether_plus", "ether_plus_free"])
+    assert pair["ether_plus_free"] == Style(pair["ether_plus"].number, 1)
     assert styles(["etherial", "ether"])["etherial"].number != styles(["ether"])["ether"].number
 
 

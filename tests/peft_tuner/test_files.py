@@ -121,7 +121,7 @@ def test_parts_of_fused_linears_travel(targets: str, tmp_path: Path) -> None:
 
 def test_what_a_folder_cannot_hold_is_refused(pipe: DiffusionPipeline, tmp_path: Path) -> None:
     source = saved(pipe, tmp_path / "ours", ether.EtherConfig("naive"))
-    with pytest.raises(ValueError, match=r"unet of .* is of naive; the tuner has ether, ether_plus, anchored"):
+    with pytest.raises(ValueError, match=r"unet of .* is of naive; the tuner has ether, ether_plus, anchored, "):
         to_peft(source, tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
     with pytest.raises(FileNotFoundError):

@@ -54,7 +54,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("method", ["ether", "ether_plus", "naive", "anchored"])
+@pytest.mark.parametrize("method", ["ether", "ether_plus", "naive", "anchored", "ether_plus_free"])
 def test_round_trip_through_a_pipeline_is_exact(tmp_path: Path, method: str) -> None:
     first, second = tiny_pipeline(), tiny_pipeline()
     config = EtherConfig(method, n_blocks=2, targets=("to_q", "attn2.to_k"), seed=5)

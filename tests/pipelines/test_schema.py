@@ -204,7 +204,7 @@ def test_other_floating_dtypes_are_read(pipe: DiffusionPipeline, tmp_path: Path,
     assert all(torch.equal(loaded[key.removeprefix("unet.")], value.float()) for key, value in tensors.items())
 
 
-@pytest.mark.parametrize("method", ["ether", "ether_plus", "naive", "anchored"])
+@pytest.mark.parametrize("method", ["ether", "ether_plus", "naive", "anchored", "ether_plus_free"])
 @pytest.mark.parametrize("two_sided", [True, False])
 @pytest.mark.parametrize("fused", [False, True])
 def test_shapes_of_the_schema_are_those_of_the_adapter(method: str, two_sided: bool, fused: bool) -> None:

@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {
     "seed": 3,
     "method": "ether",
     "n_blocks": 8,
+    "initial_length": 0.5,
     "two_sided": False,
     "targets": ["attn2.to_k", "mid_block.*"],
     "rank": 5,

@@ -64,7 +64,7 @@ def test_what_readers_do_not_know_is_told_before_the_training(train: Train, tmp_
 
 @pytest.mark.parametrize("method", ["naive", "lora", "full"])
 def test_other_methods_are_refused(method: str, train: Train) -> None:
-    with pytest.raises(ValueError, match=f"ether, ether_plus, anchored learn.* not method={method}"):
+    with pytest.raises(ValueError, match=f"ether, ether_plus, anchored, ether_plus_free learn.* not method={method}"):
         train(method=method, export_lora="diffusers")
 
 

@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_names_its_subject(
     ("changes", "message"),
     [
         ({"instance_data_dir": "dog"}, "either instance_data_dir, for one subject, or subjects_dir"),
-        ({"method": "lora"}, "subjects_dir trains ether, ether_plus, anchored"),
+        ({"method": "lora"}, "subjects_dir trains ether, ether_plus, anchored, ether_plus_free"),
         ({"aspect_ratio_buckets": True}, "leave out aspect_ratio_buckets"),
         ({"mixed_precision": "fp16"}, "subjects_dir needs bf16 or no"),
         ({"optimizer": "prodigy"}, "subjects_dir cannot use prodigy"),

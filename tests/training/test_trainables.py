@@ -45,6 +45,7 @@ Make = Callable[..., tuple[DiffusionPipeline, list[Trainable]]]
 NUMBER: dict[str, Callable[[int, int], int]] = {
     "ether": lambda i, o: i,
     "anchored": lambda i, o: i,
+    "ether_plus_free": lambda i, o: 2 * (i + o),
     "ether_plus": lambda i, o: 2 * (i + o),
     "naive": lambda i, o: i * i // 4,
     "lora": lambda i, o: 4 * (i + o),
@@ -62,6 +63,19 @@ def test_the_number_of_parameters_is_the_methods_formula_over_all_targets(method
     _, [trainable] = make(method)
     assert trainable.num_parameters() == sum(NUMBER[method](*shape) for shape in shapes)
     assert {parameter.dtype for parameter in trainable.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", ["ether", "ether_plus", "anchored", "ether_plus_free"])
+def test_vectors_begin_at_the_length_that_is_asked_for(method: str, make: Make) -> None:
+    (_, [whole]), (_, [short]) = make(method), make(method, initial_length=0.5)
+    for one, other in zip(whole.parameters(), short.parameters(), strict=True):
+        assert torch.equal(0.5 * one, other)
+        torch.testing.assert_close(other.norm(dim=-1), torch.full(other.shape[:-1], 0.5))
+
+
+def test_only_reflections_have_a_length(settings: Settings) -> None:
+    with pytest.raises(ValueError, match=r"initial_length is of the vectors of reflections, and method=naive has none"):
+        settings(method="naive", initial_length=0.5)
 
 
 @pytest.mark.parametrize(("method", "linear"), [("ether_plus", 2 * (32 + 96)), ("lora", 4 * (32 + 288))])
