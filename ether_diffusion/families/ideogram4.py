@@ -51,7 +51,7 @@ class Ideogram4(PatchLatents):
 
     def unscaled(self, drawn: Tensor, height: int, width: int) -> Tensor:
         """z from tokens."""
-        mean, deviation = self.statistics()
+        mean, deviation = self.statistics(drawn.device)
         size = (height // self.vae_factor, width // self.vae_factor)
         patches = drawn.float().transpose(1, 2).unflatten(2, size) * deviation + mean
         return F.pixel_shuffle(patches.unflatten(1, (PATCH**2, -1)).transpose(1, 2).flatten(1, 2), PATCH)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,14 +55,14 @@ class PatchLatents(FlowTransformer):
 
     def scaled(self, encoded: Tensor) -> Tensor:
         """(patches - mean) / deviation of the batch norm."""
-        mean, deviation = self.statistics()
+        mean, deviation = self.statistics(encoded.device)
         return (encoded.float() - mean) / deviation
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the batch norm, (1, channels, 1, 1) fp32."""
-        norm = self.pipe.vae.bn
-        mean = norm.running_mean.view(1, -1, 1, 1).float()
-        return mean, (norm.running_var.view(1, -1, 1, 1).float() + self.pipe.vae.config.batch_norm_eps).sqrt()
+    def statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the batch norm, (1, channels, 1, 1) fp32, there; the autoencoder may be elsewhere."""
+        norm, epsilon = self.pipe.vae.bn, self.pipe.vae.config.batch_norm_eps
+        mean, variance = (each.to(device).view(1, -1, 1, 1).float() for each in (norm.running_mean, norm.running_var))
+        return mean, (variance + epsilon).sqrt()
 
     def prediction(self, output: Any, noisy: Tensor) -> Tensor:
         """The tokens as patches."""

@@ -188,6 +188,26 @@ def test_training_predicts_what_drawing_does(name: str, size: tuple[int, int], c
     assert torch.allclose(found, expected, atol=1e-5) == (not checkpointing or family.CHECKPOINTING is None)
 
 
+@pytest.mark.parametrize("name", [*FLOW, *DIFFUSION])
+@torch.no_grad()
+def test_a_step_stays_on_the_denoisers_device_wherever_the_others_are(name: str) -> None:
+    """The device without storage stands for a GPU: an operation on tensors of both it and the CPU fails there, too."""
+    family = family_in_test(build(name))
+    prompts, device = family.encode_prompts(PROMPTS), torch.device("meta")
+    if name == "qwen_image":  # which looks whether there is padding, and nothing can be looked at there
+        prompts = {key: None if key.endswith("mask") else value for key, value in prompts.items()}
+    family.denoiser.to(device)
+    latents = torch.empty(2, family.latent_channels, 64 // family.vae_factor, 64 // family.vae_factor, device=device)
+    noisy = family.scaled(latents)
+    times, sizes = torch.empty(2, device=device), torch.empty(2, 6, device=device)
+    arguments = family.arguments(noisy, times, family.placed(prompts, device, torch.float32), sizes)
+    for key, value in arguments.items():
+        tensors = [value] if isinstance(value, torch.Tensor) else value if isinstance(value, list) else []
+        assert {each.device for each in tensors if isinstance(each, torch.Tensor)} <= {device}, key
+    if name == "ideogram4":  # whose drawn tokens are normalised as well
+        assert family.unscaled(noisy.flatten(2).transpose(1, 2), 64, 64).device == device
+
+
 @pytest.mark.parametrize("name", [*FLOW, "pixart_sigma"])
 def test_steps_guidance_and_length_are_the_pipelines_defaults(name: str) -> None:
     family = family_in_test(build(name))
