@@ -13,6 +13,7 @@ from statistics import fmean
 
 from ether_diffusion.evaluation.statistics import Comparison, Estimate, compare, mean_interval
 from ether_diffusion.evaluation.subjects.arms import BASE
+from ether_diffusion.evaluation.subjects.planned import scores_or_base
 from ether_diffusion.evaluation.subjects.summary import Metric, Result, unit_values
 from ether_diffusion.evaluation.tables import comparison_cells, format_difference
 from ether_diffusion.files import write_text
@@ -54,10 +55,11 @@ def rate_losses(results: Sequence[Result], tuned: Mapping[str, float], metric: M
     Raises:
         ValueError: a method has no result at its r*, or the base has none.
     """
-    base = unit_values([result for result in results if result["arm"] == BASE], metric)
+    of_base = [result for result in results if result["arm"] == BASE]
+    base = unit_values(of_base, metric)
     found = []
     for arm, rate in tuned.items():
-        by_rate = _scores(results, arm, base, metric)
+        by_rate = _scores(results, arm, of_base, metric)
         if rate not in by_rate:
             raise ValueError(f"tuned_rates: {arm} was not run at {rate:g}; it was at {', '.join(map(str, by_rate))}")
         right = by_rate[rate][0]
@@ -70,15 +72,15 @@ def rate_losses(results: Sequence[Result], tuned: Mapping[str, float], metric: M
     return found
 
 
-def _scores(results: Sequence[Result], arm: str, base: Subjects, metric: Metric) -> dict[float, tuple[Subjects, int]]:
+def _scores(
+    results: Sequence[Result], arm: str, base: Sequence[Result], metric: Metric
+) -> dict[float, tuple[Subjects, int]]:
     """By rate: the score of each subject, the base's where a training diverged, and how many did."""
     found: dict[float, tuple[Subjects, int]] = {}
     mine = [result for result in results if result["arm"] == arm]
     for rate in sorted({result["learning_rate"] for result in mine}):
         of_rate = [result for result in mine if result["learning_rate"] == rate]
-        diverged = {result["subject"] for result in of_rate if result.get("diverged")}
-        scores = unit_values(of_rate, metric) | {subject: base[subject] for subject in diverged if subject in base}
-        found[rate] = {subject: scores[subject] for subject in scores.keys() & base.keys()}, len(diverged)
+        found[rate] = scores_or_base(of_rate, base, metric)
     return found
 
 

@@ -39,6 +39,8 @@ COPIES = "copies"
 NOISE = "noise"
 """Uniform noise."""
 
+Sides = Sequence[Sequence[str]]
+"""Two lists of cells, ``arm`` or ``arm@rate``: what is compared, and with what; the mean of the cells counts."""
 Answer = Callable[[Asked, Subject], Iterator[Image.Image]]
 """From what is asked and the subject to the pictures."""
 
@@ -113,6 +115,10 @@ class BenchmarkConfig:
         lpips_net: alex or vgg.
         lpips_size: pixels of the squares that LPIPS compares.
         keep_runs: keep what was trained, not only the images and scores.
+        planned: the comparisons that are tested, by their titles, each of two lists of arms, or arms at a rate:
+            {"bound or not, 1e-1": [[normalised@1e-1], [free@1e-1]]}. They are paired by subject, of the score that
+            decides, and corrected for each other; of a list the mean counts.
+        secondary: likewise, those that have an interval and no test.
         shard: do only the third of sixteen equal shares of the jobs: 3/16, from 1/16 to 16/16. Shards know nothing of
             each other: the jobs of a cluster's array, in one folder or in folders that are copied together.
     """
@@ -151,6 +157,8 @@ class BenchmarkConfig:
     lpips_net: Literal["alex", "vgg"] = "alex"
     lpips_size: int = LPIPS_SIZE
     keep_runs: bool = False
+    planned: dict[str, list[list[str]]] = field(default_factory=dict)
+    secondary: dict[str, list[list[str]]] = field(default_factory=dict)
     shard: str | None = None
 
     def __post_init__(self) -> None:
@@ -175,6 +183,13 @@ class BenchmarkConfig:
         if 1.0 in self.strengths or len(set(self.strengths)) != len(self.strengths):
             raise ValueError("strengths names those beside 1, which is always drawn, each once")
 
+        for title, sides in {**self.planned, **self.secondary}.items():
+            if len(sides) != 2 or not all(sides):
+                raise ValueError(f"comparison {title!r} needs two lists of arms: [[first], [second]]")
+            for cell in (cell for side in sides for cell in side):
+                if cell_of(cell)[0] not in self.arms:
+                    raise ValueError(f"comparison {title!r} names {cell!r}, of no arm: {', '.join(self.arms)}")
+
     @property
     def base(self) -> Base:
         """The base model of all arms."""
@@ -183,6 +198,19 @@ class BenchmarkConfig:
     def settings_of(self, arm: str) -> dict[str, Any]:
         """All settings of an arm's training, the shared ones among them, but for what the benchmark sets itself."""
         return {**self.training, **self.arms[arm]}
+
+
+def cell_of(text: str) -> tuple[str, float | None]:
+    """The arm and the rate of ``arm@rate``; all rates of ``arm``.
+
+    Raises:
+        ValueError: the rate is no number.
+    """
+    arm, at, rate = text.rpartition("@")
+    try:
+        return (arm, float(rate)) if at else (text, None)
+    except ValueError:
+        raise ValueError(f"{text!r}: write arm or arm@rate, such as lora@1e-3") from None
 
 
 def is_anchor(job: Job[Subject]) -> bool:

@@ -39,6 +39,7 @@ from ether_diffusion.evaluation.subjects.arms import (
     training_of,
     truths_of,
 )
+from ether_diffusion.evaluation.subjects.planned import write_planned
 from ether_diffusion.evaluation.subjects.protocols import Subject, load_protocol
 from ether_diffusion.evaluation.subjects.summary import (
     Metric,
@@ -367,7 +368,12 @@ def run_benchmark(config: BenchmarkConfig) -> bool:
     Raises:
         SystemExit: a setting is impossible, a judge is missing, a signal came, or, in a single process, jobs failed.
     """
-    return run_study(lambda device: Bench.load(config, device), config.shard)
+    finished = run_study(lambda device: Bench.load(config, device), config.shard)
+    if finished and config.planned:
+        results = all_results(config.output_dir)
+        shown = (config.planned, config.secondary, primary(summarize(results)))
+        print(write_planned(config.output_dir, results, *shown))
+    return finished
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

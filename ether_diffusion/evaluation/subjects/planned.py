@@ -1,0 +1,89 @@
+"""Comparisons that a plan names before a study runs: differences of arms at chosen rates, paired by subject."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+
+from ether_diffusion.evaluation.statistics import Comparison, compare
+from ether_diffusion.evaluation.subjects.arms import BASE, Sides, cell_of
+from ether_diffusion.evaluation.subjects.summary import Metric, Result, unit_values
+from ether_diffusion.evaluation.tables import comparison_cells
+from ether_diffusion.files import write_text
+from ether_diffusion.page.text import markdown_table
+
+
+def scores_of_cell(results: Sequence[Result], cell: str, metric: Metric) -> dict[str, float]:
+    """The score of each subject, seeds and prompts averaged; the base's where a training diverged.
+
+    Args:
+        results: of the benchmark.
+        cell: ``arm`` or ``arm@rate``.
+        metric: higher is better.
+
+    Raises:
+        ValueError: nothing was run there.
+    """
+    arm, rate = cell_of(cell)
+    mine = [r for r in results if r["arm"] == arm and (rate is None or r["learning_rate"] == rate)]
+    if not mine:
+        raise ValueError(f"there are no results of {cell}")
+    return scores_or_base(mine, [r for r in results if r["arm"] == BASE], metric)[0]
+
+
+def scores_or_base(mine: Sequence[Result], base: Sequence[Result], metric: Metric) -> tuple[dict[str, float], int]:
+    """The score of each subject that the base has, too: the base's where a training diverged; and how many did."""
+    floor = unit_values(base, metric)
+    diverged = {result["subject"] for result in mine if result.get("diverged")}
+    scores = unit_values(mine, metric) | {subject: floor[subject] for subject in diverged if subject in floor}
+    return {subject: scores[subject] for subject in scores.keys() & floor.keys()}, len(diverged)
+
+
+def planned_comparisons(results: Sequence[Result], planned: Mapping[str, Sides], metric: Metric) -> list[Comparison]:
+    """The difference of both sides of each comparison, paired by subject, corrected by Holm for all of them.
+
+    Raises:
+        ValueError: a cell has no results.
+    """
+    values: dict[str, dict[str, float]] = {}
+    for title, sides in planned.items():
+        for name, side in zip((title, f"{title}, second"), sides, strict=True):
+            cells = [scores_of_cell(results, cell, metric) for cell in side]
+            shared = set.intersection(*(set(cell) for cell in cells))
+            values[name] = {subject: fmean(cell[subject] for cell in cells) for subject in shared}
+    return compare(values, [(title, f"{title}, second") for title in planned])
+
+
+def write_planned(
+    folder: Path,
+    results: Sequence[Result],
+    planned: Mapping[str, Sides],
+    secondary: Mapping[str, Sides],
+    metric: Metric,
+) -> str:
+    """Write ``planned.json`` and ``planned.md`` into ``folder``; return the tables.
+
+    Args:
+        folder: where to.
+        results: of the benchmark.
+        planned: the comparisons that are tested.
+        secondary: those that have intervals and no test.
+        metric: what is compared.
+
+    Raises:
+        ValueError: a cell has no results.
+    """
+    tested = planned_comparisons(results, planned, metric)
+    shown = planned_comparisons(results, secondary, metric)
+    heads = ["", f"difference of {metric.title}, 95 % interval", "p (Holm)", "subjects", ""]
+    text = markdown_table(heads, [[each.arm, *comparison_cells(each)] for each in tested])
+    if shown:
+        rows = [[each.arm, *comparison_cells(each)[:1]] for each in shown]
+        text += "\nNot tested:\n\n" + markdown_table(heads[:2], rows)
+    content = {"score": metric.key, "planned": tested, "secondary": shown}
+    write_text(folder / "planned.json", json.dumps(content, indent=1, default=asdict))
+    write_text(folder / "planned.md", text)
+    return text
