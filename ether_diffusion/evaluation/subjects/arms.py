@@ -187,8 +187,13 @@ class BenchmarkConfig:
             if len(sides) != 2 or not all(sides):
                 raise ValueError(f"comparison {title!r} needs two lists of arms: [[first], [second]]")
             for cell in (cell for side in sides for cell in side):
-                if cell_of(cell)[0] not in self.arms:
-                    raise ValueError(f"comparison {title!r} names {cell!r}, of no arm: {', '.join(self.arms)}")
+                if cell_of(cell)[0] not in self.drawn_arms:
+                    raise ValueError(f"comparison {title!r} names {cell!r}, of no arm: {', '.join(self.drawn_arms)}")
+
+    @property
+    def drawn_arms(self) -> list[str]:
+        """The names of all arms that have results."""
+        return list(self.arms)
 
     @property
     def base(self) -> Base:

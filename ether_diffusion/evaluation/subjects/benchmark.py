@@ -130,8 +130,13 @@ class Bench(Study[Subject]):
         write_text(self.output_dir / "config.yaml", yaml.safe_dump(settings))
 
     def summarize(self, jobs: Sequence[Job[Subject]]) -> tuple[str, list[str]]:
-        """Write tables of what is done."""
-        return write_summary(self.output_dir, jobs)
+        """Write tables of what is done, and once all is the planned comparisons."""
+        text, missing = write_summary(self.output_dir, jobs)
+        if self.config.planned and not missing:
+            results = all_results(self.output_dir)
+            shown = (self.config.planned, self.config.secondary, primary(summarize(results)))
+            text += "\n" + write_planned(self.output_dir, results, *shown)
+        return text, missing
 
     @cached_property
     def base(self) -> DiffusionPipeline:
@@ -198,21 +203,15 @@ class Bench(Study[Subject]):
 
     def _images(self, job: Job[Subject]) -> Path:
         """The folder of the job's images, drawn with what it trains if it is not there; whole or not at all."""
-        folder, run = self._path("images", job), self._path("runs", job)
+        folder = self._path("images", job)
         if folder.is_dir():
             self._check(read_json(folder / "facts.json", dict), folder / "facts.json", job)
             return folder
         facts = self._identity(job)
         pipe = self.base
         if not is_anchor(job):
-            mark = f"{facts['settings_hash']} {facts['base_hashes']}"
-            known = train(training_of(job, self.config, run), dreambooth.run, mark)
-            facts |= {name: known[name] for name in ("trained_parameters", "seconds")}
-            facts["bytes"] = read_run(run).result_bytes
-            pipe, method = load_run(run, self.device), method_of(job)
-            facts["distances"] = mean_distances(components(pipe), components(self.base), method.name)
-            if method.is_own:
-                pipelines.fuse(pipe)  # to draw as fast as the base does
+            pipe, learnt = self.learnt(job)
+            facts |= learnt
         with atomic_path(folder) as temporary:
             strengths = strengths_of(job, self.config)
             for name, asked in asked_of(job, self.config).items():
@@ -222,6 +221,19 @@ class Bench(Study[Subject]):
                 self._draw(pipe, asked, temporary / name, job)
             write_text(temporary / "facts.json", json.dumps(facts))
         return folder
+
+    def learnt(self, job: Job[Subject]) -> tuple[DiffusionPipeline, dict[str, Any]]:
+        """Train, unless it is done: a pipeline with what was learnt, and the facts about it for the result."""
+        run, identity = self._path("runs", job), self._identity(job)
+        mark = f"{identity['settings_hash']} {identity['base_hashes']}"
+        known = train(training_of(job, self.config, run), dreambooth.run, mark)
+        facts = {name: known[name] for name in ("trained_parameters", "seconds")}
+        facts["bytes"] = read_run(run).result_bytes
+        pipe, method = load_run(run, self.device), method_of(job)
+        facts["distances"] = mean_distances(components(pipe), components(self.base), method.name)
+        if method.is_own:
+            pipelines.fuse(pipe)  # to draw as fast as the base does
+        return pipe, facts
 
     def _draw(self, pipe: DiffusionPipeline, asked: Asked, folder: Path, job: Job[Subject]) -> None:
         config = self.config
@@ -368,12 +380,7 @@ def run_benchmark(config: BenchmarkConfig) -> bool:
     Raises:
         SystemExit: a setting is impossible, a judge is missing, a signal came, or, in a single process, jobs failed.
     """
-    finished = run_study(lambda device: Bench.load(config, device), config.shard)
-    if finished and config.planned:
-        results = all_results(config.output_dir)
-        shown = (config.planned, config.secondary, primary(summarize(results)))
-        print(write_planned(config.output_dir, results, *shown))
-    return finished
+    return run_study(lambda device: Bench.load(config, device), config.shard)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

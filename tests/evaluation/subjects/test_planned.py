@@ -94,11 +94,14 @@ def test_a_comparison_that_cannot_be_made_is_refused_before_anything_runs(
         BenchmarkConfig(tmp_path, arms={"mine": {}}, training=training, planned={"a": sides})
 
 
-@pytest.mark.parametrize("name", ["unit_length", "initial_length", "blocks_rates"])
+@pytest.mark.parametrize("name", ["unit_length", "initial_length", "blocks_rates", "energy"])
 def test_the_plans_of_the_studies_name_arms_and_rates_that_are_run(name: str) -> None:
     settings = yaml.safe_load((CONFIGS / f"eval_{name}.yaml").read_text())
     comparisons = {**settings["planned"], **settings["secondary"]}
     for cell in (cell for sides in comparisons.values() for side in sides for cell in side):
         arm, rate = cell_of(cell)
-        assert rate is None or rate in settings["arms"][arm]["learning_rate"]
+        assert (
+            rate is None
+            or rate in settings["arms"][arm.removesuffix(", orthogonal").removesuffix(", row norms")]["learning_rate"]
+        )
     assert all(len(side[0]) == len(side[1]) for side in comparisons.values())

@@ -1,0 +1,138 @@
+"""Hyperspherical energy as an intervention: what a trained Naive adapter draws once it is made to keep the energy.
+
+Naive learns any blocks N, so W N has another energy than W. Two changes are made after the training, and nothing else:
+"orthogonal" takes the nearest orthogonal blocks, which keep the energy and the norms of all neurons; "row norms" keeps
+the directions, and with them the energy of W N, and gives each neuron the norm that it had in W.
+docs/studies/energy.md has the plan.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from ether_diffusion import pipelines
+from ether_diffusion.core.host import host_of
+from ether_diffusion.core.methods import Method, Naive, of_parts
+from ether_diffusion.core.targets import root_of
+from ether_diffusion.evaluation.runner import PAUSE, Job, claimed, run_study
+from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig, is_anchor, method_of
+from ether_diffusion.evaluation.subjects.benchmark import Bench
+from ether_diffusion.evaluation.subjects.protocols import Subject
+from ether_diffusion.families.registry import family_of
+from ether_diffusion.metrics.distances import components, mean_distances
+from ether_diffusion.runs.drawing import load_run
+from ether_diffusion.training.cli import parse_config
+
+
+def orthogonal(weight: Tensor, method: Naive) -> Tensor:
+    """W Q, (f, d) fp64, with the orthogonal block-diagonal Q that is nearest to N in Frobenius' norm.
+
+    Of N = A S Bᵀ (singular values) that is Q = A Bᵀ.
+
+    Args:
+        weight: W, (f, d).
+        method: with N; its blocks (n, d / n, d / n) are on the input side of a whole Linear.
+    """
+    (blocks,) = of_parts(method.inputs, method.blocks)
+    left, _, right = torch.linalg.svd(blocks.detach().double())
+    parts = weight.double().unflatten(1, (len(blocks), -1))
+    return torch.einsum("fni,nij->fnj", parts, left @ right).flatten(1)
+
+
+def with_row_norms(weight: Tensor, method: Method) -> Tensor:
+    """W N with its rows, the neurons, scaled to the norms of those of W; (f, d) fp64."""
+    changed = weight.double() + method.delta_weight(weight.double())
+    return changed * (weight.double().norm(dim=1) / changed.norm(dim=1)).unsqueeze(1)
+
+
+Change = Callable[[Tensor, Naive], Tensor]
+"""From W and what was learnt to the weight that takes its place."""
+CHANGES: dict[str, Change] = {"orthogonal": orthogonal, "row norms": with_row_norms}
+
+
+@torch.no_grad()
+def change_weights(pipe: DiffusionPipeline, change: Change) -> None:
+    """Take the pipeline's only adapter, a Naive one, off, and write what ``change`` makes of it into the denoiser."""
+    model = family_of(pipe).denoiser
+    host = host_of(model)
+    assert host is not None, "a run of method=naive has one"
+    (adapter,) = host.adapters.values()
+    layers = {path: root_of(model).get_submodule(path) for path in adapter.methods()}
+    changed = {path: change(layers[path].weight, method) for path, method in adapter.methods().items()}  # type: ignore[arg-type]
+    pipelines.unload(pipe)
+    for path, weight in changed.items():
+        layers[path].weight.copy_(weight)  # type: ignore[operator]
+
+
+@dataclass
+class EnergyConfig(BenchmarkConfig):
+    """A benchmark of Naive, each arm also changed after its training; what was trained is kept.
+
+    Attributes:
+        keep_runs: always, since the changed arms are made of what was trained.
+    """
+
+    keep_runs: bool = True
+
+    @property
+    def drawn_arms(self) -> list[str]:
+        """Each arm as it is, and with every change."""
+        return [name for arm in self.arms for name in (arm, *(f"{arm}, {change}" for change in CHANGES))]
+
+
+class EnergyBench(Bench):
+    """A benchmark of Naive whose arms are drawn changed as well: ``naive, orthogonal`` and ``naive, row norms``."""
+
+    def jobs(self) -> list[Job[Subject]]:
+        """Every job, and after each of Naive those with a change.
+
+        Raises:
+            ValueError: an arm is of another method, or what was trained would not be kept.
+        """
+        if not self.config.keep_runs:
+            raise ValueError("keep_runs must stay true: the changed arms are made of what was trained")
+        found = []
+        for job in super().jobs():
+            found.append(job)
+            if is_anchor(job):
+                continue
+            if method_of(job).name != "naive":
+                raise ValueError(f"arm {job.arm}: what is changed is Naive's, not {method_of(job).title}'s")
+            found += [replace(job, arm=f"{job.arm}, {name}") for name in CHANGES]
+        return found
+
+    def learnt(self, job: Job[Subject]) -> tuple[DiffusionPipeline, dict[str, Any]]:
+        """That of the training itself, or changed."""
+        arm, _, name = job.arm.partition(", ")
+        if name not in CHANGES:
+            return super().learnt(job)
+        origin = replace(job, arm=arm)
+        while True:
+            with claimed(self.output_dir, origin.key) as mine:
+                if mine:
+                    _, facts = super().learnt(origin)
+                    break
+            time.sleep(PAUSE)
+        pipe = load_run(self._path("runs", origin), self.device)
+        change_weights(pipe, CHANGES[name])
+        facts["distances"] = mean_distances(components(pipe), components(self.base), "naive")
+        return pipe, facts
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program: train, draw as learnt and changed, score; then the planned comparisons.
+
+    Raises:
+        SystemExit: a setting is impossible, or jobs failed.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    config = parse_config(EnergyConfig, arguments)
+    run_study(lambda device: EnergyBench.load(config, device), config.shard)
