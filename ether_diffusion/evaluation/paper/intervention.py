@@ -9,10 +9,9 @@ docs/studies/energy.md has the plan.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -22,12 +21,11 @@ from ether_diffusion import pipelines
 from ether_diffusion.core.host import host_of
 from ether_diffusion.core.methods import Method, Naive, of_parts
 from ether_diffusion.core.targets import root_of
-from ether_diffusion.evaluation.runner import PAUSE, Job, claimed, run_study
-from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig, is_anchor, method_of
-from ether_diffusion.evaluation.subjects.benchmark import Bench
+from ether_diffusion.evaluation.runner import Job, run_study
+from ether_diffusion.evaluation.subjects.arms import method_of
+from ether_diffusion.evaluation.subjects.derived import DerivedBench, DerivedConfig
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.families.registry import family_of
-from ether_diffusion.metrics.distances import components, mean_distances
 from ether_diffusion.runs.drawing import load_run
 from ether_diffusion.training.cli import parse_config
 
@@ -73,58 +71,25 @@ def change_weights(pipe: DiffusionPipeline, change: Change) -> None:
 
 
 @dataclass
-class EnergyConfig(BenchmarkConfig):
-    """A benchmark of Naive, each arm also changed after its training; what was trained is kept.
+class EnergyConfig(DerivedConfig):
+    """A benchmark of Naive, each arm also changed after its training."""
 
-    Attributes:
-        keep_runs: always, since the changed arms are made of what was trained.
-    """
-
-    keep_runs: bool = True
-
-    @property
-    def drawn_arms(self) -> list[str]:
-        """Each arm as it is, and with every change."""
-        return [name for arm in self.arms for name in (arm, *(f"{arm}, {change}" for change in CHANGES))]
+    WAYS: ClassVar[tuple[str, ...]] = tuple(CHANGES)
 
 
-class EnergyBench(Bench):
-    """A benchmark of Naive whose arms are drawn changed as well: ``naive, orthogonal`` and ``naive, row norms``."""
+class EnergyBench(DerivedBench):
+    """The arms are drawn changed as well: ``naive, orthogonal`` and ``naive, row norms``."""
 
-    def jobs(self) -> list[Job[Subject]]:
-        """Every job, and after each of Naive those with a change.
+    def check_arm(self, job: Job[Subject]) -> None:
+        """Raise ValueError unless it is Naive's."""
+        if method_of(job).name != "naive":
+            raise ValueError(f"arm {job.arm}: what is changed is Naive's, not {method_of(job).title}'s")
 
-        Raises:
-            ValueError: an arm is of another method, or what was trained would not be kept.
-        """
-        if not self.config.keep_runs:
-            raise ValueError("keep_runs must stay true: the changed arms are made of what was trained")
-        found = []
-        for job in super().jobs():
-            found.append(job)
-            if is_anchor(job):
-                continue
-            if method_of(job).name != "naive":
-                raise ValueError(f"arm {job.arm}: what is changed is Naive's, not {method_of(job).title}'s")
-            found += [replace(job, arm=f"{job.arm}, {name}") for name in CHANGES]
-        return found
-
-    def learnt(self, job: Job[Subject]) -> tuple[DiffusionPipeline, dict[str, Any]]:
-        """That of the training itself, or changed."""
-        arm, _, name = job.arm.partition(", ")
-        if name not in CHANGES:
-            return super().learnt(job)
-        origin = replace(job, arm=arm)
-        while True:
-            with claimed(self.output_dir, origin.key) as mine:
-                if mine:
-                    _, facts = super().learnt(origin)
-                    break
-            time.sleep(PAUSE)
+    def derived(self, origin: Job[Subject], way: str) -> DiffusionPipeline:
+        """With changed weights."""
         pipe = load_run(self._path("runs", origin), self.device)
-        change_weights(pipe, CHANGES[name])
-        facts["distances"] = mean_distances(components(pipe), components(self.base), "naive")
-        return pipe, facts
+        change_weights(pipe, CHANGES[way])
+        return pipe
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -276,7 +276,7 @@ def truths_of(job: Job[Subject], config: BenchmarkConfig) -> dict[str, tuple[Pat
 
 
 def training_of(job: Job[Subject], config: BenchmarkConfig, folder: Path) -> DreamBoothConfig:
-    """The settings of its training run, which draws no samples of its own; class images are shared by class.
+    """The settings of its training run, which draws no samples unless it says how many; class images are shared by class.
 
     Raises:
         ValueError: a setting is not one of train_dreambooth.py's, or impossible.
@@ -288,9 +288,8 @@ def training_of(job: Job[Subject], config: BenchmarkConfig, folder: Path) -> Dre
         "instance_data_dir": job.subject.references,
         "instance_prompt": instance_prompt,
         "class_prompt": class_prompt,
-        "num_validation_images": 0,
     }
-    settings = {**job.settings, **own}
+    settings = {"num_validation_images": 0, **job.settings, **own}
     if settings.get("with_prior_preservation"):
         shared = config.output_dir / "class_images" / job.subject.class_word.replace(" ", "-")
         settings.setdefault("class_data_dir", shared)

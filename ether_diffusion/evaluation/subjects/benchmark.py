@@ -133,10 +133,14 @@ class Bench(Study[Subject]):
         """Write tables of what is done, and once all is the planned comparisons."""
         text, missing = write_summary(self.output_dir, jobs)
         if self.config.planned and not missing:
-            results = all_results(self.output_dir)
+            results = self.compared(all_results(self.output_dir))
             shown = (self.config.planned, self.config.secondary, primary(summarize(results)))
             text += "\n" + write_planned(self.output_dir, results, *shown)
         return text, missing
+
+    def compared(self, results: list[Result]) -> list[Result]:
+        """What planned comparisons are of: everything."""
+        return results
 
     @cached_property
     def base(self) -> DiffusionPipeline:
