@@ -276,7 +276,7 @@ def truths_of(job: Job[Subject], config: BenchmarkConfig) -> dict[str, tuple[Pat
 
 
 def training_of(job: Job[Subject], config: BenchmarkConfig, folder: Path) -> DreamBoothConfig:
-    """The settings of its training run, which draws no samples unless it says how many; class images are shared by class.
+    """The settings of its training run, which draws samples only if it says how many; class images are shared by class.
 
     Raises:
         ValueError: a setting is not one of train_dreambooth.py's, or impossible.
