@@ -170,8 +170,8 @@ def test_the_model_cards_code_loads_the_run(
     block = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
     assert block is not None
     *loading, drawing = block[1].strip().splitlines()
-    prompt, image = ("prompt=", "image=") if way.get("control") == "controlnet" else ("", "")
-    assert drawing == f'image = pipe({prompt}"a dog", {image}control_image).images[0]'
+    image = "image" if way.get("control") == "controlnet" else "control_image"
+    assert drawing == f'image = pipe(prompt="a dog", {image}=control_image).images[0]'
     monkeypatch.chdir(run.parent)
     names: dict[str, Any] = {}
     code = "\n".join(loading).replace("path/to/controlnet", str(controlnet_folder))
