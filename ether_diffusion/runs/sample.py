@@ -102,8 +102,8 @@ def check_request(runs: Sequence[Run], request: Request, weights: Sequence[float
             )
         if _encoding(run) != _encoding(first):
             raise ValueError(
-                f"{run.folder.name} encodes prompts with {_encoding(run)}, {name} with {_encoding(first)}: draw them one "
-                "by one"
+                f"{run.folder.name} encodes prompts with {_encoding(run)}, {name} with {_encoding(first)}: draw with "
+                "one of them at a time"
             )
     if len(runs) > 1 and not own:
         raise ValueError("several runs must all be adapters of ETHER, ETHER+ or Naive without a control: give one run")

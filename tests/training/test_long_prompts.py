@@ -21,11 +21,12 @@ from ether_diffusion.cli import main
 from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.runs.drawing import load_run
 from ether_diffusion.runs.record import RunRecordError, read_run
-from ether_diffusion.training import dreambooth
+from ether_diffusion.training import dreambooth, memory
 from ether_diffusion.training.base_model import BaseModelError, describe_base
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
-from ether_diffusion.training.memory import report
+from ether_diffusion.training.memory import plan, report
 from ether_diffusion.training.model import DenoisingModel
+from ether_diffusion.training.program import run_program
 from ether_diffusion.training.sections import BaseSection
 
 Train = Callable[..., Path]
@@ -296,7 +297,7 @@ def test_a_damaged_number_of_chunks_is_named(train: Train) -> None:
             _ = read_run(run).family_settings
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 65, 1.5, "many"])
+@pytest.mark.parametrize("wrong", [0, -1, 65, "many"])
 def test_an_impossible_number_of_chunks_is_refused(settings: Callable[..., DreamBoothConfig], wrong: Any) -> None:
     with pytest.raises(ValueError, match="prompt_chunks must be"):
         settings(prompt_chunks=wrong)
@@ -312,12 +313,21 @@ def test_a_family_without_chunks_refuses_them_by_name(
 
 
 def test_a_dry_run_counts_the_tokens_of_chunks(base_folder: Path, settings: Callable[..., DreamBoothConfig]) -> None:
-    kept = {}
+    kept: dict[int | str, int] = {}
     for chunks in (1, 3, "auto"):
         config = settings(prompt_chunks=chunks)
         base = describe_base(config.section(BaseSection), "no")
         base.settings = config.family_settings
-        kept[chunks] = report(base, config)
-    assert kept[3] != kept[1]
-    assert kept["auto"].startswith(kept[1].rstrip())
-    assert "counted as one chunk" in kept["auto"]
+        latents = (base.latent_channels, base.vae_factor)
+        kept[chunks] = int(plan(base, config.ether_config(), 32, latents).activations or 0)
+        assert ("counted as one chunk" in report(base, config)) == (chunks == "auto")
+    assert kept[3] > kept[1] == kept["auto"] > 0
+
+
+def test_the_program_counts_them_in_a_dry_run(
+    settings: Callable[..., DreamBoothConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[FamilySettings] = []
+    monkeypatch.setattr(memory, "report", lambda family, config: counted.append(family.settings))
+    run_program(settings(prompt_chunks=3, dry_run=True), dreambooth.run)
+    assert counted == [FamilySettings(prompt_chunks=3)]
