@@ -35,7 +35,8 @@ def encode_prompts(
     it.
 
     Args:
-        pipe: of Stable Diffusion 1.x, 2.x or XL, or one of their derivatives, with its text encoders.
+        pipe: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``, or one of theirs with a control, with its
+            text encoders. What it gives can be given to other pipelines over the same base as well.
         prompts: one or several.
         negative_prompts: what guidance leads away from, one for all or one for each; the family's own where it is not
             given, which is the empty prompt, or zeros for SDXL.

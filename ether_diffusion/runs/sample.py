@@ -203,7 +203,8 @@ def _resampling(maps: bool) -> Image.Resampling:
 
 def write_picture(drawn: Drawn, request: Request, dtype: str, folder: Path) -> None:
     """Write one PNG that says how it was drawn."""
-    base = drawn.acting[0][0].source
+    run = drawn.acting[0][0]
+    base, number = run.source, run.family_settings.prompt_chunks
     facts: dict[str, object] = {
         "prompt": drawn.prompt,
         "seed": drawn.seed,
@@ -215,6 +216,7 @@ def write_picture(drawn: Drawn, request: Request, dtype: str, folder: Path) -> N
         "steps": request.steps,
         "guidance_scale": request.guidance,
         "size": f"{request.width}x{request.height}",
+        **({"prompt_chunks": str(number)} if number > 1 else {}),
         "ether_diffusion": version("ether-diffusion"),
     }
     chunks = PngInfo()

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from families.tiny import build, clip_tokenizer
 from torch import Tensor, nn
 
+from ether_diffusion.families.cut_prompts import cut_remarks
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import FamilySettings
@@ -155,6 +156,17 @@ def test_what_no_chunk_holds_is_told_and_counts_for_nothing(name: str) -> None:
         assert family.prompt_key(LONG) != family.prompt_key(words(75 * chunks - 1))
 
 
+def test_a_remark_names_the_first_prompts_that_are_cut_and_counts_the_rest() -> None:
+    family = family_with(build("sdxl"), 1)
+    prompts = [f"{words(75)} {last}" for last in "vwxyz"]
+    one, two = cut_remarks(family, [*prompts, SHORT, *prompts])
+    assert one.startswith("text_encoder sees only the beginning of 5 of 6 prompts: ")
+    assert two.startswith("text_encoder_2 sees only the beginning of 5 of 6 prompts: ")
+    assert one.count("it does not see") == 3
+    assert f'of "{prompts[2]}" it does not see "x"; …' in one
+    assert cut_remarks(family_with(build("sdxl"), 2), prompts) == []
+
+
 def test_stored_encodings_of_another_number_of_chunks_are_others() -> None:
     pipe = build("sd")
     keys = {str(family_with(pipe, chunks).prompt_key(SHORT)) for chunks in (1, 2, 3)}
@@ -211,6 +223,20 @@ def test_what_an_encoder_of_several_does_not_see_is_told_by_its_name(name: str) 
         assert last not in family.cut(seen)
         assert last in family.cut(f"{seen} a")
         assert family.cut(words(40)) == {}
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "hidream"])
+@torch.no_grad()
+def test_beside_clip_the_other_encoders_see_long_prompts_whole(name: str) -> None:
+    """What is said after CLIP's last token reaches the denoiser through T5 (and Llama); the pooled one is CLIP's."""
+    family = family_of(build(name), FamilySettings(max_sequence_length=300))
+    start = words(140 if name != "hidream" else 110)
+    one, other = (family.encode_prompt(f"{start} {last}") for last in "xy")
+    assert set(family.cut(f"{start} x")) <= {"text_encoder", "text_encoder_2"}
+    embeds = [key for key in one if "pooled" not in key]
+    assert all(not torch.allclose(one[key], other[key], atol=1e-4) for key in embeds)
+    if name != "hidream":  # whose CLIP sees 218
+        assert torch.equal(one["pooled_prompt_embeds"], other["pooled_prompt_embeds"])
 
 
 @pytest.mark.parametrize("name", CLIPS)

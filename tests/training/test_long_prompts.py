@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 from families.tiny import build
+from PIL import Image
 from safetensors.torch import load_file
 from training.helpers import draw_photo, metrics, pixels, provenance, relative_change, same_tensors, samples, trained
 
 import ether_diffusion as ether
 from ether_diffusion.cli import main
+from ether_diffusion.families.sd import StableDiffusion
 from ether_diffusion.families.settings import FamilySettings
+from ether_diffusion.runs.comparison import write_comparison
 from ether_diffusion.runs.drawing import load_run
+from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import RunRecordError, read_run
 from ether_diffusion.training import dreambooth, memory
 from ether_diffusion.training.base_model import BaseModelError, describe_base
@@ -253,7 +257,9 @@ def test_sample_card_and_helper_draw_what_training_drew(
     assert np.abs(cut - expected).max() > 1
     command = ["sample", str(run), "--seeds", "0", "--device", "cpu", "--output_dir", str(tmp_path / "out")]
     main(command)
-    assert np.abs(pixels(tmp_path / "out" / "00-seed0-strength1.png") - expected).max() <= 1
+    picture = tmp_path / "out" / "00-seed0-strength1.png"
+    assert np.abs(pixels(picture) - expected).max() <= 1
+    assert Image.open(picture).text["prompt_chunks"] == "3"  # type: ignore[attr-defined]
     block = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
     assert block is not None
     assert block[1].rstrip().endswith(f'image = pipe(**ether.encode_prompts(pipe, "{LONG}", chunks=3)).images[0]')
@@ -265,6 +271,42 @@ def test_sample_card_and_helper_draw_what_training_drew(
     card.scheduler = pipe.scheduler
     drawn = card(**names["ether"].encode_prompts(card, LONG, chunks=3), **asked, generator=dice()).images[0]
     assert np.abs(np.asarray(drawn) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "way", [{"method": "full", "learning_rate": 1e-3}, {"method": "lora"}, {"export_lora": "diffusers"}], ids=str
+)
+def test_the_code_of_every_card_encodes_in_chunks(
+    train: Train, way: dict[str, Any], base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way.get("method") == "lora":
+        pytest.importorskip("peft")
+    run = train(prompt_chunks=2, instance_prompt=words(90), **way)
+    blocks = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1 + ("export_lora" in way)
+    monkeypatch.chdir(run.parent)
+    for block in blocks:
+        assert "chunks=2)" in block
+        names: dict[str, Any] = {}
+        exec(block.replace(f"path/to/{base_folder.name}", str(base_folder)), names)
+        assert names["image"].size == (64, 64)
+
+
+def test_the_comparison_with_a_lora_is_drawn_in_chunks(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = train(prompt_chunks=2, num_validation_images=1, resolution=64, export_lora="diffusers")
+    lengths: list[int] = []
+    original = StableDiffusion.drawing
+
+    def drawing(family: Any, *arguments: Any) -> Any:
+        found = original(family, *arguments)
+        lengths.append(found["prompt_embeds"].shape[1])
+        return found
+
+    monkeypatch.setattr(StableDiffusion, "drawing", drawing)
+    write_comparison(run, run / LORA_FILE, tmp_path / "page.html")
+    assert lengths == [2 * 77] * 3
 
 
 def test_runs_of_different_encodings_are_not_drawn_together(
