@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ether_diffusion.families.cut_prompts import cut_remarks
-from ether_diffusion.families.registry import FAMILIES, family_of
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.sd import StableDiffusion
+from ether_diffusion.families.sdxl import StableDiffusionXL
 from ether_diffusion.families.settings import FamilySettings
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def encode_prompts(
     it.
 
     Args:
-        pipe: a ``StableDiffusionPipeline`` or ``StableDiffusionXLPipeline``, or one of theirs with a control, with its
-            text encoders. What it gives can be given to other pipelines over the same base as well.
+        pipe: any pipeline of Stable Diffusion 1.x, 2.x or XL, img2img, inpainting and controls among them, with its
+            text encoders.
         prompts: one or several.
         negative_prompts: what guidance leads away from, one for all or one for each; the family's own where it is not
             given, which is the empty prompt, or zeros for SDXL.
@@ -58,15 +59,28 @@ def encode_prompts(
     away = [negative_prompts] * len(said) if isinstance(negative_prompts, str) else negative_prompts
     if away is not None and len(away) != len(said):
         raise ValueError(f"{len(said)} prompts and {len(away)} negative prompts: give one for all, or one for each")
-    family = family_of(pipe)
-    if not isinstance(family, StableDiffusion):
-        able = " and ".join(each.TITLE for each in FAMILIES.values() if issubclass(each, StableDiffusion))
-        raise ValueError(
-            f"prompts are encoded in chunks for {able}; {family.TITLE} takes long ones by itself: give its pipeline "
-            "prompt=, and max_sequence_length"
-        )
+    family = _family(pipe)
     every = [*said, *(away or [])]
     family.settings = FamilySettings(prompt_chunks=family.chunks_needed(every) if chunks is None else chunks)
     for remark in cut_remarks(family, every):
         logger.warning("%s", remark)
     return family.encode_for_drawing(said, away)
+
+
+def _family(pipe: DiffusionPipeline) -> StableDiffusion:
+    """The family around a pipeline; img2img and the like, which no family trains, are known by their names.
+
+    Raises:
+        UnknownFamilyError: it is of no family.
+        ValueError: it is of a family whose prompts have no chunks.
+    """
+    kind = type(pipe).__name__
+    if hasattr(pipe, "unet") and kind.startswith("StableDiffusionXL"):
+        return StableDiffusionXL(pipe)
+    if hasattr(pipe, "unet") and kind.startswith("StableDiffusion"):
+        return StableDiffusion(pipe)
+    able = f"{StableDiffusion.TITLE} and {StableDiffusionXL.TITLE}"
+    raise ValueError(
+        f"prompts are encoded in chunks for {able}; {family_of(pipe).TITLE} takes long ones by itself: give its "
+        "pipeline prompt= and max_sequence_length="
+    )

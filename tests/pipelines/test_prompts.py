@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -103,8 +104,23 @@ def test_what_cannot_be_encoded(
         ether.encode_prompts(build("sd"), prompts, away, chunks=chunks)
 
 
+@CLIPS
+@pytest.mark.parametrize("kind", ["Img2Img", "Inpaint"])
+def test_other_pipelines_over_the_same_base_take_them_as_well(name: str, kind: str) -> None:
+    pipe = build(name)
+    expected = ether.encode_prompts(pipe, LONG, "a cat")
+    found = getattr(diffusers, f"StableDiffusion{'XL' if name == 'sdxl' else ''}{kind}Pipeline")
+    settings = {} if name == "sdxl" else {"requires_safety_checker": False}
+    other = found(**pipe.components, **settings)
+    torch.testing.assert_close(ether.encode_prompts(other, LONG, "a cat"), expected)
+    short = ether.encode_prompts(other, "a dog", chunks=1)
+    torch.testing.assert_close(short, ether.encode_prompts(pipe, "a dog", chunks=1))
+
+
 def test_families_that_take_long_prompts_themselves_say_so() -> None:
-    with pytest.raises(ValueError, match=r"FLUX\.1 takes long ones by itself: give its pipeline prompt="):
+    with pytest.raises(
+        ValueError, match=r"FLUX\.1 takes long ones by itself: give its pipeline prompt= and max_sequence_length="
+    ):
         ether.encode_prompts(build("flux"), "a dog")
 
 
