@@ -111,9 +111,14 @@ class StableDiffusion(DiffusionFamily):
         tokenizers = self.tokenizers.values()
         return max(chunks_needed(prompt_tokens(self.pipe, each, prompts), each) for each in tokenizers)
 
-    def limit(self, tokenizer: Any) -> int:
-        """Begin, end, and the tokens of all chunks."""
-        return self.settings.prompt_chunks * tokens_per_chunk(tokenizer) + 2
+    def cut(self, prompt: str) -> dict[str, str]:
+        """What no chunk of an encoder holds, by component."""
+        found = {}
+        for encoder, tokenizer in self.tokenizers.items():
+            (tokens,) = prompt_tokens(self.pipe, tokenizer, [prompt])
+            if rest := tokens[self.settings.prompt_chunks * tokens_per_chunk(tokenizer) :]:
+                found[encoder] = str(tokenizer.decode(rest)).strip()
+        return found
 
     def prompt_key(self, prompt: str) -> dict[str, Any]:
         """Token ids, padded and cut as the encoders see them; of several chunks one list for each."""

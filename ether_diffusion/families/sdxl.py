@@ -60,7 +60,8 @@ class StableDiffusionXL(StableDiffusion):
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features) and pooled_prompt_embeds (batch, features)."""
         if self.settings.prompt_chunks > 1:
-            embeds, pooled = self.encode_in_chunks(prompts).values()
+            found = self.encode_in_chunks(prompts)
+            embeds, pooled = found["prompt_embeds"], found["pooled_prompt_embeds"]
         else:
             embeds, _, pooled, _ = self.pipe.encode_prompt(
                 list(prompts), device=self.text_device, num_images_per_prompt=1, do_classifier_free_guidance=False

@@ -104,6 +104,34 @@ def test_one_chunk_is_what_the_pipeline_encodes(name: str) -> None:
         torch.testing.assert_close(more, own, atol=1e-6, rtol=1e-6)  # the pooled one is the first chunk's
 
 
+@torch.no_grad()
+def test_an_encoder_that_masks_padding_masks_it_in_every_chunk() -> None:
+    pipe = build("sd")
+    plain = family_with(pipe, 2).encode_prompt(words(80))["prompt_embeds"]
+    pipe.text_encoder.config.use_attention_mask = True
+    masked = family_with(pipe, 2).encode_prompt(words(80))["prompt_embeds"]
+    first = family_with(pipe, 1).encode_prompt(words(75))["prompt_embeds"]
+    second = family_with(pipe, 1).encode_prompt(words(80).removeprefix(words(75)).strip())["prompt_embeds"]
+    torch.testing.assert_close(masked, torch.cat([first, second]), atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(masked, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@torch.no_grad()
+def test_a_word_of_textual_inversion_is_all_its_vectors(name: str) -> None:
+    """diffusers names them <dog>, <dog>_1, …; they count, and may lie on both sides of a border."""
+    pipe = build(name)
+    for encoder, tokenizer in family_of(pipe).tokenizers.items():
+        tokenizer.add_tokens(["<dog>", "<dog>_1", "<dog>_2"])
+        getattr(pipe, encoder).resize_token_embeddings(len(tokenizer))
+    family = family_with(pipe, 2)
+    found = family.encode_prompt(f"{words(74)} <dog> a")
+    torch.testing.assert_close(found, expected(pipe, f"{words(74)} <dog> <dog>_1 <dog>_2 a", 2), atol=1e-6, rtol=1e-6)
+    assert family.chunks_needed([f"{words(72)} <dog>"]) == 1
+    assert family.chunks_needed([f"{words(73)} <dog>"]) == 2
+    assert set(family_with(pipe, 1).cut(f"{words(73)} <dog>").values()) == {"<dog>_2"}
+
+
 @pytest.mark.parametrize("name", CLIPS)
 @torch.no_grad()
 def test_a_prompts_chunks_do_not_depend_on_its_neighbours(name: str) -> None:
