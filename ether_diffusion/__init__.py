@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ether_diffusion.export.factors import ExportError
     from ether_diffusion.pipelines.file import AdapterFileError
     from ether_diffusion.pipelines.loaded import AdapterInfo, adapters
+    from ether_diffusion.pipelines.prompts import encode_prompts
     from ether_diffusion.pipelines.verbs import (
         disable,
         disabled,
@@ -43,6 +44,7 @@ __all__ = [
     "disable",
     "disabled",
     "enable",
+    "encode_prompts",
     "export_lora",
     "fuse",
     "load",
@@ -63,6 +65,7 @@ _HOMES = {
     "adapters": "pipelines.loaded",
     "attach": "core.host",
     "controlled": "control.pipeline",
+    "encode_prompts": "pipelines.prompts",
     "export_lora": "runs.export",
     "push_to_hub": "runs.hub",
 }

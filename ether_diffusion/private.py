@@ -1,7 +1,8 @@
 """The parts of other libraries that have no public name, all in one place; tests fail when they move.
 
-Torch's autograd, hooks and compiler; the state of Accelerate; the device of a diffusers pipeline and its fused
-attention processors. (The exchange of two folders, a system call that Python has no name for, is in ``files.py``.)
+Torch's autograd, hooks and compiler; the state and the hooks of Accelerate; the device of a diffusers pipeline and
+its fused attention processors. (The exchange of two folders, a system call that Python has no name for, is in
+``files.py``.)
 """
 
 from __future__ import annotations
@@ -113,6 +114,14 @@ def execution_device(pipe: DiffusionPipeline) -> torch.device:
     """Where a pipeline computes, which under offloading is not where its weights are."""
     device: torch.device = pipe._execution_device
     return device
+
+
+def input_device(module: nn.Module) -> torch.device:
+    """Where a module takes its inputs, which under Accelerate's offloading is not where its weights are."""
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    found = next((device for device in devices if device is not None), None)
+    return next(module.parameters()).device if found is None else torch.device(found)
 
 
 def forget_accelerator() -> None:

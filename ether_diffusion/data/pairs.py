@@ -8,7 +8,7 @@ columns, or that of ControlNet's tutorial, a ``prompt.json`` of lines ``{"source
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,6 +76,13 @@ class PairSource(Protocol):
             UnreadableImageError: a file is broken; the message names it.
         """
 
+    def captions(self) -> Iterable[str]:
+        """All captions, without decoding a picture; none of an endless source.
+
+        Raises:
+            ValueError: a caption is none.
+        """
+
 
 @dataclass(frozen=True)
 class PairFiles:
@@ -132,6 +139,10 @@ class FolderPairs:
         entry = self.files[index]
         condition = None if entry.condition is None else load_condition(entry.condition, self.maps)
         return Pair(load_image(entry.image), condition, entry.prompt, entry.captions, str(entry.image))
+
+    def captions(self) -> Iterable[str]:
+        """Those of the listing."""
+        return [caption for entry in self.files for caption in entry.captions]
 
 
 class DatasetPairs:
@@ -196,11 +207,25 @@ class DatasetPairs:
             raise UnreadableImageError(f"row {index} of {self.name} cannot be decoded ({error})") from error
         if condition is not None and condition.size != image.size:
             raise ValueError(f"row {index} of {self.name}: {_sizes(image, condition)}")
+        captions = self._captions_of(index, row[self.columns.caption])
+        return Pair(image, condition, captions[0], captions, f"row {index} of {self.name}")
+
+    def captions(self) -> Iterable[str]:
+        """Those of the column; an empty dataset has none.
+
+        Raises:
+            ValueError: a row has no caption.
+        """
+        column = self.rows.select_columns([self.columns.caption])
+        return [
+            text for index, row in enumerate(column) for text in self._captions_of(index, row[self.columns.caption])
+        ]
+
+    def _captions_of(self, index: int, value: Any) -> tuple[str, ...]:
         try:
-            captions = captions_of(row[self.columns.caption])
+            return captions_of(value)
         except TypeError as error:
             raise ValueError(f"row {index} of {self.name}: {error}") from error
-        return Pair(image, condition, captions[0], captions, f"row {index} of {self.name}")
 
 
 class EndlessPairs:
@@ -217,6 +242,10 @@ class EndlessPairs:
 
     def __len__(self) -> int:
         return 0
+
+    def captions(self) -> Iterable[str]:
+        """None that could be counted."""
+        return ()
 
 
 def read_listing(

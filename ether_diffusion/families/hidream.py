@@ -13,6 +13,9 @@ from ether_diffusion.families.parts import words_of_name
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.transformer import FlowTransformer, from_tokens
 
+CLIP_SEES = 218
+"""Tokens that the pipeline gives its CLIP encoders at most, which take 248."""
+
 
 class HiDream(FlowTransformer):
     """HiDream-I1 (arXiv 2505.22705). The pipeline draws pictures of 1024² pixels in all, whatever size is asked for."""
@@ -51,6 +54,11 @@ class HiDream(FlowTransformer):
         """Dev and Fast are told by their names."""
         words = words_of_name(self.pipe)
         return next((f"its name says {word}" for word in ("dev", "fast") if word in words), None)
+
+    def limit(self, tokenizer: Any) -> int:
+        """The pipeline never gives CLIP more than :data:`CLIP_SEES`, and the others what their tokenizers take."""
+        most = CLIP_SEES if tokenizer in (self.pipe.tokenizer, self.pipe.tokenizer_2) else self.length
+        return min(self.length, most, int(tokenizer.model_max_length))
 
     def log_shift(self) -> Callable[[int], float]:
         """The pipeline shifts for as many tokens as the transformer takes at most, with numbers of its own."""

@@ -295,16 +295,20 @@ class Family(ABC):
         own = int(tokenizer.model_max_length)
         return own if own == CLIP_LENGTH else self.max_sequence_length or own
 
+    def chunks_needed(self, prompts: Sequence[str]) -> int:
+        """Chunks that hold the longest prompt; 1 of families that encode a prompt in one piece."""
+        return 1
+
     def prompt_key(self, prompt: str) -> dict[str, Any]:
         """JSON of what the embeddings of a prompt depend on, beside the encoders."""
-        tokens = [list(tokenizer(self.said(prompt)).input_ids) for tokenizer in self.tokenizers.values()]
+        tokens = [list(tokenizer(self.said(prompt), verbose=False).input_ids) for tokenizer in self.tokenizers.values()]
         return {"tokens": tokens, "length": self.max_sequence_length}
 
     def cut(self, prompt: str) -> dict[str, str]:
         """What an encoder does not see of a prompt, by component; nothing where all see all of it."""
         said, found = self.said(prompt), {}
         for encoder, tokenizer in self.tokenizers.items():
-            ids, limit = list(tokenizer(said).input_ids), self.limit(tokenizer)
+            ids, limit = list(tokenizer(said, verbose=False).input_ids), self.limit(tokenizer)
             if len(ids) > limit:
                 kept = list(tokenizer(said, truncation=True, max_length=limit).input_ids)
                 start = next(

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from ether_diffusion.families.clip_chunks import Chunks, chunks_needed, chunks_of, prompt_tokens, tokens_per_chunk
 from ether_diffusion.families.ddpm import DiffusionFamily
 from ether_diffusion.families.lora_names import CLIP, Formats, modelspec
 from ether_diffusion.families.protocol import CLIP_LENGTH, Prompts
+from ether_diffusion.private import input_device
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -29,6 +32,7 @@ class StableDiffusion(DiffusionFamily):
     PIPELINES: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
     DERIVED: ClassVar[tuple[str, ...]] = ("StableDiffusionControlNetPipeline", "StableDiffusionControlPipeline")
     DENOISER = "unet"
+    OPTIONS = DiffusionFamily.OPTIONS | {"prompt_chunks"}
     SINGLE_FILE_TEXT: ClassVar[Mapping[str, str]] = {"text_encoder": "cond_stage_model."}
     CONTROL_PLACE = "conv_in"
     CONTROL_TARGETS = "attention+geglu"  # the paper's
@@ -60,27 +64,88 @@ class StableDiffusion(DiffusionFamily):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features)."""
+        if self.settings.prompt_chunks > 1:
+            return self.encode_in_chunks(prompts)
         embeds, _ = self.pipe.encode_prompt(list(prompts), self.text_device, 1, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds}
 
-    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """prompt_embeds and negative_prompt_embeds."""
-        embeds, negative = self.pipe.encode_prompt(
-            list(prompts), self.text_device, 1, True, negative_prompt=[""] * len(prompts)
+    def encode_for_drawing(self, prompts: Sequence[str], negative: Sequence[str] | None = None) -> dict[str, Any]:
+        """prompt_embeds and negative_prompt_embeds; ``negative`` is empty prompts where it is not given."""
+        if self.settings.prompt_chunks > 1:
+            return self.guided_in_chunks(prompts, negative)
+        empty = [""] * len(prompts)
+        embeds, away = self.pipe.encode_prompt(
+            list(prompts), self.text_device, 1, True, negative_prompt=empty if negative is None else list(negative)
         )
-        return {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
+        return {"prompt_embeds": embeds, "negative_prompt_embeds": away}
+
+    def encode_in_chunks(self, prompts: Sequence[str]) -> Prompts:
+        """Prompts in as many chunks as the settings say; of what is not a sequence the first chunk's.
+
+        An encoder sees one chunk of every prompt at a time: a batch has as many rows as there are prompts, so that
+        adapters which differ by sample act on the right ones.
+        """
+        tokens = {name: self._chunks(prompts, tokenizer) for name, tokenizer in self.tokenizers.items()}
+        parts = [
+            self.encode_chunk({name: Chunks(own.ids[at], own.mask[at]) for name, own in tokens.items()})
+            for at in range(self.settings.prompt_chunks)
+        ]
+        return {**parts[0], "prompt_embeds": torch.cat([part["prompt_embeds"] for part in parts], 1)}
+
+    def encode_chunk(self, tokens: Mapping[str, Chunks]) -> Prompts:
+        """prompt_embeds (batch, tokens, features) of one chunk, from ids and mask (batch, tokens) by encoder."""
+        encoder, (ids, mask) = self.pipe.text_encoder, tokens["text_encoder"]
+        device = input_device(encoder)
+        masked = getattr(encoder.config, "use_attention_mask", None)
+        embeds: Tensor = encoder(ids.to(device), attention_mask=mask.to(device) if masked else None)[0]
+        return {"prompt_embeds": embeds.to(encoder.dtype)}
+
+    def guided_in_chunks(self, prompts: Sequence[str], negative: Sequence[str] | None) -> dict[str, Any]:
+        """Prompts and what guidance leads away from, both in the same number of chunks."""
+        empty = [""] * len(prompts)
+        away = self.encode_prompts(empty) if negative is None else self.encode_in_chunks(negative)
+        return {**self.encode_in_chunks(prompts), **{f"negative_{key}": value for key, value in away.items()}}
+
+    def chunks_needed(self, prompts: Sequence[str]) -> int:
+        """Of the tokenizer that needs the most."""
+        tokenizers = self.tokenizers.values()
+        return max(chunks_needed(prompt_tokens(self.pipe, each, prompts), each) for each in tokenizers)
+
+    def cut(self, prompt: str) -> dict[str, str]:
+        """What no chunk of an encoder holds, by component."""
+        found = {}
+        for encoder, tokenizer in self.tokenizers.items():
+            (tokens,) = prompt_tokens(self.pipe, tokenizer, [prompt])
+            if rest := tokens[self.settings.prompt_chunks * tokens_per_chunk(tokenizer) :]:
+                found[encoder] = str(tokenizer.decode(rest)).strip()
+        return found
 
     def prompt_key(self, prompt: str) -> dict[str, Any]:
-        """Token ids, padded and cut as the encoders see them."""
+        """Token ids, padded and cut as the encoders see them; of several chunks one list for each."""
+        if self.settings.prompt_chunks > 1:
+            return {"tokens": [self._chunks([prompt], each).ids[:, 0].tolist() for each in self.tokenizers.values()]}
         tokens = [
             t(prompt, padding="max_length", max_length=t.model_max_length, truncation=True).input_ids
             for t in self.tokenizers.values()
         ]
         return {"tokens": tokens}
 
+    def _chunks(self, prompts: Sequence[str], tokenizer: Any) -> Chunks:
+        return chunks_of(prompt_tokens(self.pipe, tokenizer, prompts), tokenizer, self.settings.prompt_chunks)
+
     def blank_prompts(self, batch: int) -> Prompts:
         """Zeros of the longest prompts' shapes."""
-        return {"prompt_embeds": self.zeros(batch, CLIP_LENGTH, self.denoiser.config.cross_attention_dim)}
+        length = CLIP_LENGTH * self.settings.prompt_chunks
+        return {"prompt_embeds": self.zeros(batch, length, self.denoiser.config.cross_attention_dim)}
+
+    @torch.no_grad()
+    def drawing(
+        self, prompts: Sequence[str], guidance_scale: float, encoded: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Prompts of several chunks are encoded here: the pipeline would cut them."""
+        if encoded is None and self.settings.prompt_chunks > 1:
+            encoded = self.encode_for_drawing(prompts)
+        return super().drawing(prompts, guidance_scale, encoded)
 
     def arguments(self, noisy: Tensor, times: Tensor, prompts: Prompts, sizes: Tensor) -> dict[str, Any]:
         """sample, timestep and encoder_hidden_states."""

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ether_diffusion.families.clip_chunks import Chunks
 from ether_diffusion.families.lora_names import TWO_CLIPS, Formats, modelspec
 from ether_diffusion.families.protocol import Prompts
 from ether_diffusion.families.sd import StableDiffusion
+from ether_diffusion.private import input_device
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -57,19 +59,38 @@ class StableDiffusionXL(StableDiffusion):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         """prompt_embeds (batch, tokens, features) and pooled_prompt_embeds (batch, features)."""
-        embeds, _, pooled, _ = self.pipe.encode_prompt(
-            list(prompts), device=self.text_device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        if self.settings.prompt_chunks > 1:
+            found = self.encode_in_chunks(prompts)
+            embeds, pooled = found["prompt_embeds"], found["pooled_prompt_embeds"]
+        else:
+            embeds, _, pooled, _ = self.pipe.encode_prompt(
+                list(prompts), device=self.text_device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
         if getattr(self.pipe.config, "force_zeros_for_empty_prompt", False):  # what guidance leads away from
             said = torch.tensor([bool(prompt) for prompt in prompts], device=embeds.device)
             embeds, pooled = embeds * said[:, None, None], pooled * said[:, None]
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def encode_for_drawing(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def encode_for_drawing(self, prompts: Sequence[str], negative: Sequence[str] | None = None) -> dict[str, Any]:
         """Embeddings and pooled ones, of the prompts and of what guidance leads away from."""
-        found = self.pipe.encode_prompt(list(prompts), device=self.text_device, do_classifier_free_guidance=True)
+        if self.settings.prompt_chunks > 1:
+            return self.guided_in_chunks(prompts, negative)
+        found = self.pipe.encode_prompt(
+            list(prompts),
+            device=self.text_device,
+            do_classifier_free_guidance=True,
+            negative_prompt=None if negative is None else list(negative),
+        )
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         return dict(zip(names, found, strict=True))
+
+    def encode_chunk(self, tokens: Mapping[str, Chunks]) -> Prompts:
+        """The hidden states before the last layer of both encoders side by side, and the second one's pooled."""
+        outputs = []
+        for name, encoder in self.text_encoders.items():
+            outputs.append(encoder(tokens[name].ids.to(input_device(encoder)), output_hidden_states=True))
+        embeds = torch.cat([output.hidden_states[-2] for output in outputs], -1).to(self.pipe.text_encoder_2.dtype)
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": outputs[-1].text_embeds}
 
     def blank_prompts(self, batch: int) -> Prompts:
         """Zeros of the longest prompts' shapes."""

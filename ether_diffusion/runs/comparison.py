@@ -88,15 +88,16 @@ def write_comparison(run_dir: str | Path, lora: str | Path, page: str | Path, st
     prompts = run.prompts[:SHOWN]
     asked = Asked([prompt["prompt"] for prompt in prompts], [prompt["seed"] for prompt in prompts])
     steps, guidance = int(str(run.config["num_inference_steps"])), float(str(run.config["guidance_scale"]))
+    encoding = run.family_settings
     pipe = load_run(run.folder)
     set_adapters(pipe, list(adapters(pipe)), strength)
-    adapter = list(draw(pipe, asked, BATCH, steps, guidance))
+    adapter = list(draw(pipe, asked, BATCH, steps, guidance, encoding))
     with disabled(pipe):
-        base = list(draw(pipe, asked, BATCH, steps, guidance))
+        base = list(draw(pipe, asked, BATCH, steps, guidance, encoding))
     del pipe
     stock = load_pipeline(run.source)
     stock.load_lora_weights(str(lora))
-    exported = list(draw(stock, asked, BATCH, steps, guidance))
+    exported = list(draw(stock, asked, BATCH, steps, guidance, encoding))
     rows = [
         Row(
             prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from ether_diffusion import pipelines
 from ether_diffusion.control.conditions import canny, colour_map, load_condition
 from ether_diffusion.control.pipeline import control_tensor, controlled
 from ether_diffusion.data.randomness import generator
+from ether_diffusion.families.cut_prompts import cut_remarks
 from ether_diffusion.families.parts import parts_without
 from ether_diffusion.families.registry import family_named, family_of
+from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.metrics.backbones import as_rgb
 from ether_diffusion.metrics.control_tasks import Pair
 from ether_diffusion.metrics.generated import Sample, write_generated_metadata
@@ -31,6 +34,8 @@ from ether_diffusion.playground import GUIDANCE, base_folder
 from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range
 from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.record import Run, read_run
+
+logger = logging.getLogger(__name__)
 
 
 def load_run(
@@ -140,10 +145,15 @@ class Asked:
 
 @torch.no_grad()
 def draw(
-    pipe: DiffusionPipeline, asked: Asked, batch_size: int, num_inference_steps: int, guidance_scale: float
+    pipe: DiffusionPipeline,
+    asked: Asked,
+    batch_size: int,
+    num_inference_steps: int,
+    guidance_scale: float,
+    encoding: FamilySettings | None = None,
 ) -> Iterator[Image.Image]:
-    """One picture per prompt and seed, at the base's own resolution."""
-    family = family_of(pipe)
+    """One picture per prompt and seed, at the base's own resolution; ``encoding`` of prompts as the run had it."""
+    family = family_of(pipe, encoding)
     side = family.native_resolution
     for start in range(0, len(asked.prompts), batch_size):
         part = slice(start, start + batch_size)
@@ -187,6 +197,11 @@ class Drawing:
     seed: int = 0
 
 
+def takes_maps(run: Run) -> bool:
+    """Whether the conditions that the run was trained on are semantic maps."""
+    return str(run.config["condition"]) in ("map", "segmentation")
+
+
 class Conditions:
     """What a run is to follow for a pair, as it saw conditions in training: given, or made from the original.
 
@@ -197,7 +212,7 @@ class Conditions:
 
     def __init__(self, run: Run, device: torch.device) -> None:
         self.run, self.kind = run, str(run.config["condition"])
-        self.maps = self.kind in ("map", "segmentation")
+        self.maps = takes_maps(run)
         self.segmenter = Segmenter(str(run.config["segmenter"]), device) if self.kind == "segmentation" else None
 
     def of(self, pair: Pair) -> Image.Image:
@@ -256,15 +271,15 @@ def draw_samples(
         for sample in of_pair
         if not (folder / sample.file_name).is_file()
     ]
+    for remark in cut_remarks(family_of(pipe, run.family_settings), (pair.prompt or "" for pair in pairs)):
+        logger.warning("%s", remark)
     conditions = Conditions(run, pipe.device)
     bar = tqdm(total=len(waiting), desc="draw", unit="picture", leave=False, disable=not show)
     for start in range(0, len(waiting), drawing.batch_size):
         part = waiting[start : start + drawing.batch_size]
         seen = [conditions.of(pair) for pair, _ in part]
         prompts, seeds = [sample.prompt or "" for _, sample in part], [int(sample.seed or 0) for _, sample in part]
-        for (_, sample), image in zip(
-            part, draw_under(pipe, seen, prompts, seeds, drawing, conditions.maps), strict=True
-        ):
+        for (_, sample), image in zip(part, draw_under(pipe, run, seen, prompts, seeds, drawing), strict=True):
             image.save(folder / f".{sample.file_name}", "PNG")
             (folder / f".{sample.file_name}").replace(folder / sample.file_name)
             bar.update()
@@ -273,23 +288,26 @@ def draw_samples(
 
 def draw_under(
     pipe: DiffusionPipeline,
+    run: Run,
     conditions: Sequence[Image.Image],
     prompts: Sequence[str],
     seeds: Sequence[int],
     drawing: Drawing,
-    maps: bool,
 ) -> Iterator[Image.Image]:
-    """One picture per condition, prompt and seed, at the condition's size, those of one size together."""
-    start = 0
+    """One picture per condition, prompt and seed, at the condition's size, those of one size together.
+
+    What the run was trained on says how prompts are encoded, and whether conditions are maps.
+    """
+    start, family = 0, family_of(pipe, run.family_settings)
     for _, group in groupby(conditions, key=lambda image: image.size):
         part = list(group)
         span = slice(start, start + len(part))
         start += len(part)
-        tensor = control_tensor(part, family_of(pipe).divisor, maps)
+        tensor = control_tensor(part, family.divisor, takes_maps(run))
         height, width = tensor.shape[-2:]
         settings: dict[str, Any] = {
             "num_inference_steps": drawing.num_inference_steps,
-            **family_of(pipe).drawing(prompts[span], drawing.guidance_scale),
+            **family.drawing(prompts[span], drawing.guidance_scale),
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds[span]],
         }
         if hasattr(pipe, "controlnet"):

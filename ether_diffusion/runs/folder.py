@@ -144,7 +144,7 @@ def changed_settings(run: RunSection, base_hash: Mapping[str, str | None]) -> li
     if not isinstance(old, dict):
         raise DamagedFileError(f"{path} is damaged: it holds {shown(old)}, settings are expected")
     old["base_hash"] = read_provenance(run.output_dir).get("base_hash", base_hash)
-    ignored = {"resume", "overwrite", "output_dir"}
+    ignored = {"resume", "overwrite", "output_dir", "prompt_chunks"}  # of the last the facts say the number
     new = {key: value for key, value in run.settings.items() if key not in ignored} | {"base_hash": base_hash}
     return [f"{key}: {old[key]} → {new[key]}" for key in new if key in old and old[key] != new[key]]
 
@@ -158,6 +158,9 @@ def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     old, new = before.get("training_adapter"), now.get("training_adapter")
     if old != new:
         changes.append("training_adapter: the file is not what it was")
+    old, new = (facts.get("prompt_chunks", 1) for facts in (before, now))
+    if old != new:
+        changes.append(f"number of chunks of a prompt (prompt_chunks), {old} → {new}")
     old, new = before.get("base_file"), now.get("base_file")
     if old != new:
         changes.append("base: the file is not what it was")

@@ -28,6 +28,8 @@ from ether_diffusion.runs.record import Run, SamplePrompt, read_run
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 SHOWN = 6
 """Pictures on the page of the Hub."""
+ETHER = "import ether_diffusion as ether"
+"""What code that is shown imports first."""
 MORE_SETTINGS = ("class_prompt", "prior_loss_weight", "guidance_scale", "num_inference_steps")  # no paths
 
 
@@ -99,13 +101,24 @@ def lora_code(run: Run) -> str:
     line, pipeline = _own_loading(run) or stock
     lines = [line, "", f"pipe = {pipeline}"]
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
+    if run.family_settings.prompt_chunks > 1:
+        lines.insert(0, ETHER)
     return "\n".join(
         [
             *lines,
             f"pipe.load_lora_weights({literal(_public_name(run))})",
-            f"image = pipe(prompt={literal(prompt)}{drawing_code(run.base)}).images[0]",
+            f"image = pipe({_prompt_code(run, prompt)}{drawing_code(run.base)}).images[0]",
         ]
     )
+
+
+def _prompt_code(run: Run, prompt: str) -> str:
+    """The arguments of a pipeline that stand for a prompt as the run encoded prompts."""
+    settings = run.family_settings
+    if settings.prompt_chunks > 1:
+        return f"**ether.encode_prompts(pipe, {literal(prompt)}, chunks={settings.prompt_chunks})"
+    length = settings.max_sequence_length
+    return f"prompt={literal(prompt)}" + ("" if length is None else f", max_sequence_length={length}")
 
 
 def loading_code(run: Run) -> str:
@@ -116,7 +129,7 @@ def loading_code(run: Run) -> str:
 def _control_loading_code(run: Run) -> str:
     """The same for a run that learned a control: whatever is loaded, the control encoder comes last."""
     folder, base = literal(_public_name(run)), _base_literal(run)
-    imports = ["import ether_diffusion as ether", "from diffusers.utils import load_image"]
+    imports = [ETHER, "from diffusers.utils import load_image"]
     if run.controlnet is not None:
         net = str(run.config["controlnet_model_name_or_path"])
         own = run.config["train_controlnet"] != "nothing"
@@ -147,19 +160,20 @@ def _control_loading_code(run: Run) -> str:
         lines.append(f"pipe.load_lora_weights({folder})")
     if run.controlnet is None or run.entry.is_own:
         lines.append(f"ether.load(pipe, {folder})")
-    else:
-        imports.remove("import ether_diffusion as ether")
+    elif run.family_settings.prompt_chunks == 1:
+        imports.remove(ETHER)
     prompt = next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     image = next((f"samples/{sample['condition']}" for sample in run.prompts if "condition" in sample), "control.png")
     lines.append(f"control_image = load_image({literal(f'{_public_name(run)}/{image}')})")
     if run.controlnet is not None:
-        drawing = [f"image = pipe(prompt={literal(prompt)}, image=control_image{drawing_code(run.base)}).images[0]"]
+        drawing = [f"image = pipe({_prompt_code(run, prompt)}, image=control_image{drawing_code(run.base)}).images[0]"]
     elif run.family.CONTROL is not None:
-        drawing = [f"image = pipe({literal(prompt)}, control_image{drawing_code(run.base)}).images[0]"]
+        control = f"control_image=control_image{drawing_code(run.base)}"
+        drawing = [f"image = pipe({_prompt_code(run, prompt)}, {control}).images[0]"]
     else:
         drawing = [
             "with ether.controlled(pipe, control_image):",
-            f"    image = pipe(prompt={literal(prompt)}{drawing_code(run.base)}).images[0]",
+            f"    image = pipe({_prompt_code(run, prompt)}{drawing_code(run.base)}).images[0]",
         ]
     return "\n".join([*imports, "", *lines, *drawing])
 
@@ -198,14 +212,15 @@ def _subject_loading_code(run: Run) -> str:
     elif run.entry.saved_as == "lora":
         lines = [pipeline, f"pipe.load_lora_weights({folder})"]
     elif run.entry.is_own:
-        imports.insert(0, "import ether_diffusion as ether")
         lines = [pipeline, f"ether.load(pipe, {folder})"]
     else:
         imports.append("from peft import PeftModel")
         lines = [pipeline, *_peft_lines(run)]
+    if run.entry.is_own or run.family_settings.prompt_chunks > 1:
+        imports.insert(0, ETHER)
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     return "\n".join(
-        [*imports, "", *lines, f"image = pipe(prompt={literal(prompt)}{drawing_code(run.base)}).images[0]"]
+        [*imports, "", *lines, f"image = pipe({_prompt_code(run, prompt)}{drawing_code(run.base)}).images[0]"]
     )
 
 

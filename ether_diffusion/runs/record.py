@@ -10,6 +10,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar, cast, get_type_hints
 
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import FAMILIES
+from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.page.text import number
 from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.reading import DamagedFileError, matches, parse_json, read_bytes, read_json, read_yaml, shown
@@ -233,6 +234,22 @@ class Run:
         """The family of the base; runs of 0.1, which do not say it, know SD and SDXL."""
         older = "sdxl" if "text_encoder_2" in self.provenance.base_hash else "sd"
         return FAMILIES.get(self.provenance.family or older, FAMILIES[older])
+
+    @property
+    def family_settings(self) -> FamilySettings:
+        """How its prompts were encoded: drawing does it alike.
+
+        Raises:
+            RunRecordError: a setting is damaged.
+        """
+        kinds = {name: kind for name, kind in get_type_hints(FamilySettings).items() if name in self.config}
+        found = {name: self.config[name] for name in kinds}
+        try:
+            if wrong := [name for name, kind in kinds.items() if not matches(found[name], kind)]:
+                raise ValueError(f"its {wrong[0]} is {shown(found[wrong[0]])}")
+            return FamilySettings(**found)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise RunRecordError(f"{self.folder / 'config.yaml'} is damaged: {error}") from error
 
     @property
     def peft_components(self) -> list[str]:

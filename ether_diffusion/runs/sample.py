@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from ether_diffusion import pipelines
 from ether_diffusion.arguments import Parser
 from ether_diffusion.control.conditions import load_condition
 from ether_diffusion.export.lora import Dtype
+from ether_diffusion.families.cut_prompts import cut_remarks
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.files import write_text
 from ether_diffusion.images import load_image
@@ -36,8 +38,10 @@ from ether_diffusion.pipelines.file import AdapterFileError, public_name
 from ether_diffusion.pipelines.loaded import adapters
 from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range
 from ether_diffusion.reading import DamagedFileError, read_lines
-from ether_diffusion.runs.drawing import Drawing, draw_under, load_run
+from ether_diffusion.runs.drawing import Drawing, draw_under, load_run, takes_maps
 from ether_diffusion.runs.record import Run, read_run
+
+logger = logging.getLogger(__name__)
 
 STRENGTH = Range(-100, 100)
 NUMBERED = "{:02d}-seed{}-strength{:g}.png"
@@ -96,6 +100,11 @@ def check_request(runs: Sequence[Run], request: Request, weights: Sequence[float
             raise ValueError(
                 f"{run.folder.name} was trained on {run.source}, {name} on {first.source}: give runs on one base"
             )
+        if _encoding(run) != _encoding(first):
+            raise ValueError(
+                f"{run.folder.name} encodes prompts with {_encoding(run)}, {name} with {_encoding(first)}: draw with "
+                "one of them at a time"
+            )
     if len(runs) > 1 and not own:
         raise ValueError("several runs must all be adapters of ETHER, ETHER+ or Naive without a control: give one run")
     if len(weights) != len(runs):
@@ -116,6 +125,12 @@ def check_request(runs: Sequence[Run], request: Request, weights: Sequence[float
                 f"{request.condition} is {image.width} x {image.height} and the picture {request.width} x "
                 f"{request.height}: give --width and --height of its shape"
             )
+
+
+def _encoding(run: Run) -> str:
+    """How a run's prompts are encoded, in words."""
+    settings = run.family_settings
+    return f"prompt_chunks={settings.prompt_chunks}, max_sequence_length={settings.max_sequence_length}"
 
 
 def load_runs(runs: Sequence[Run], device: str, dtype: torch.dtype) -> DiffusionPipeline:
@@ -161,7 +176,7 @@ def draw_request(
 @torch.no_grad()
 def _images(pipe: DiffusionPipeline, run: Run, request: Request, prompt: str, seeds: list[int]) -> list[Image.Image]:
     if request.condition is not None:
-        maps = str(run.config["condition"]) in ("map", "segmentation")
+        maps = takes_maps(run)
         condition = load_condition(request.condition, maps)
         condition = condition.resize((request.width, request.height), _resampling(maps))
         drawing = Drawing(
@@ -170,13 +185,13 @@ def _images(pipe: DiffusionPipeline, run: Run, request: Request, prompt: str, se
             guidance_scale=request.guidance,
             strength=1.0,
         )
-        return list(draw_under(pipe, [condition] * len(seeds), [prompt] * len(seeds), seeds, drawing, maps))
+        return list(draw_under(pipe, run, [condition] * len(seeds), [prompt] * len(seeds), seeds, drawing))
     images: list[Image.Image] = pipe(
         height=request.height,
         width=request.width,
         num_inference_steps=request.steps,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        **family_of(pipe).drawing([prompt] * len(seeds), request.guidance),
+        **family_of(pipe, run.family_settings).drawing([prompt] * len(seeds), request.guidance),
     ).images
     return images
 
@@ -188,7 +203,8 @@ def _resampling(maps: bool) -> Image.Resampling:
 
 def write_picture(drawn: Drawn, request: Request, dtype: str, folder: Path) -> None:
     """Write one PNG that says how it was drawn."""
-    base = drawn.acting[0][0].source
+    run = drawn.acting[0][0]
+    base, number = run.source, run.family_settings.prompt_chunks
     facts: dict[str, object] = {
         "prompt": drawn.prompt,
         "seed": drawn.seed,
@@ -200,6 +216,7 @@ def write_picture(drawn: Drawn, request: Request, dtype: str, folder: Path) -> N
         "steps": request.steps,
         "guidance_scale": request.guidance,
         "size": f"{request.width}x{request.height}",
+        **({"prompt_chunks": str(number)} if number > 1 else {}),
         "ether_diffusion": version("ether-diffusion"),
     }
     chunks = PngInfo()
@@ -257,6 +274,8 @@ def _main(given: argparse.Namespace) -> None:
     request = _request(given, runs[0])
     check_request(runs, request, weights, given.per_prompt)
     pipe = load_runs(runs, given.device, getattr(torch, dtype))
+    for remark in cut_remarks(family_of(pipe, runs[0].family_settings), request.prompts):
+        logger.warning("%s", remark)
     total = len(request.prompts) * len(request.seeds) * len(request.strengths)
     grids: dict[int, dict[float, list[Image.Image]]] = {}
     bar = tqdm(total=total, desc="draw", unit="picture")

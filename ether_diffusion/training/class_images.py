@@ -65,6 +65,7 @@ def _check_record(sampler: Sampler, folder: Path, prompt: str) -> None:
         "sampler": section.sampler or sampler.family.SAMPLER,
         "num_inference_steps": sampler.steps,
         "guidance_scale": sampler.guidance,
+        "prompt_chunks": sampler.family.settings.prompt_chunks,
     }
     path = folder / RECORD
     if not path.is_file():
@@ -76,7 +77,7 @@ def _check_record(sampler: Sampler, folder: Path, prompt: str) -> None:
         if sampler.accelerator.is_main_process:
             write_text(path, json.dumps(now, indent=1))
         return
-    before = read_json(path, dict[str, object])
+    before = {"prompt_chunks": 1, **read_json(path, dict[str, object])}
     if changed := [f"{key}: {before.get(key)} → {now[key]}" for key in now if before.get(key) != now[key]]:
         raise ValueError(
             f"{folder} holds class images that were generated otherwise ({'; '.join(changed)}): "

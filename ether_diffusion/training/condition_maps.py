@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,3 +62,7 @@ class SegmentedPairs:
         """The picture of that number with its map."""
         known = self.source.pair(index)
         return replace(known, condition=load_condition(self.maps[index], True))
+
+    def captions(self) -> Iterable[str]:
+        """Those of the source."""
+        return self.source.captions()

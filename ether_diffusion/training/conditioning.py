@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -17,8 +16,6 @@ from torch import Tensor
 
 from ether_diffusion.data.cache import JSON, TensorCache, module_hash
 from ether_diffusion.families.protocol import Family
-
-logger = logging.getLogger(__name__)
 
 
 class Conditioning(Protocol):
@@ -49,10 +46,6 @@ def encode_prompts_once(family: Family, prompts: Sequence[str], cache: TensorCac
         "device": family.text_device.type,
         "versions": [torch.__version__, transformers.__version__, diffusers.__version__],
     }
-
-    for prompt in dict.fromkeys(prompts):
-        for encoder, rest in family.cut(prompt).items():
-            logger.warning('%s sees only the beginning of the prompt "%s"; cut off is: "%s"', encoder, prompt, rest)
 
     def encode(prompt: str) -> dict[str, Tensor]:
         return {key: value.cpu() for key, value in family.encode_prompt(prompt).items()}

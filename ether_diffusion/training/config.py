@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from ether_diffusion.config import EtherConfig
-from ether_diffusion.families.settings import Quantization, Weighting
+from ether_diffusion.families.settings import FamilySettings, Quantization, Weighting
 from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, Range, check_ranges
 from ether_diffusion.registry import METHODS, OWN_METHODS, MethodEntry, Rate
 from ether_diffusion.runs.folder import INPUTS, RunSection
@@ -40,6 +40,7 @@ OF_FAMILIES = frozenset(
         "mode_scale",
         "guidance_scale_training",
         "max_sequence_length",
+        "prompt_chunks",
     }
 )
 """Settings that not every family of bases has."""
@@ -114,6 +115,8 @@ class TrainingConfig:
             3.5 as in diffusers' scripts where it is not given.
         max_sequence_length: tokens that prompts are cut and padded to, of the encoders that are not CLIP; as the
             pipeline does where it is not given.
+        prompt_chunks: of SD and SDXL, chunks of 75 tokens that every prompt is encoded in; with 1, as the pipeline
+            does it, what is longer is cut. auto is as many as the longest prompt of the run needs (docs/data.md).
         noise_offset: scale of a constant added to the noise of every channel, often 0.05 to 0.1.
         checkpointing_steps: steps between checkpoints.
         checkpoints_total_limit: keep only so many of the newest checkpoints.
@@ -241,6 +244,7 @@ class TrainingConfig:
     mode_scale: float = 1.29
     guidance_scale_training: float | None = None
     max_sequence_length: int | None = None
+    prompt_chunks: int | Literal["auto"] = 1
     noise_offset: float = 0.0
 
     checkpointing_steps: int = 200
@@ -274,6 +278,7 @@ class TrainingConfig:
         self._check_peft()
         if self.initial_length != 1 and not self.entry.is_reflection:
             raise ValueError(f"initial_length is of the vectors of reflections, and method={self.method} has none")
+        _ = self.family_settings  # a number of chunks has its range
         if self.resolution is not None and self.resolution % 8:
             below = max(8, self.resolution // 8 * 8)
             raise ValueError(f"resolution must be a multiple of 8 pixels, such as {below}, not {self.resolution}")
@@ -368,6 +373,12 @@ class TrainingConfig:
     def section(self, kind: type[Section]) -> Section:
         """One of :mod:`ether_diffusion.training.sections`, taken out of the settings."""
         return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})  # type: ignore[arg-type]
+
+    @property
+    def family_settings(self) -> FamilySettings:
+        """What the family of the base depends on; prompt_chunks=auto is 1 until the prompts are known."""
+        chunks = 1 if self.prompt_chunks == "auto" else self.prompt_chunks
+        return FamilySettings(self.guidance_scale_training, self.max_sequence_length, chunks)
 
     @property
     def cache_folder(self) -> Path:

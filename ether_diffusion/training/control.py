@@ -41,6 +41,7 @@ from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.lora_export import check_export
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.program import Start, record_start, start_run
+from ether_diffusion.training.prompts import settle_prompts
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.sections import (
     AdapterSection,
@@ -96,6 +97,7 @@ def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
         source = make_source(config, listing, accelerator)
     if isinstance(control, EncoderControl) and config.has_maps:
         control.expects(classes_of(config, source))
+    config = settle_prompts(start, [*source.captions(), *config.validation_prompt])
     pairs = make_pairs(config, source, family.divisor)
     shown = make_shown(config, pairs)
     trainables = [*make_trainables(control.components, config.section(AdapterSection)), *control.trainables]

@@ -97,6 +97,10 @@ class ControlConfig(TrainingConfig):
             raise ValueError(f"canny_low {self.canny_low} must be at most canny_high {self.canny_high}")
         if self.train_text_encoder:
             raise ValueError("train_text_encoder is for train_dreambooth.py: a control needs no new words")
+        if self.prompt_chunks == "auto" and self.train_data_dir == "playground":
+            raise ValueError(
+                "the playground draws captions without end, which nobody can count: leave prompt_chunks out"
+            )
         if self.optimizer == "prodigy" and self.encoder_lr not in (None, self.resolved_learning_rate):
             raise ValueError("optimizer=prodigy has one learning rate for all: leave out encoder_lr")
         self._check_controlnet()

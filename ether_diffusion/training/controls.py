@@ -103,7 +103,7 @@ class ControlNetControl:
             )
         pipe = family.with_controlnet(controlnet)
         pipe.register_to_config(_name_or_path=section.pretrained_model_name_or_path)
-        self.family: Family = family_of(pipe)
+        self.family: Family = family_of(pipe, family.settings)
 
     @property
     def components(self) -> Components:

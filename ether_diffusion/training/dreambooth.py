@@ -24,6 +24,7 @@ from ether_diffusion.data.randomness import generator
 from ether_diffusion.data.subject import SubjectFolder
 from ether_diffusion.families.protocol import Family, Objective
 from ether_diffusion.families.settings import ObjectiveSettings
+from ether_diffusion.images import is_picture_name, list_files
 from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.folder import changed_settings, open_run_folder
 from ether_diffusion.runs.outputs import check_outputs
@@ -39,6 +40,7 @@ from ether_diffusion.training.lora_export import check_export
 from ether_diffusion.training.model import DenoisingModel
 from ether_diffusion.training.placement import present
 from ether_diffusion.training.program import Start, record_start, start_run
+from ether_diffusion.training.prompts import settle_prompts
 from ether_diffusion.training.samples import Sampler, Shown
 from ether_diffusion.training.sections import (
     AdapterSection,
@@ -93,6 +95,7 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
             "training_adapter: with subjects_dir every sample has one adapter of this library; give a LoRA, which acts "
             "on all samples"
         )
+    config = settle_prompts(start, prompts_of_run(config))
     components = trained_components(family, config.section(AdapterSection))
     check_trainables(components, config.section(AdapterSection))
     objective = family.objective(config.section(ObjectiveSettings))
@@ -180,6 +183,40 @@ def said(config: DreamBoothConfig) -> list[str]:
     options, prompt = config.section(FolderOptions), config.instance_prompt
     pictures = [picture for folder in folders for picture in list_pictures(folder, options).pictures]
     return [text for picture in pictures for text in prompts_of(picture, prompt, options).all] + _classes(config)
+
+
+def prompts_of_run(config: DreamBoothConfig) -> list[str]:
+    """Every prompt of every subject: of photos, class images and sample grids.
+
+    Raises:
+        ValueError: pictures or metadata are not what they should be.
+        OSError: a file cannot be read.
+    """
+    found = []
+    for each in subjects_of(config).values():
+        found += [*said(each), *(shown.prompt for shown in _shown(each)), *_class_captions(each)]
+    return found
+
+
+def _class_captions(config: DreamBoothConfig) -> list[str]:
+    """Captions of class images of the user's own, where there are any yet."""
+    folder, nested = class_folder(config), config.nested_folders
+    if not (
+        config.with_prior_preservation and folder.is_dir() and any(map(is_picture_name, list_files(folder, nested)))
+    ):
+        return []
+    pictures = list_pictures(folder, plain_options(config)).pictures[: config.num_class_images]
+    return [caption for picture in pictures for caption in picture.captions]
+
+
+def class_folder(config: DreamBoothConfig) -> Path:
+    """Where the class images are, or will be drawn."""
+    return config.class_data_dir or config.output_dir / "class_images"
+
+
+def plain_options(config: DreamBoothConfig) -> FolderOptions:
+    """How captions of class images are read: as they are, for a prefix names the subject, which they do not show."""
+    return FolderOptions(config.nested_folders, config.caption_column)
 
 
 def _classes(config: DreamBoothConfig) -> list[str]:
@@ -305,13 +342,11 @@ def make_streams(
 
     streams = [stream("instance", config.instance_data_dir, config.instance_prompt, options)]
     if config.with_prior_preservation and config.class_prompt:
-        folder = config.class_data_dir or config.output_dir / "class_images"
+        folder = class_folder(config)
         number = config.num_class_images
         size, nested = config.sample_batch_size, config.nested_folders
         generate_class_images(sampler, folder, config.class_prompt, number, size, config.seed, nested)
-        # a prefix names the subject, which class images do not show: their captions stay as they are
-        plain = FolderOptions(config.nested_folders, config.caption_column)
-        streams.append(stream("prior", folder, config.class_prompt, plain, number))
+        streams.append(stream("prior", folder, config.class_prompt, plain_options(config), number))
     return streams
 
 

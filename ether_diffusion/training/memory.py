@@ -194,6 +194,8 @@ def report(family: Family, config: TrainingConfig) -> str:
         f"Before the first step the text encoders are on the device, {encoders / GIBIBYTE:.2f} GiB in fp32, in half "
         "precision half of it; CUDA itself and the pictures that are drawn take some more.",
     ]
+    if config.prompt_chunks == "auto":
+        lines.append("A prompt is counted as one chunk: how many prompt_chunks=auto takes, the captions will say.")
     if not config.entry.is_own:
         lines.append(f"The adapter of {title_of(config.to_dict())} is counted as if it were one of ETHER+.")
     return "\n".join(lines)

@@ -18,7 +18,6 @@ from ether_diffusion.data.buckets import check_resolution
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.quantization import quantize
 from ether_diffusion.families.registry import family_of
-from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.playground import GUIDANCE
@@ -74,6 +73,7 @@ def run_program(config: Config, run: Callable[[Config], Path]) -> None:
     try:
         if config.dry_run:
             base = describe_base(config.section(BaseSection), config.mixed_precision or "no")
+            base.settings = config.family_settings
             print(memory.report(base, replace(config, targets=config.targets or base.CONTROL_TARGETS)))
             return
         report = run(config)
@@ -182,7 +182,7 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
         with suppress(BaseModelError):  # which loading tells better
             check_resolution(config.resolution, describe_base(section, accelerator.mixed_precision).divisor)
     pipe = load_base(section, accelerator.mixed_precision)
-    family = family_of(pipe, config.section(FamilySettings))
+    family = family_of(pipe, config.family_settings)
     if (why := family.distilled) and config.training_adapter is None:
         logger.warning(
             "the base was distilled to few steps (%s): training undoes that; train its undistilled version where "
@@ -244,6 +244,7 @@ def record_start(
     ``config``: of one of several trainings side by side, whose folder it is.
     """
     config, accelerator = config or start.config, start.accelerator
+    chunks = start.family.settings.prompt_chunks
     provenance = Provenance(
         config.run,
         now := {
@@ -253,6 +254,7 @@ def record_start(
             "threads": torch.get_num_threads(),
             "num_processes": accelerator.num_processes,
             "trained_parameters": {trainable.component: trainable.num_parameters() for trainable in trainables},
+            **({"prompt_chunks": chunks} if chunks > 1 else {}),
             **({"training_adapter": start.training_adapter.hash} if start.training_adapter else {}),
             **({"base_model": start.base_file["name"], "base_file": start.base_file} if start.base_file else {}),
             **facts,

@@ -195,6 +195,19 @@ def test_a_dataset_gives_picture_condition_and_caption(dataset: Callable[..., Pa
     assert DatasetPairs(str(name), Columns(image="photo"), condition=False).pair(0).condition is None
 
 
+def test_captions_are_read_without_pictures(dataset: Callable[..., Path], folder: Path) -> None:
+    files = [str(save(folder / "images" / f"{n}.png")) for n in range(3)]
+    name = dataset(image=files, text=[["one", "two"], ["three"], None])
+    pairs = DatasetPairs(str(name), Columns(), condition=False)
+    for number in range(3):
+        (folder / "images" / f"{number}.png").unlink()
+    assert list(pairs.captions()) == ["one", "two", "three", ""]
+
+
+def test_captions_of_a_folder_are_those_of_its_lines(folder: Path) -> None:
+    assert list(FolderPairs(read_listing(folder)).captions()) == ["picture 0", "picture 1"]
+
+
 def test_columns_that_are_not_there_or_hold_no_pictures(dataset: Callable[..., Path], folder: Path) -> None:
     name = dataset(image=[str(folder / "images" / "0.png")], conditioning_image=["nothing"], text=["one"])
     with pytest.raises(ValueError, match="no column 'caption' but image, conditioning_image, text: name yours"):

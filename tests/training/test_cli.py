@@ -69,6 +69,7 @@ OTHER: dict[str, Any] = {
     "mode_scale": 0.7,
     "guidance_scale_training": 1.0,
     "max_sequence_length": 128,
+    "prompt_chunks": 3,
     "noise_offset": 0.1,
     "checkpointing_steps": 20,
     "checkpoints_total_limit": 2,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,20 @@ from training.helpers import (
     trained,
 )
 
+import ether_diffusion as ether
 import ether_diffusion.training.loop as loop
+from ether_diffusion.cli import main
 from ether_diffusion.control.conditions import colour_map, load_map
 from ether_diffusion.control.pipeline import controlled
 from ether_diffusion.families.registry import family_of
+from ether_diffusion.families.sd import StableDiffusion
+from ether_diffusion.metrics.control_tasks import Pair
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.playground.tiny import tiny_controlnet
 from ether_diffusion.private import forget_accelerator
-from ether_diffusion.runs.drawing import load_run
+from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
+from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.control_config import ControlConfig
@@ -170,8 +177,8 @@ def test_the_model_cards_code_loads_the_run(
     block = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
     assert block is not None
     *loading, drawing = block[1].strip().splitlines()
-    prompt, image = ("prompt=", "image=") if way.get("control") == "controlnet" else ("", "")
-    assert drawing == f'image = pipe({prompt}"a dog", {image}control_image).images[0]'
+    image = "image" if way.get("control") == "controlnet" else "control_image"
+    assert drawing == f'image = pipe(prompt="a dog", {image}=control_image).images[0]'
     monkeypatch.chdir(run.parent)
     names: dict[str, Any] = {}
     code = "\n".join(loading).replace("path/to/controlnet", str(controlnet_folder))
@@ -478,6 +485,95 @@ def test_sdxl_learns_a_control_as_well(
         dice = torch.Generator().manual_seed(0)
         drawn = np.array(pipe("a dog", image=condition, generator=dice, **settings).images[0])
     assert np.array_equal(drawn, samples(run)["step-000003/00.png"])
+
+
+LONG = " ".join("abcdefghij" * 9)
+"""Two chunks of the tiny base's tokens."""
+
+
+@pytest.fixture
+def long_pairs(pairs: Path, tmp_path: Path) -> Path:
+    """The pairs, one of them with a caption beyond CLIP's length."""
+    folder = tmp_path / "long"
+    shutil.copytree(pairs, folder)
+    rows = [json.loads(line) for line in (pairs / "metadata.jsonl").read_text().splitlines()]
+    rows[2]["text"] = LONG
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("way", [{}, {"control": "controlnet"}], ids=["encoder", "controlnet"])
+@pytest.mark.parametrize("xl", [False, True], ids=["sd", "sdxl"])
+def test_long_captions_control_in_chunks_and_are_drawn_alike(
+    xl: bool,
+    way: dict[str, Any],
+    train: Train,
+    long_pairs: Path,
+    xl_folder: Path,
+    base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the programs that sample and score, and by the card's code; empty prompts have as many chunks."""
+    lengths: set[int] = set()
+    original = StableDiffusion.arguments
+
+    def arguments(family: Any, noisy: Any, times: Any, prompts: Any, sizes: Any) -> Any:
+        lengths.add(prompts["prompt_embeds"].shape[1])
+        return original(family, noisy, times, prompts, sizes)
+
+    monkeypatch.setattr(StableDiffusion, "arguments", arguments)
+    folder = xl_folder if xl else base_folder
+    run = train(
+        pretrained_model_name_or_path=str(folder),
+        train_data_dir=str(long_pairs),
+        prompt_chunks="auto",
+        proportion_empty_prompts=0.5,
+        num_validation_images=1,
+        num_validation_pairs=1,
+        validation_prompt=LONG,
+        resolution=64,
+        method="ether",
+        **way,
+    )
+    assert lengths == {2 * 77}
+    assert read_run(run).family_settings.prompt_chunks == 2
+    expected = samples(run)["step-000003/00.png"].astype(int)
+    condition = run / "samples" / "conditions" / "00.png"
+    command = ["sample", str(run), "--control_image", str(condition), "--seeds", "0", "--device", "cpu"]
+    main([*command, "--output_dir", str(tmp_path / "out")])
+    assert np.abs(pixels(tmp_path / "out" / "00-seed0-strength1.png").astype(int) - expected).max() <= 1
+    drawing = Drawing(samples=1, num_inference_steps=2, guidance_scale=7.5)
+    pair = Pair("0", condition, condition, LONG)
+    ((sample,),) = draw_samples(load_run(run), read_run(run), [pair], tmp_path / "scored", drawing, show=False)
+    block = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    assert f'encode_prompts(pipe, "{LONG}", chunks=2)' in block[1]
+    monkeypatch.chdir(run.parent)
+    names: dict[str, Any] = {}
+    exec(block[1].replace(f"path/to/{folder.name}", str(folder)), names)
+    assert names["image"].size == (64, 64)
+    pipe = names["pipe"]
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    asked: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 7.5, "height": 64, "width": 64}
+    asked |= {"image": names["control_image"]} if way else {} if xl else {"control_image": names["control_image"]}
+    scored = pixels(tmp_path / "scored" / sample.file_name).astype(int)
+    for seed, drawn in ((0, expected), (int(sample.seed or 0), scored)):
+        with controlled(pipe, names["control_image"]) if xl and not way else nullcontext():
+            given = ether.encode_prompts(pipe, LONG, chunks=2)
+            again = pipe(**given, **asked, generator=torch.Generator().manual_seed(seed)).images[0]
+        assert np.abs(np.asarray(again, dtype=int) - drawn).max() <= 1
+
+
+def test_long_captions_of_pairs_are_told(train: Train, long_pairs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(train_data_dir=str(long_pairs))
+    assert "text_encoder sees only the beginning of 1 of 2 prompts: " in caplog.text
+    assert "; --prompt_chunks auto encodes all of every prompt" in caplog.text
+
+
+def test_captions_without_end_cannot_be_counted(train: Train) -> None:
+    with pytest.raises(ValueError, match="nobody can count: leave prompt_chunks out"):
+        train(train_data_dir="playground", condition=None, prompt_chunks="auto")
 
 
 def test_an_empty_prompt_of_sdxl_is_what_guidance_leads_away_from(xl_folder: Path) -> None:

@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 
 from ether_diffusion.data.randomness import generator
+from ether_diffusion.evaluation.encoding import not_the_default, shared_encoding
 from ether_diffusion.evaluation.mixing.findings import ANCHORS, BASE, TRUTH, PairResult, write_findings
 from ether_diffusion.evaluation.mixing.ways import pipelines_of, ways_of
 from ether_diffusion.evaluation.runner import Job, Study, remove_training, run_study, train
+from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.metrics.fidelity import pair_similarity, prompt_similarity, without_token
 from ether_diffusion.metrics.judges import load_judges
@@ -101,6 +103,16 @@ class MixingConfig:
             raise ValueError(f"tokens needs two different rare words, not {self.tokens}")
         if taken := [name for name in ANCHORS if name in self.arms]:
             raise ValueError(f"an arm cannot be called {taken[0]}: that is an anchor")
+        _ = self.encoding
+
+    @property
+    def encoding(self) -> FamilySettings:
+        """How the prompts of all pictures are encoded.
+
+        Raises:
+            ValueError: arms and base would differ.
+        """
+        return shared_encoding(self.training, self.arms)
 
     @property
     def base(self) -> Base:
@@ -225,6 +237,7 @@ class Mixing(Study[Couple]):
             "pair": job.subject.name,
             "seed": job.seed,
             "judges": self.judges.weights,
+            **not_the_default(self.config.encoding),
         }
 
     def _drawn(self, job: Job[Couple]) -> Iterator[tuple[str, list[Image.Image]]]:
@@ -244,7 +257,8 @@ class Mixing(Study[Couple]):
 
     def _draw(self, pipe: Any, asked: Asked) -> list[Image.Image]:
         config = self.config
-        return list(draw_asked(pipe, asked, config.batch_size, config.num_inference_steps, self.guidance))
+        settings = (config.batch_size, config.num_inference_steps, self.guidance, config.encoding)
+        return list(draw_asked(pipe, asked, *settings))
 
     def _asked(self, job: Job[Couple]) -> Asked:
         each = self.config.images_per_prompt

@@ -13,8 +13,10 @@ import numpy as np
 from PIL import Image
 
 from ether_diffusion.data.randomness import generator
+from ether_diffusion.evaluation.encoding import not_the_default, shared_encoding
 from ether_diffusion.evaluation.runner import Job, share_of
 from ether_diffusion.evaluation.subjects.protocols import Subject
+from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.images import list_images, load_image
 from ether_diffusion.metrics.judges import CLIP, DINO, LPIPS_SIZE
 from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, Range, check_ranges
@@ -177,6 +179,7 @@ class BenchmarkConfig:
             if taken := [name for name in BASE_SETTINGS if name in settings]:
                 raise ValueError(f"arm {where}: {', '.join(taken)} names a base; all arms share that of training")
         check_ranges(self, self.RANGES)
+        _ = self.encoding
         share_of(self.shard)
         if not self.seeds:
             raise ValueError("seeds is empty: name at least one")
@@ -199,6 +202,15 @@ class BenchmarkConfig:
     def base(self) -> Base:
         """The base model of all arms."""
         return Base.of(self.training)
+
+    @property
+    def encoding(self) -> FamilySettings:
+        """How the prompts of all pictures are encoded.
+
+        Raises:
+            ValueError: arms and base would differ.
+        """
+        return shared_encoding(self.training, self.arms)
 
     def settings_of(self, arm: str) -> dict[str, Any]:
         """All settings of an arm's training, the shared ones among them, but for what the benchmark sets itself."""
@@ -244,6 +256,7 @@ def settings_hash(job: Job[Subject], config: BenchmarkConfig) -> str:
         **({"base_config": config.base.config} if config.base.config else {}),
         "training": job.settings,
         "prompts": _training_prompts(job, config),
+        **not_the_default(config.encoding),
     }
     settings |= {"asked": job.subject.prompts, "references": job.subject.fingerprint}
     settings["unrelated"] = job.subject.unrelated if config.drift else ()

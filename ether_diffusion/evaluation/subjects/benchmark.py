@@ -245,7 +245,9 @@ class Bench(Study[Subject]):
             drawn = ANSWERS[job.arm](asked, job.subject)
         else:
             assert config.guidance_scale is not None, "it is the base's own where none was given"
-            drawn = draw(pipe, asked, config.batch_size, config.num_inference_steps, config.guidance_scale)
+            drawn = draw(
+                pipe, asked, config.batch_size, config.num_inference_steps, config.guidance_scale, config.encoding
+            )
         for name, picture in zip(
             asked.names, tqdm(drawn, total=len(asked.names), desc="draw", leave=False), strict=True
         ):

@@ -39,6 +39,7 @@ from ether_diffusion.evaluation.subjects.benchmark import Bench
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.evaluation.subjects.summary import all_results
 from ether_diffusion.evaluation.tables import write_summary
+from ether_diffusion.families.sd import StableDiffusion
 from ether_diffusion.metrics.backbones import Picture, as_rgb
 from ether_diffusion.metrics.scoring import Judges
 from ether_diffusion.playground.tiny import tiny_pipeline
@@ -145,6 +146,24 @@ def test_what_the_benchmark_sets_itself_is_refused() -> None:
     assert "leave it out" in str(told.value)
     with pytest.raises(ValueError, match="a list of learning rates belongs to an arm"):
         BenchmarkConfig(Path("x"), training={**base, "learning_rate": [1e-3]})
+
+
+def test_base_and_arms_are_drawn_with_the_chunks_of_the_training(
+    config: BenchmarkConfig, dog: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: set[int] = set()
+    original = StableDiffusion.drawing
+
+    def drawing(family: Any, *arguments: Any) -> Any:
+        found = original(family, *arguments)
+        lengths.add(found["prompt_embeds"].shape[1])
+        return found
+
+    monkeypatch.setattr(StableDiffusion, "drawing", drawing)
+    config.training |= {"prompt_chunks": 2, "num_validation_images": 0}
+    jobs = jobs_of(config, [dog])[:2]
+    assert run_jobs(jobs, config, judges()) == {}
+    assert lengths == {2 * 77}
 
 
 def test_class_images_are_shared_by_the_subjects_of_a_class(config: BenchmarkConfig, dog: Subject) -> None:
