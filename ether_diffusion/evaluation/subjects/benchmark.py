@@ -334,6 +334,12 @@ class Benchmark:
         return [row for row in best_rates([row for row in self.rows if row["images"]]) if row["scores"]]
 
     @property
+    def base(self) -> str:
+        """The name of the base model; empty for images that existed."""
+        training: Any = self.settings.get("training", {})
+        return str(training.get("pretrained_model_name_or_path", ""))
+
+    @property
     def primary(self) -> Metric:
         """The score that decides."""
         return primary(self.rows)

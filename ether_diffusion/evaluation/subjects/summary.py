@@ -210,24 +210,34 @@ class AtStrength:
     on_front: bool
 
 
-def strength_rows(results: list[Result]) -> list[AtStrength]:
-    """Every method that drew at several strengths, at each of them; nothing without such a method.
+def strength_points(results: list[Result]) -> list[AtStrength]:
+    """Every method at every strength at which it drew, by its name and ascending strengths.
 
-    The front is that of the score that decides and CLIP-T, over all methods: a strength costs nothing at inference.
+    The front is that of the score that decides and CLIP-T, over all methods: a strength costs nothing at inference. A
+    method of which a training diverged, or that has no CLIP-T, is left out.
     """
     known = [(1.0, results)] + [(s, at_strength(results, s)) for s in strengths_in(results)]
-    if len(known) == 1:
-        return []
     found = [(s, row) for s, each in known for row in summarize(each) if row["arm"] not in (REAL, *ANCHORS)]
-    found = [(s, row) for s, row in found if not row["diverged"] and "clip_t" in row["scores"]]
     deciding = primary(summarize(results)).key
+    found = [(s, row) for s, row in found if not row["diverged"] and {deciding, "clip_t"} <= row["scores"].keys()]
     points = [(row["scores"][deciding]["mean"], row["scores"]["clip_t"]["mean"]) for _, row in found]
-    several = {(row["arm"], row["learning_rate"]) for s, row in found if s != 1}
     return [
         AtStrength(row, s, not any(_dominates(other, point) for other in points))
-        for (s, row), point in sorted(zip(found, points, strict=True), key=lambda each: (each[0][1]["arm"], each[0][0]))
-        if (row["arm"], row["learning_rate"]) in several
+        for (s, row), point in sorted(
+            zip(found, points, strict=True), key=lambda e: (e[0][1]["arm"], e[0][1]["learning_rate"] or 0.0, e[0][0])
+        )
     ]
+
+
+def strength_rows(results: list[Result]) -> list[AtStrength]:
+    """The points of :func:`strength_points` of the methods that drew at several strengths."""
+    points = strength_points(results)
+    several = {_arm_at_rate(each) for each in points if each.strength != 1}
+    return [each for each in points if _arm_at_rate(each) in several]
+
+
+def _arm_at_rate(point: AtStrength) -> tuple[str, float | None]:
+    return point.row["arm"], point.row["learning_rate"]
 
 
 def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
