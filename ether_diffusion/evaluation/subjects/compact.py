@@ -31,7 +31,7 @@ DIGITS = 5
 """Of a score in the file."""
 FACTS = (
     *("arm", "learning_rate", "subject", "seed", "settings_hash", "base_hash", "trained_parameters", "bytes"),
-    *("seconds", "diverged", "real", "distances"),
+    *("diverged", "real", "distances"),
 )
 """What the file keeps of a job beside its scores."""
 KINDS = tuple(dict.fromkeys(metric.rows for metric in METRICS))
