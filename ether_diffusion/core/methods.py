@@ -223,4 +223,5 @@ def build_method(
         return Ether(inputs, outputs, config.n_blocks, generator)
     if config.method == "naive":
         return Naive(inputs, outputs, config.n_blocks, generator)
-    return EtherPlus(inputs, outputs, config.n_blocks, generator, config.two_sided)
+    two_sided = config.two_sided and bool(Layout.of(outputs).parts)
+    return EtherPlus(inputs, outputs, config.n_blocks, generator, two_sided)

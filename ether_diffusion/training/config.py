@@ -68,8 +68,8 @@ class TrainingConfig:
         n_blocks: diagonal blocks of ether, ether_plus, naive, oft and boft. The paper does not state the n that its
             image experiments used; 4 is what it gives OFT and Naive.
         two_sided: ether_plus: transform the outputs of the projections as well as their inputs.
-        targets: projections to act on: attention, attention+mlp, all, self, cross, attention+geglu, or a list of name
-            patterns (docs/families.md).
+        targets: projections to act on: attention, attention+mlp, all, self, cross, attention+geglu,
+            attention+geglu_input, or a list of name patterns (docs/families.md).
         rank: rank of lora, number of reflections of hra.
         peft_config: of method=peft: any configuration of peft that acts on layers, with its type, such as
             {peft_type: DELORA, r: 8}; targets says on which layers. It has no learning rate of its own.
