@@ -7,7 +7,7 @@ A training amplifies rounding: another number of threads, another processor or a
 on another course, while anything that is really different (a rate, a base, a judge) moves every picture of every
 training. So a row agrees if every picture of its trainings is within the tolerance, *agrees but for some trainings* if
 that holds for at least half of the trainings, and does not agree otherwise. Anchors train nothing: all of their
-pictures must agree.
+pictures must agree, within a smaller tolerance.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ import torch
 from ether_diffusion.arguments import Parser
 from ether_diffusion.config import suggestion
 from ether_diffusion.evaluation.runner import run_study
-from ether_diffusion.evaluation.subjects.against import TOLERANCE, check_same, job_of, read_rows, sample_differences
+from ether_diffusion.evaluation.subjects.against import (
+    ANCHOR_TOLERANCE,
+    TOLERANCE,
+    check_same,
+    job_of,
+    read_rows,
+    sample_differences,
+)
 from ether_diffusion.evaluation.subjects.arms import ANCHORS, BenchmarkConfig
 from ether_diffusion.evaluation.subjects.benchmark import Bench
 from ether_diffusion.evaluation.subjects.compact import Compact, arm_key
@@ -45,7 +52,7 @@ class JobAgreement:
     Attributes:
         subject: what was learnt.
         seed: of the training.
-        within: how many pictures have all scores within the tolerance.
+        within: how many pictures have all scores within the tolerance of trainings or anchors.
         pictures: how many there are; 0 where the training diverged.
         largest: the largest difference of a score of a picture; None where one of the two diverged.
         agrees: whether all are within, or both diverged.
@@ -84,7 +91,8 @@ def job_agreement(ours: Result, theirs: Result) -> JobAgreement:
     if any(diverged):
         return JobAgreement(*job_of(ours), 0, 0, None, all(diverged))
     each = sample_differences(ours, theirs)
-    within = sum(difference <= TOLERANCE for difference in each)
+    tolerance = ANCHOR_TOLERANCE if ours["arm"] in ANCHORS else TOLERANCE
+    within = sum(difference <= tolerance for difference in each)
     return JobAgreement(*job_of(ours), within, len(each), max(each, default=0.0), within == len(each))
 
 
@@ -130,7 +138,7 @@ def agreement_text(found: Sequence[RowAgreement], metric: Metric, name: str) -> 
         ]
         for row in found
     ]
-    heads = ["row", "jobs that agree", f"pictures within {TOLERANCE:g}", "largest difference"]
+    heads = ["row", "jobs that agree", "pictures within", "largest difference"]
     heads += [f"{metric.title} there", "here", ""]
     told = [
         f"{row.arm}, {job.subject}, seed {job.seed}: "
@@ -139,7 +147,10 @@ def agreement_text(found: Sequence[RowAgreement], metric: Metric, name: str) -> 
         for job in row.jobs
         if not job.agrees
     ]
-    parts = [f"Beside {name}.json\n", markdown_table(heads, lines, (0, 6))]
+    within = (
+        f"Within: all scores of a picture differ by at most {TOLERANCE:g}, those of anchors by {ANCHOR_TOLERANCE:g}.\n"
+    )
+    parts = [f"Beside {name}.json\n", markdown_table(heads, lines, (0, 6)), within]
     return "\n".join([*parts, *([f"Not within: {'; '.join(told)}.\n"] if told else [])])
 
 
@@ -212,7 +223,8 @@ def reproduce(config: BenchmarkConfig, rows: Compact) -> list[RowAgreement]:
     found, metric = agreements(own, rows), primary(summarize(own))
     text = agreement_text(found, metric, rows.name)
     write_text(config.output_dir / TEXT, text)
-    content = {"file": rows.name, "tolerance": TOLERANCE, "rows": [asdict(row) for row in found]}
+    tolerances = {"tolerance": TOLERANCE, "anchor_tolerance": ANCHOR_TOLERANCE}
+    content = {"file": rows.name, **tolerances, "rows": [asdict(row) for row in found]}
     write_text(config.output_dir / FOUND, json.dumps(content, indent=1))
     print(text)
     return found

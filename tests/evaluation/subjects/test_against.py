@@ -14,6 +14,7 @@ from scipy import stats
 
 from ether_diffusion.evaluation.statistics import holm
 from ether_diffusion.evaluation.subjects.against import (
+    ANCHOR_TOLERANCE,
     TOLERANCE,
     budget_differences,
     check_same,
@@ -113,10 +114,10 @@ def test_an_arm_with_several_rates_is_not_compared_and_the_text_says_so(rows: Co
 
 
 def test_without_the_same_anchors_nothing_is_compared(rows: Compact, tmp_path: Path) -> None:
-    text = write_against(tmp_path, results({"base": 2 * TOLERANCE, "mine": 0.3}), rows)
+    text = write_against(tmp_path, results({"base": 2 * ANCHOR_TOLERANCE, "mine": 0.3}), rows)
     assert "NOT COMPARED: base should be equal" in text
     assert json.loads((tmp_path / "against.json").read_text())["comparisons"] == []
-    near = write_against(tmp_path, results({"base": TOLERANCE / 4, "mine": 0.3}), rows)
+    near = write_against(tmp_path, results({"base": ANCHOR_TOLERANCE / 4, "mine": 0.3}), rows)
     assert "NOT COMPARED" not in near
 
 
@@ -192,7 +193,8 @@ def test_a_row_agrees_within_the_tolerance_of_every_picture(rows: Compact) -> No
     assert (base.verdict, lora.verdict) == (AGREES, MOSTLY)
     assert [(job.within, job.pictures) for job in lora.jobs] == [(3, 3), (2, 3)] * 3
     for each in same:
-        each["images"][0]["truth"] += 2 * TOLERANCE * (each["subject"] == "dog")
+        if each["subject"] == "dog":
+            each["images"][0]["truth"] += 2 * (ANCHOR_TOLERANCE if each["arm"] == "base" else TOLERANCE)
     base, lora = agreements(same, rows)
     assert (base.verdict, lora.verdict) == (DIFFERS, DIFFERS)  # of anchors all must agree, of trainings half
 
@@ -237,7 +239,7 @@ def test_a_benchmark_beside_another_and_a_row_that_runs_again(
     reproduce([str(tmp_path / "rows.json"), *again])
     assert "| lora@0.001 | 1 of 1 | 10 of 10 |" in capsys.readouterr().out
     content = json.loads((tmp_path / "rows.json").read_text())
-    next(job for job in content["jobs"] if job["arm"] == "lora")["scores"]["truth"][3] += 0.02
+    next(job for job in content["jobs"] if job["arm"] == "lora")["scores"]["truth"][3] += 2 * TOLERANCE
     (tmp_path / "rows.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit) as ended:
         reproduce([str(tmp_path / "rows.json"), *again])
