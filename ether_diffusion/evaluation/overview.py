@@ -42,6 +42,7 @@ from ether_diffusion.page.render import render
 from ether_diffusion.page.svg import COLOURS, TEXT, Curve, dress, figure_style, inline_svg
 from ether_diffusion.page.text import distinct_names, number
 from ether_diffusion.ranges import AMOUNT, Range
+from ether_diffusion.reading import DamagedFileError
 from ether_diffusion.registry import title_of
 from ether_diffusion.runs.curves import moving_average
 from ether_diffusion.runs.record import Run, format_value, read_run
@@ -445,5 +446,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = given.output or (studies[0] if studies else Path.cwd()) / "report.html"
     try:
         print(write_report(given.folders, output, given.steps).resolve())
-    except (FileNotFoundError, StepsError) as error:
+    except (FileNotFoundError, DamagedFileError, StepsError) as error:
         parser.error(str(error))

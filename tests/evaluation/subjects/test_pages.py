@@ -136,6 +136,14 @@ def test_a_base_that_is_not_embedded_takes_the_only_table_that_is_not_either() -
     assert found is not None
     assert found["model"] == "sd15"
     assert steps_of("/bases/mine", tables[:1]) is None
+    assert steps_of("", tables) is None  # pictures that existed
+
+
+def test_a_damaged_file_of_steps_is_one_line(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "steps.json").write_text(json.dumps([{"model": "playground"}]))
+    with pytest.raises(SystemExit):
+        main([str(bench), "--steps", str(tmp_path / "steps.json")])
+    assert "steps.json is damaged" in capsys.readouterr().err
 
 
 def test_the_committed_steps_belong_to_the_committed_rows() -> None:
