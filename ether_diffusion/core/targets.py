@@ -197,11 +197,11 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...] = "attention")
         chosen |= {
             each.target.path: each.target for each in named if kind in each.kinds and each.target.path not in chosen
         }
-    found = [target if MLP in kinds else _without_mlp(target) for target in chosen.values()]
-    if targets == ONE_SIDED_GEGLU:
-        gated = {each.target.path for each in named if GEGLU in each.kinds}
-        found = [replace(each, outputs=Layout(each.out_features, ())) if each.path in gated else each for each in found]
-    return found
+    gated = {each.target.path for each in named if targets == ONE_SIDED_GEGLU and GEGLU in each.kinds}
+    return [
+        _input_alone(target) if target.path in gated else target if MLP in kinds else _without_mlp(target)
+        for target in chosen.values()
+    ]
 
 
 def find_targets_of_0_1(model: nn.Module, targets: str | tuple[str, ...] = "attention") -> list[Target]:
@@ -359,6 +359,11 @@ def _target(path: str, module: nn.Module, fused: Mapping[str, tuple[Layout, Layo
     """A Linear with all of its parts."""
     width_in, width_out = _features(module)
     return Target(path, module, *fused.get(path, (Layout.whole(width_in), Layout.whole(width_out))))
+
+
+def _input_alone(target: Target) -> Target:
+    """A target whose output side stays as it is."""
+    return replace(target, outputs=Layout(target.out_features, ()))
 
 
 def _without_mlp(target: Target) -> Target:

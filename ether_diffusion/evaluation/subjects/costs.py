@@ -91,8 +91,9 @@ def steps_of(base: str, tables: Sequence[Steps]) -> Steps | None:
     """The table of a benchmark's base.
 
     Args:
-        base: its name; empty for pictures that existed, which have no steps. Of an embedded base the model must be called the same; of another one the file's only table of a
-            model that is not embedded is taken, since a folder or a Hub id is no name of a model.
+        base: its name; empty for pictures that existed, which have no steps. Of an embedded base the model must be
+            called the same; of another one the file's only table of a model that is not embedded is taken, since a
+            folder or a Hub id is no name of a model.
         tables: of the file.
 
     Returns:
