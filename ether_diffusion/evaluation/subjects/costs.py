@@ -102,9 +102,10 @@ def steps_of(base: str, tables: Sequence[Steps]) -> Steps | None:
     Raises:
         StepsError: there are several.
     """
-    fitting = [
-        table for table in tables if (table["model"] == base if base in EMBEDDED else table["model"] not in EMBEDDED)
-    ]
+    if not base:
+        return None
+    embedded = base in EMBEDDED
+    fitting = [t for t in tables if (t["model"] == base if embedded else t["model"] not in EMBEDDED)]
     if len(fitting) > 1:
         sizes = ", ".join(f"{table['model']} at {table['resolution']} px x {table['batch_size']}" for table in fitting)
         raise StepsError(f"several tables of steps fit the base {base}: {sizes}; measure one size and write it alone")
