@@ -30,13 +30,13 @@ from ether_diffusion.evaluation.mixing.findings import planned
 from ether_diffusion.evaluation.mixing.findings import scores_table as scores_table_of_pairs
 from ether_diffusion.evaluation.statistics import compare, coverage_table, mean_interval
 from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE
+from ether_diffusion.evaluation.subjects.compact import read_compact
 from ether_diffusion.evaluation.subjects.summary import (
     BY_KEY,
     Result,
     Row,
     best_rates,
     comparisons,
-    read_compact,
     summarize,
     unit_values,
 )
@@ -75,7 +75,7 @@ def load(name: str) -> Any:
 
 def benchmark(name: str) -> list[Result]:
     """The jobs of a benchmark's result file."""
-    return read_compact(RESULTS / f"{name}.json")
+    return read_compact(RESULTS / f"{name}.json").results
 
 
 def with_interval(row: Row, key: str) -> str:

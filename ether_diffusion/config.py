@@ -23,8 +23,9 @@ class EtherConfig:
             for images.
         two_sided: ETHER+, of free lengths as well: transform the output features as well as the input features (the
             paper's default).
-        targets: a preset ("attention", "attention+mlp", "all", "self", "cross", "attention+geglu") or name patterns
-            such as ("attn2.to_k", "mid_block.*"); see :func:`ether_diffusion.core.targets.find_targets`.
+        targets: a preset ("attention", "attention+mlp", "all", "self", "cross", "attention+geglu",
+            "attention+geglu_input") or name patterns such as ("attn2.to_k", "mid_block.*"); see
+            :func:`ether_diffusion.core.targets.find_targets`.
         seed: seed of the vectors' initial directions.
 
     Raises:

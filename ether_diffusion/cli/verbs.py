@@ -68,6 +68,18 @@ STUDY = Group(
                 "ether_diffusion.evaluation.controls.study:main",
             ),
         ),
+        "Committed rows": (
+            Program(
+                "table",
+                "all scores and settings of a benchmark in one small file",
+                "ether_diffusion.evaluation.subjects.compact:main",
+            ),
+            Program(
+                "reproduce",
+                "run rows of such a file again and say whether they agree",
+                "ether_diffusion.evaluation.subjects.reproduce:main",
+            ),
+        ),
         "Pictures of a study": (
             Program(
                 "sheet", "one picture of a benchmark to show around", "ether_diffusion.evaluation.overview:sheet_main"

@@ -288,4 +288,5 @@ def build_method(
     if config.method == "naive":
         return Naive(inputs, outputs, config.n_blocks, generator)
     kind = EtherPlusFree if config.method == "ether_plus_free" else EtherPlus
-    return kind(inputs, outputs, config.n_blocks, generator, config.two_sided)
+    two_sided = config.two_sided and bool(Layout.of(outputs).parts)
+    return kind(inputs, outputs, config.n_blocks, generator, two_sided)

@@ -23,11 +23,14 @@ PRESETS = {
     "self": (SELF,),
     "cross": (CROSS,),
     "attention+geglu": (ATTENTION, GEGLU),
+    "attention+geglu_input": (ATTENTION, GEGLU),
     "self_attention": (SELF,),
     "cross_attention": (CROSS,),
 }
 """The kinds of Linears that each preset names, all of which must be there; "all" takes what there is. The last two are
 older names."""
+ONE_SIDED_GEGLU = "attention+geglu_input"
+"""The preset that leaves the output side of GEGLU's Linear as it is."""
 
 DIFFUSERS_PROJECTIONS = (
     "to_qkv_mlp_proj",
@@ -71,7 +74,7 @@ class Target:
             wrapper (LoRA, torch.compile) stands around the module.
         module: the Linear itself (or a quantised stand-in with ``in_features`` and ``out_features``).
         inputs: its input side: whole, or the parts of a fused Linear that the adapter acts on.
-        outputs: likewise its output side.
+        outputs: likewise its output side; no parts where the adapter leaves it as it is.
         attention: the attention module that calls it, None for projections outside attention.
     """
 
@@ -154,6 +157,8 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...] = "attention")
       attention, the prompt's own projections in joint attention, and blocks that see the prompt alone; "self" is
       the rest.
     - "attention+geglu": "attention" and the first Linear of every GEGLU, the paper's setting for controls.
+    - "attention+geglu_input": the same, but of the GEGLU's Linear the input side alone, so that ETHER+ is one-sided
+      there. So counted, ETHER+ has the paper's number of parameters for controls.
     - "self_attention", "cross_attention": older names of "self" and "cross".
 
     Args:
@@ -192,7 +197,11 @@ def find_targets(model: nn.Module, targets: str | tuple[str, ...] = "attention")
         chosen |= {
             each.target.path: each.target for each in named if kind in each.kinds and each.target.path not in chosen
         }
-    return [target if MLP in kinds else _without_mlp(target) for target in chosen.values()]
+    gated = {each.target.path for each in named if targets == ONE_SIDED_GEGLU and GEGLU in each.kinds}
+    return [
+        _input_alone(target) if target.path in gated else target if MLP in kinds else _without_mlp(target)
+        for target in chosen.values()
+    ]
 
 
 def find_targets_of_0_1(model: nn.Module, targets: str | tuple[str, ...] = "attention") -> list[Target]:
@@ -350,6 +359,11 @@ def _target(path: str, module: nn.Module, fused: Mapping[str, tuple[Layout, Layo
     """A Linear with all of its parts."""
     width_in, width_out = _features(module)
     return Target(path, module, *fused.get(path, (Layout.whole(width_in), Layout.whole(width_out))))
+
+
+def _input_alone(target: Target) -> Target:
+    """A target whose output side stays as it is."""
+    return replace(target, outputs=Layout(target.out_features, ()))
 
 
 def _without_mlp(target: Target) -> Target:

@@ -19,8 +19,20 @@ from PIL import Image
 from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.controls.findings import OUTLINE
 from ether_diffusion.evaluation.controls.pages import ControlSection, read_section
+from ether_diffusion.evaluation.subjects.arms import ANCHORS
 from ether_diffusion.evaluation.subjects.benchmark import Benchmark, read_benchmark
-from ether_diffusion.evaluation.subjects.summary import BY_KEY, Metric, Result, comparisons
+from ether_diffusion.evaluation.subjects.costs import Steps, StepsError, costs, read_steps, steps_caption, steps_of
+from ether_diffusion.evaluation.subjects.strengths import front_figure, strength_pictures
+from ether_diffusion.evaluation.subjects.summary import (
+    BY_KEY,
+    AtStrength,
+    Metric,
+    Result,
+    comparisons,
+    strength_points,
+    strength_rows,
+)
+from ether_diffusion.evaluation.subjects.tuning import tuned_against_default, tunings
 from ether_diffusion.evaluation.tables import caption, format_difference, shown_metrics
 from ether_diffusion.files import write_text
 from ether_diffusion.images import load_image
@@ -30,10 +42,13 @@ from ether_diffusion.page.render import render
 from ether_diffusion.page.svg import COLOURS, TEXT, Curve, dress, figure_style, inline_svg
 from ether_diffusion.page.text import distinct_names, number
 from ether_diffusion.ranges import AMOUNT, Range
+from ether_diffusion.reading import DamagedFileError
+from ether_diffusion.registry import title_of
 from ether_diffusion.runs.curves import moving_average
 from ether_diffusion.runs.record import Run, format_value, read_run
 from ether_diffusion.runs.report import evenly_spaced, run_record, short_path, shown_setting
 from ether_diffusion.runs.watch import watch
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 MAX_PICTURES = 1500
 """In the page; of a greater benchmark fewer prompts of each subject are shown, and the page says so."""
@@ -90,31 +105,47 @@ def read_folders(folders: Sequence[Path]) -> Collection:
     return found
 
 
-def write_report(folders: Sequence[Path], output: Path) -> Path:
+def write_report(folders: Sequence[Path], output: Path, steps: Path | None = None) -> Path:
     """Write the page of the folders of benchmarks, studies of controls and training runs; return its path.
+
+    Args:
+        folders: what it shows.
+        output: the page.
+        steps: times and memory of the benchmarks' methods, as ``benchmarks/step.py --arms CONFIG --json FILE`` wrote
+            them.
 
     Raises:
         FileNotFoundError: a folder is none of these.
+        StepsError: the steps are of other bases or methods than the benchmarks.
     """
     found = read_folders(folders)
+    known_steps = _steps_of_benchmarks(found.benchmarks, steps)
     sections = [
         {
             "benchmark": benchmark,
+            "id": f"b{number_of}",
+            **_beside_scores(benchmark, known_steps[number_of]),
             "metrics": shown_metrics(benchmark.rows),
             "by_subject": by_subject(benchmark),
             "compared": comparisons(benchmark.results),
             "caption": caption(benchmark.rows, comparisons(benchmark.results)),
-            "arms": [arm_title(row) for row in benchmark.shown_arms],
+            "arms": [(row["arm"], arm_title(row)) for row in benchmark.shown_arms],
             "subjects": subject_sections(benchmark),
             "curves": rate_curves(benchmark),
             "settings": {key: shown_setting(key, value) for key, value in benchmark.settings.items()},
             "record": record(benchmark),
         }
-        for benchmark in found.benchmarks
+        for number_of, benchmark in enumerate(found.benchmarks)
     ]
     page = render(
         Path(__file__).with_name("overview.html.jinja"),
-        {"score": number, "short": short_path, "rate": partial(number, spec="g"), "difference": format_difference},
+        {
+            "score": number,
+            "rounded": number,
+            "short": short_path,
+            "rate": partial(number, spec="g"),
+            "difference": format_difference,
+        },
         sections=sections,
         studies=found.studies,
         short=short_path,
@@ -127,6 +158,58 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     )
     write_text(output, page)
     return output
+
+
+def _steps_of_benchmarks(benchmarks: Sequence[Benchmark], path: Path | None) -> list[Steps | None]:
+    """Of every benchmark its table in the file of steps.
+
+    Raises:
+        StepsError: the file has a table of none of them.
+    """
+    if path is None:
+        return [None] * len(benchmarks)
+    tables = read_steps(path)
+    found = [steps_of(benchmark.base, tables) for benchmark in benchmarks]
+    if not any(found):
+        models = ", ".join(table["model"] for table in tables)
+        bases = ", ".join(benchmark.base for benchmark in benchmarks) or "none"
+        raise StepsError(f"{path} measures {models}, the bases of the benchmarks are {bases}")
+    return found
+
+
+def _beside_scores(benchmark: Benchmark, steps: Steps | None) -> dict[str, Any]:
+    """Costs, strengths and settings of a benchmark, and the words by which its methods are found."""
+    best = {(row["arm"], row["learning_rate"]) for row in benchmark.shown_arms}
+    at_best = [result for result in benchmark.results if (result["arm"], result["learning_rate"]) in best]
+    points, shown = strength_points(at_best), strength_rows(at_best)
+    known = tunings(benchmark.results, benchmark.rows)
+
+    def results_at(point: AtStrength, subject: str) -> list[Result]:
+        return benchmark.results_of(point.row, subject)
+
+    subjects = benchmark.subjects[: max(1, MAX_PICTURES // max(1, len(shown)))]
+    return {
+        "methods": method_words(benchmark),
+        "costs": costs(benchmark.rows, steps),
+        "steps": None if steps is None else steps_caption(steps),
+        "points": points,
+        "front": front_figure(points, benchmark.primary, benchmark.name) if points else None,
+        "at_strengths": shown,
+        "strength_pictures": strength_pictures(shown, subjects, results_at, benchmark.picture, THUMBNAIL),
+        "tunings": known,
+        "tuned": tuned_against_default(benchmark.results, known, benchmark.primary),
+    }
+
+
+def method_words(benchmark: Benchmark) -> dict[str, str]:
+    """By arm the words by which the page's filter finds it: its name, and its method's title or what the anchor is."""
+    found = {}
+    for row in benchmark.rows:
+        arm = row["arm"]
+        settings = next((r["settings"] for r in benchmark.results if r["arm"] == arm and r.get("settings")), None)
+        title = ANCHORS.get(arm, "") if settings is None else title_of({"method": DreamBoothConfig.method, **settings})
+        found[arm] = f"{arm} {title}".strip()
+    return found
 
 
 def record(benchmark: Benchmark) -> dict[str, str]:
@@ -335,6 +418,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, help="default: report.html in the first folder that is no training run")
     parser.add_argument(
+        "--steps",
+        type=Path,
+        metavar="FILE",
+        help="times and memory of a benchmark's methods: what benchmarks/step.py --arms CONFIG --json FILE wrote",
+    )
+    parser.add_argument(
         "--watch",
         action="store_true",
         help="serve the page of one training run on this machine, and renew it when the run's files change",
@@ -344,8 +433,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     if given.watch:
-        if len(given.folders) > 1 or given.output is not None:
-            parser.error("--watch serves the page of one training run: give one folder, and no --output")
+        if len(given.folders) > 1 or given.output is not None or given.steps is not None:
+            parser.error("--watch serves the page of one training run: give one folder, and no --output or --steps")
         try:
             watch(given.folders[0], given.port)
         except OSError as error:
@@ -356,6 +445,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     studies = [folder for folder in given.folders if not (folder / "provenance.json").is_file()]
     output = given.output or (studies[0] if studies else Path.cwd()) / "report.html"
     try:
-        print(write_report(given.folders, output).resolve())
-    except FileNotFoundError as error:
+        print(write_report(given.folders, output, given.steps).resolve())
+    except (FileNotFoundError, DamagedFileError, StepsError) as error:
         parser.error(str(error))

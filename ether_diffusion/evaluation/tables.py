@@ -12,6 +12,7 @@ from ether_diffusion.evaluation.controls.findings import MEASURES, MIOU, Finding
 from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.statistics import Comparison, Estimate
 from ether_diffusion.evaluation.subjects.arms import ANCHORS
+from ether_diffusion.evaluation.subjects.compact import settings_in, write_compact
 from ether_diffusion.evaluation.subjects.summary import (
     BY_KEY,
     METRICS,
@@ -25,7 +26,6 @@ from ether_diffusion.evaluation.subjects.summary import (
     read_results,
     strength_rows,
     summarize,
-    write_compact,
 )
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.control_tasks import Measure
@@ -173,7 +173,7 @@ def write_tables(folder: Path, results: list[Result], missing: list[str]) -> str
     write_text(folder / "scores.jsonl", "".join(f"{line}\n" for line in lines))
     write_text(folder / "summary.json", json.dumps(facts, indent=1))
     write_text(folder / "summary.md", text)
-    write_compact(folder / "results.json", results)
+    write_compact(folder / "results.json", results, settings_in(folder))
     return text
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.state import StateMismatchError
-from ether_diffusion.core.targets import canonical
+from ether_diffusion.core.targets import ONE_SIDED_GEGLU, canonical
 from ether_diffusion.families.parts import TEXT_ENCODERS
 from ether_diffusion.files import atomic_path
 from ether_diffusion.peft_tuner.config import VARIANTS, EtherPeftConfig
@@ -165,8 +165,19 @@ def _peft_key(key: str) -> str:
 
 
 def _settings(component: str, file: AdapterFile) -> EtherPeftConfig:
-    """Of a component, with all that the file says of it."""
+    """Of a component, with all that the file says of it.
+
+    Raises:
+        ValueError: the adapter has both sides of some projections and one of others, which the tuner's settings cannot
+            say.
+    """
     config = file.configs[component]
+    if config.targets == ONE_SIDED_GEGLU and config.method == "ether_plus" and config.two_sided:
+        raise ValueError(
+            f'an adapter with targets="{ONE_SIDED_GEGLU}" is one-sided on some projections only, and the settings of '
+            "PEFT's tuner have one two_sided for all: use the adapter file itself, by ether.load, or its exact LoRA, "
+            "by ether export"
+        )
     keys = [_peft_key(key) for key in file.states[component]]
     paths = sorted({key.partition(METHODS)[0] for key in keys})
     parts = {key.partition(METHODS)[2].partition(".")[2] for key in keys} - {""}

@@ -134,11 +134,11 @@ def nearest_among(references: Tensor) -> float:
 
 def public_identity(judges: Judges) -> dict[str, dict[str, str]]:
     """What identifies the judges, for files that others may see: no folder of this machine is named."""
-    return {name: _without_folder(facts) for name, facts in judges.identity.items()}
+    return {name: without_folder(facts) for name, facts in judges.identity.items()}
 
 
-def _without_folder(facts: dict[str, str]) -> dict[str, str]:
-    """What identifies a judge, without the folder of this machine that it was loaded from: the file is uploaded."""
+def without_folder(facts: dict[str, str]) -> dict[str, str]:
+    """What identifies a judge, without the folder of this machine that it was loaded from: others see it."""
     if "model" not in facts:
         return facts
     name = re.sub(rf"LPIPS \w+ \((.+)\)|{ANYTORCH}(.+)", r"\1\2", facts["model"])

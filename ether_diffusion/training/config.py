@@ -71,8 +71,8 @@ class TrainingConfig:
         initial_length: of the trained vectors of reflections at the start. The shorter one is, the further a step of
             the same rate turns it: halving the length is like doubling the rate.
         two_sided: ether_plus: transform the outputs of the projections as well as their inputs.
-        targets: projections to act on: attention, attention+mlp, all, self, cross, attention+geglu, or a list of name
-            patterns (docs/families.md).
+        targets: projections to act on: attention, attention+mlp, all, self, cross, attention+geglu,
+            attention+geglu_input, or a list of name patterns (docs/families.md).
         rank: rank of lora, number of reflections of hra.
         peft_config: of method=peft: any configuration of peft that acts on layers, with its type, such as
             {peft_type: DELORA, r: 8}; targets says on which layers. It has no learning rate of its own.

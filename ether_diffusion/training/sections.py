@@ -46,7 +46,10 @@ class AdapterSection:
 
     def targets_of(self, component: str) -> str | tuple[str, ...]:
         """The projections of a component: text encoders, which have no GEGLU, are without it what the denoiser is."""
-        if component.startswith("text_encoder") and self.target_patterns == "attention+geglu":
+        if component.startswith("text_encoder") and self.target_patterns in (
+            "attention+geglu",
+            "attention+geglu_input",
+        ):
             return "attention"
         return self.target_patterns
 

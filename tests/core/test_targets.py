@@ -51,6 +51,8 @@ def on_meta(model_class: type[nn.Module], settings: dict[str, Any]) -> nn.Module
         ({"method": "naive", "n_blocks": 4}, 128, 23_304_192),
         ({"method": "ether", "targets": "attention+geglu"}, 144, 111_936),
         ({"method": "ether_plus", "targets": "attention+geglu"}, 144, 623_232),
+        ({"method": "ether", "targets": "attention+geglu_input"}, 144, 111_936),
+        ({"method": "ether_plus", "targets": "attention+geglu_input"}, 144, 423_552),
     ],
 )
 def test_sd15_has_the_papers_parameter_counts(settings: dict[str, Any], linears: int, scalars: int) -> None:

@@ -121,7 +121,7 @@ def study(tmp_path: Path) -> Path:
 def table_of(page: str) -> dict[tuple[str, ...], list[str]]:
     """The scores of the report's table by method, learning rate and parameters: ``0.412 ± 0.010 [0.380, 0.441]``."""
     table = page[page.index('aria-label="Scores of') :]
-    rows = re.findall("<tr>(.*?)</tr>", table[table.index("<tbody>") : table.index("</tbody>")], re.DOTALL)
+    rows = re.findall("<tr[^>]*>(.*?)</tr>", table[table.index("<tbody>") : table.index("</tbody>")], re.DOTALL)
     plain = [[" ".join(re.sub("<[^>]*>", "", cell).split()) for cell in re.findall("<t[hd].*?</t[hd]>", row, re.DOTALL)]
              for row in rows]  # fmt: skip
     return {tuple(cells[:3]): cells[3:] for cells in plain}

@@ -444,4 +444,4 @@ def test_gemma_is_found_like_llama() -> None:
 
 
 def test_all_presets_are_tested_here() -> None:
-    assert {*TOUCHED, "attention+geglu", "self_attention", "cross_attention"} == set(PRESETS)
+    assert {*TOUCHED, "attention+geglu", "attention+geglu_input", "self_attention", "cross_attention"} == set(PRESETS)

@@ -121,6 +121,8 @@ class BenchmarkConfig:
             {"bound or not, 1e-1": [[normalised@1e-1], [free@1e-1]]}. They are paired by subject, of the score that
             decides, and corrected for each other; of a list the mean counts.
         secondary: likewise, those that have an interval and no test.
+        against: a file of another benchmark's rows (results.json, docs/results), to compare with on the same jobs
+            without running those again.
         shard: do only the third of sixteen equal shares of the jobs: 3/16, from 1/16 to 16/16. Shards know nothing of
             each other: the jobs of a cluster's array, in one folder or in folders that are copied together.
     """
@@ -161,11 +163,13 @@ class BenchmarkConfig:
     keep_runs: bool = False
     planned: dict[str, list[list[str]]] = field(default_factory=dict)
     secondary: dict[str, list[list[str]]] = field(default_factory=dict)
+    against: Path | None = None
     shard: str | None = None
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
         self.data_dir = None if self.data_dir is None else Path(self.data_dir)
+        self.against = None if self.against is None else Path(self.against)
         if "pretrained_model_name_or_path" not in self.training:
             raise ValueError("training needs pretrained_model_name_or_path: the base model")
         if taken := [name for name in ANCHORS if name in self.arms]:

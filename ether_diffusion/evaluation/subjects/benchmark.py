@@ -26,6 +26,7 @@ from ether_diffusion.evaluation.runner import (
     train,
     why_missing,
 )
+from ether_diffusion.evaluation.subjects.against import check_same, read_rows, write_against
 from ether_diffusion.evaluation.subjects.arms import (
     ANSWERS,
     BASE,
@@ -39,6 +40,7 @@ from ether_diffusion.evaluation.subjects.arms import (
     training_of,
     truths_of,
 )
+from ether_diffusion.evaluation.subjects.compact import CONFIG, JOBS, Compact, Protocol, protocol_of, settings_in
 from ether_diffusion.evaluation.subjects.planned import write_planned
 from ether_diffusion.evaluation.subjects.protocols import Subject, load_protocol
 from ether_diffusion.evaluation.subjects.summary import (
@@ -49,6 +51,7 @@ from ether_diffusion.evaluation.subjects.summary import (
     best_rates,
     primary,
     read_result,
+    read_results,
     summarize,
 )
 from ether_diffusion.evaluation.tables import write_summary
@@ -60,7 +63,7 @@ from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hash
-from ether_diffusion.reading import DamagedFileError, matches, read_json, read_yaml, shown
+from ether_diffusion.reading import read_json
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run, own_guidance, set_strength
 from ether_diffusion.runs.folder import git_revision
 from ether_diffusion.runs.record import read_run
@@ -72,8 +75,6 @@ from ether_diffusion.training.trainables import check_peft_config
 
 SCORES_VERSION = 2
 """Raised when the scores of an image change, so that images that were scored before are scored again."""
-JOBS = "jobs.json"
-"""In the output folder: the keys of all jobs, so that a reader sees what is missing."""
 
 
 @dataclass
@@ -85,12 +86,14 @@ class Bench(Study[Subject]):
         subjects: what is learnt.
         judges: who scores.
         device: where to draw.
+        rows: of another benchmark, to compare with.
     """
 
     config: BenchmarkConfig
     subjects: list[Subject]
     judges: Judges
     device: torch.device
+    rows: Compact | None = None
     _seen: dict[str, References] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -107,16 +110,22 @@ class Bench(Study[Subject]):
         """Look for the subjects and load the judges.
 
         Raises:
-            ImportError, OSError, ValueError: a subject or a judge is missing, or a setting is impossible.
+            ImportError, OSError, ValueError: a subject or a judge is missing, a setting is impossible, or the rows to
+                compare with are of other jobs.
         """
         check_study_inputs(config.output_dir, {"data_dir": config.data_dir})
+        rows = None if config.against is None else read_rows(config.against)
         subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
         for job in all_jobs(config, subjects):
             if not is_anchor(job):
                 # a mistake in the last arm shows before the first one runs
                 check_peft_config(training_of(job, config, config.output_dir).section(AdapterSection))
         judges = load_judges(config.dino, config.clip, config.lpips, config.lpips_net, config.lpips_size, device)
-        return cls(config, subjects, judges, device)
+        bench = cls(config, subjects, judges, device, rows)
+        if rows is not None:
+            arms = {arm: config.settings_of(arm) for arm in config.arms}
+            check_same(rows, bench.protocol(), arms, config.seeds)
+        return bench
 
     def jobs(self) -> list[Job[Subject]]:
         """Every job, subject by subject, the anchors first."""
@@ -127,11 +136,13 @@ class Bench(Study[Subject]):
         write_text(self.output_dir / JOBS, json.dumps([job.key for job in jobs], indent=1))
         settings = json.loads(json.dumps(asdict(self.config), default=str))
         del settings["shard"]  # what every shard writes is the same
-        write_text(self.output_dir / "config.yaml", yaml.safe_dump(settings))
+        write_text(self.output_dir / CONFIG, yaml.safe_dump(settings))
 
     def summarize(self, jobs: Sequence[Job[Subject]]) -> tuple[str, list[str]]:
-        """Write tables of what is done, and once all is the planned comparisons."""
+        """Write tables of what is done, also beside the rows of another benchmark; of all, the planned comparisons."""
         text, missing = write_summary(self.output_dir, jobs)
+        if self.rows is not None and (done := read_results(self.output_dir, jobs)[0]):
+            text += "\n" + write_against(self.output_dir, done, self.rows)
         if self.config.planned and not missing:
             results = self.compared(all_results(self.output_dir))
             shown = (self.config.planned, self.config.secondary, primary(summarize(results)))
@@ -141,6 +152,19 @@ class Bench(Study[Subject]):
     def compared(self, results: list[Result]) -> list[Result]:
         """What planned comparisons are of: everything."""
         return results
+
+    def protocol(self) -> Protocol:
+        """What its jobs share, before one of them has run."""
+        asked_for = []
+        for subject in self.subjects:
+            job = Job(BASE, {}, subject, self.config.seeds[0])
+            rows = {kind: [{"prompt": p} for p in each.prompts] for kind, each in asked_of(job, self.config).items()}
+            references = [str(path) for path in list_images(subject.references)]
+            facts = {"arm": BASE, "subject": subject.name, "references": references, "judged_by": self._judged_by(job)}
+            asked_for.append(facts | self._identity(job) | rows)
+        found = protocol_of(asked_for, asdict(self.config))
+        assert found is not None, "there is a subject"
+        return found
 
     @cached_property
     def base(self) -> DiffusionPipeline:
@@ -328,6 +352,12 @@ class Benchmark:
         return [row for row in best_rates([row for row in self.rows if row["images"]]) if row["scores"]]
 
     @property
+    def base(self) -> str:
+        """The name of the base model; empty for images that existed."""
+        training: Any = self.settings.get("training", {})
+        return str(training.get("pretrained_model_name_or_path", ""))
+
+    @property
     def primary(self) -> Metric:
         """The score that decides."""
         return primary(self.rows)
@@ -364,17 +394,7 @@ def read_benchmark(folder: Path, name: str) -> Benchmark:
     else:
         missing = read_json(summary, dict).get("missing", [])
     arms = sorted(results, key=lambda r: arm_order(r["arm"]))  # the anchors, then the methods by their names
-    return Benchmark(name, folder, results, summarize(arms), missing, results[0]["judges"], _settings(folder))
-
-
-def _settings(folder: Path) -> dict[str, object]:
-    """What ``config.yaml`` of a benchmark says; nothing where there is none."""
-    path = folder / "config.yaml"
-    found = read_yaml(path) if path.is_file() else {}
-    if not matches(found, dict[str, object]):
-        raise DamagedFileError(f"{path} is damaged: it holds {shown(found)}, settings are expected")
-    settings: dict[str, object] = found
-    return settings
+    return Benchmark(name, folder, results, summarize(arms), missing, results[0]["judges"], settings_in(folder))
 
 
 def run_benchmark(config: BenchmarkConfig) -> bool:

@@ -83,15 +83,16 @@ class Subject:
     @cached_property
     def fingerprint(self) -> str:
         """Stands for the names and contents of the references, so that a replaced photo is noticed."""
-        return _fingerprint(sorted(path for path in self.references.iterdir() if path.is_file()))
+        return fingerprint(sorted(path for path in self.references.iterdir() if path.is_file()))
 
     @cached_property
     def truths_fingerprint(self) -> str | None:
         """The same of the truths; None without any."""
-        return _fingerprint([path for paths in self.truths for path in paths]) if self.truths else None
+        return fingerprint([path for paths in self.truths for path in paths]) if self.truths else None
 
 
-def _fingerprint(paths: Sequence[Path]) -> str:
+def fingerprint(paths: Sequence[Path]) -> str:
+    """Stands for the names and contents of files, in their order."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())

@@ -1,13 +1,11 @@
 """From the results of all jobs to one row per arm: means over subjects, their intervals, the arms compared.
 
-The unit is the subject (:mod:`ether_diffusion.evaluation.statistics`): seeds are averaged within it. The results also
-fit into one small file, the means of every job, from which ``docs/tables.py`` makes the tables of README and docs.
+The unit is the subject (:mod:`ether_diffusion.evaluation.statistics`): seeds are averaged within it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,7 +14,6 @@ from typing import Any, NotRequired, TypedDict
 from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.statistics import Comparison, against_leader, mean_interval
 from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE, COPIES
-from ether_diffusion.files import write_text
 from ether_diffusion.metrics.choosing import rank
 from ether_diffusion.reading import DamagedFileError, matches, read_json, shown
 
@@ -68,13 +65,6 @@ KEPT_CLIP_T = 0.75
 """Share of the base's CLIP-T that a learning rate must keep to be the best by DINO."""
 REAL = "real images"
 """The row of the subjects' own images among themselves."""
-
-FACTS = (
-    *("arm", "learning_rate", "subject", "seed", "settings_hash", "base_hash", "trained_parameters", "bytes"),
-    "diverged",
-)
-DIGITS = 5
-"""What :func:`compact` keeps of a job beside its scores, and their digits."""
 
 Result = dict[str, Any]
 Row = dict[str, Any]
@@ -220,24 +210,34 @@ class AtStrength:
     on_front: bool
 
 
-def strength_rows(results: list[Result]) -> list[AtStrength]:
-    """Every method that drew at several strengths, at each of them; nothing without such a method.
+def strength_points(results: list[Result]) -> list[AtStrength]:
+    """Every method at every strength at which it drew, by its name and ascending strengths.
 
-    The front is that of the score that decides and CLIP-T, over all methods: a strength costs nothing at inference.
+    The front is that of the score that decides and CLIP-T, over all methods: a strength costs nothing at inference. A
+    method of which a training diverged, or that has no CLIP-T, is left out.
     """
     known = [(1.0, results)] + [(s, at_strength(results, s)) for s in strengths_in(results)]
-    if len(known) == 1:
-        return []
     found = [(s, row) for s, each in known for row in summarize(each) if row["arm"] not in (REAL, *ANCHORS)]
-    found = [(s, row) for s, row in found if not row["diverged"] and "clip_t" in row["scores"]]
     deciding = primary(summarize(results)).key
+    found = [(s, row) for s, row in found if not row["diverged"] and {deciding, "clip_t"} <= row["scores"].keys()]
     points = [(row["scores"][deciding]["mean"], row["scores"]["clip_t"]["mean"]) for _, row in found]
-    several = {(row["arm"], row["learning_rate"]) for s, row in found if s != 1}
     return [
         AtStrength(row, s, not any(_dominates(other, point) for other in points))
-        for (s, row), point in sorted(zip(found, points, strict=True), key=lambda each: (each[0][1]["arm"], each[0][0]))
-        if (row["arm"], row["learning_rate"]) in several
+        for (s, row), point in sorted(
+            zip(found, points, strict=True), key=lambda e: (e[0][1]["arm"], e[0][1]["learning_rate"] or 0.0, e[0][0])
+        )
     ]
+
+
+def strength_rows(results: list[Result]) -> list[AtStrength]:
+    """The points of :func:`strength_points` of the methods that drew at several strengths."""
+    points = strength_points(results)
+    several = {_arm_at_rate(each) for each in points if each.strength != 1}
+    return [each for each in points if _arm_at_rate(each) in several]
+
+
+def _arm_at_rate(point: AtStrength) -> tuple[str, float | None]:
+    return point.row["arm"], point.row["learning_rate"]
 
 
 def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -333,65 +333,3 @@ def facts_of(results: list[Result], missing: list[str]) -> Mapping[str, Any]:
         "missing": missing,
         "judges": results[0]["judges"] if results else {},
     }
-
-
-def compact(results: Iterable[Result]) -> list[dict[str, Any]]:
-    """One entry per job: its facts, the mean of every score, how many pictures it is of, and its distances."""
-    jobs = []
-    for result in results:
-        job = {name: result[name] for name in FACTS if result.get(name) is not None}
-        job["pictures"] = len(result["images"])
-        job["scores"] = {
-            metric.key: round(fmean(values), DIGITS)
-            for metric in METRICS
-            if not metric.key.endswith(SCALED)  # they follow from the others
-            and (values := [row[metric.key] for row in result.get(metric.rows, []) if metric.key in row])
-        }
-        if result.get("at"):
-            job["at"] = {strength: _means(rows) for strength, rows in result["at"].items()}
-        if result.get("real"):
-            job["real"] = {key: round(value, DIGITS) for key, value in result["real"].items()}
-        if result.get("distances"):
-            job["distances"] = result["distances"]
-        jobs.append(job)
-    return jobs
-
-
-def _means(rows: Iterable[Row]) -> dict[str, float]:
-    """The mean of every score of images."""
-    known = list(rows)
-    return {
-        metric.key: round(fmean(values), DIGITS)
-        for metric in METRICS
-        if metric.rows == "images" and (values := [row[metric.key] for row in known if metric.key in row])
-    }
-
-
-def write_compact(path: Path, results: Sequence[Result]) -> None:
-    """Write the jobs with what all share: the judges and the revision of the code; a line for each job."""
-    shared = {
-        "judges": results[0]["judges"] if results else {},
-        "git_revision": results[0].get("git_revision") if results else None,
-    }
-    lines = ",\n".join(json.dumps(job, sort_keys=True) for job in compact(results))
-    write_text(path, f'{{"shared": {json.dumps(shared)},\n"jobs": [\n{lines}\n]}}\n')
-
-
-def read_compact(path: Path) -> list[Result]:
-    """The jobs of such a file as results, each with one row that holds the means of its scores.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    found = read_json(path, dict)
-    results = []
-    for job in found["jobs"]:
-        result = {"learning_rate": None, **job, "judges": found["shared"]["judges"]}
-        scores = result.pop("scores")
-        if "at" in result:
-            result["at"] = {strength: [means] for strength, means in result["at"].items()}
-        for kind in dict.fromkeys(metric.rows for metric in METRICS):
-            row = {m.key: scores[m.key] for m in METRICS if m.rows == kind and m.key in scores}
-            result[kind] = [row] if row else []
-        results.append(result)
-    return results

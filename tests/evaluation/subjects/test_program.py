@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -97,6 +99,51 @@ def test_the_configs_name_settings_that_exist(tmp_path: Path) -> None:
         for job in all_jobs(config, load_protocol("playground", None, tmp_path)):
             if not is_anchor(job):
                 training_of(job, config, tmp_path)
+
+
+def settings_of(recipe: str) -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load((ROOT / "configs" / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("recipe", "own"),
+    [
+        ("eval_playground_flow", {"arms", "guidance_scale", "seeds", "strengths", "training"}),
+        ("eval_playground_defaults", {"arms"}),
+    ],
+)
+def test_benchmarks_of_one_protocol_differ_only_in_what_they_say(recipe: str, own: set[str]) -> None:
+    main, other = settings_of("eval_playground"), settings_of(recipe)
+    assert {key for key in main.keys() | other.keys() if main.get(key) != other.get(key)} == own
+    for each in (main, other):
+        each["training"].pop("pretrained_model_name_or_path")
+    assert other["training"] == main["training"]  # the budget
+
+
+def test_the_defaults_are_those_of_every_method_of_the_benchmark(tmp_path: Path) -> None:
+    tuned, defaults = settings_of("eval_playground")["arms"], settings_of("eval_playground_defaults")["arms"]
+    assert defaults == {f"{arm}_default": {"method": settings["method"]} for arm, settings in tuned.items()}
+
+
+def test_the_rates_of_the_flow_base_are_searched_for_on_other_subjects() -> None:
+    arms = settings_of("eval_playground_flow")["arms"]
+    assert list(arms) == ["ether", "ether_plus", "lora", "delora", "oft", "full"]
+    searches = [settings_of(f"eval_playground_flow_rates{name}") for name in ("", "_methods")]
+    searched = {arm: settings for search in searches for arm, settings in search["arms"].items()}
+    assert searched.keys() == arms.keys()
+    for arm, settings in searched.items():
+        assert {k: v for k, v in settings.items() if k != "learning_rate"} == {
+            k: v for k, v in arms[arm].items() if k != "learning_rate"
+        }
+        rates = settings["learning_rate"]
+        assert rates == sorted(rates)
+        assert arms[arm]["learning_rate"] in rates[1:-1]  # it has a neighbour on both sides
+        if arm != "ether_plus":
+            assert all(b / a == pytest.approx(10**0.5, rel=0.03) for a, b in itertools.pairwise(rates))  # half decades
+    for search in searches:
+        assert not set(search["subjects"]) & set(settings_of("eval_playground_flow")["subjects"])
+        assert search["training"] == settings_of("eval_playground_flow")["training"]
 
 
 def test_the_script_says_what_it_takes() -> None:

@@ -82,7 +82,7 @@ def targeted(component: str, paths: Iterable[str], targets: str | tuple[str, ...
     found = [path for path in paths if PROJECTIONS.search(path)]
     if targets in ("self_attention", "cross_attention"):
         found = [path for path in found if ("attn2" in path) == (targets == "cross_attention")]
-    if targets == "attention+geglu" and component == "unet":
+    if targets.startswith("attention+geglu") and component == "unet":
         found += [path for path in paths if path.endswith("ff.net.0.proj")]
     return found
 

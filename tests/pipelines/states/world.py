@@ -39,6 +39,7 @@ TARGETS: dict[str, tuple[str | tuple[str, ...], ...]] = {
         "self_attention",
         "cross_attention",
         "attention+geglu",
+        "attention+geglu_input",
         ("attn1.to_q", "attn2.to_v"),
         ("ff.net.2",),
         ("attn?.to_out.0", "time_embedding.*"),

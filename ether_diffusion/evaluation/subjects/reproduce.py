@@ -1,0 +1,257 @@
+"""Run rows of a committed table again, and say whether they agree with it, picture by picture.
+
+``ether study reproduce docs/results/playground.json --arms ether_plus --seeds 0 --output_dir runs/again`` runs one row
+with one seed; without ``--arms`` and ``--seeds`` all of it. The settings come from the file.
+
+A training amplifies rounding: another number of threads, another processor or another version of a library can send it
+on another course, while anything that is really different (a rate, a base, a judge) moves every picture of every
+training. So a row agrees if every picture of its trainings is within the tolerance, *agrees but for some trainings* if
+that holds for at least half of the trainings, and does not agree otherwise. Anchors train nothing: all of their
+pictures must agree, within a smaller tolerance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ether_diffusion.arguments import Parser
+from ether_diffusion.config import suggestion
+from ether_diffusion.evaluation.runner import run_study
+from ether_diffusion.evaluation.subjects.against import (
+    ANCHOR_TOLERANCE,
+    TOLERANCE,
+    check_same,
+    job_of,
+    read_rows,
+    sample_differences,
+)
+from ether_diffusion.evaluation.subjects.arms import ANCHORS, BenchmarkConfig
+from ether_diffusion.evaluation.subjects.benchmark import Bench
+from ether_diffusion.evaluation.subjects.compact import Compact, arm_key
+from ether_diffusion.evaluation.subjects.summary import Metric, Result, all_results, primary, summarize, unit_values
+from ether_diffusion.files import write_text
+from ether_diffusion.page.text import markdown_table, number
+from ether_diffusion.ranges import SEED
+
+AGREES, MOSTLY, DIFFERS = "agrees", "agrees but for some trainings", "DOES NOT AGREE"
+TEXT, FOUND = "reproduced.md", "reproduced.json"
+"""Files in the output folder."""
+
+
+@dataclass(frozen=True)
+class JobAgreement:
+    """One job beside that of the file.
+
+    Attributes:
+        subject: what was learnt.
+        seed: of the training.
+        within: how many pictures have all scores within the tolerance of trainings or anchors.
+        pictures: how many there are; 0 where the training diverged.
+        largest: the largest difference of a score of a picture; None where one of the two diverged.
+        agrees: whether all are within, or both diverged.
+    """
+
+    subject: str
+    seed: int
+    within: int
+    pictures: int
+    largest: float | None
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class RowAgreement:
+    """A row of the table beside the same jobs, run again.
+
+    Attributes:
+        arm: its name, with its learning rate.
+        there: the mean over subjects of the score that decides, in the file, of these jobs; None without pictures.
+        here: the same of the new results.
+        jobs: each of them.
+        verdict: one of :data:`AGREES`, :data:`MOSTLY`, :data:`DIFFERS`.
+    """
+
+    arm: str
+    there: float | None
+    here: float | None
+    jobs: list[JobAgreement]
+    verdict: str
+
+
+def job_agreement(ours: Result, theirs: Result) -> JobAgreement:
+    """Hold a result against that of the same job in the file."""
+    diverged = [bool(result.get("diverged")) for result in (ours, theirs)]
+    if any(diverged):
+        return JobAgreement(*job_of(ours), 0, 0, None, all(diverged))
+    each = sample_differences(ours, theirs)
+    tolerance = ANCHOR_TOLERANCE if ours["arm"] in ANCHORS else TOLERANCE
+    within = sum(difference <= tolerance for difference in each)
+    return JobAgreement(*job_of(ours), within, len(each), max(each, default=0.0), within == len(each))
+
+
+def agreements(own: Sequence[Result], rows: Compact) -> list[RowAgreement]:
+    """Every row that ran again beside that of the file, in the order of the results."""
+    known = {(arm_key(result), *job_of(result)): result for result in rows.results}
+    metric, found = primary(summarize(list(own))), []
+    for arm in dict.fromkeys(arm_key(result) for result in own):
+        pairs = [
+            (result, known[key])
+            for result in own
+            if arm_key(result) == arm and (key := (arm, *job_of(result))) in known
+        ]
+        jobs = [job_agreement(*pair) for pair in pairs]
+        there, here = (_mean([pair[side] for pair in pairs], metric) for side in (1, 0))
+        found.append(RowAgreement(arm, there, here, jobs, _verdict(jobs, arm in ANCHORS)))
+    return found
+
+
+def _mean(results: list[Result], metric: Metric) -> float | None:
+    values = unit_values(results, metric).values()
+    return sum(values) / len(values) if values else None
+
+
+def _verdict(jobs: Sequence[JobAgreement], is_anchor: bool) -> str:
+    agreed = sum(job.agrees for job in jobs)
+    if agreed == len(jobs) > 0:
+        return AGREES
+    return MOSTLY if not is_anchor and 2 * agreed >= len(jobs) > 0 else DIFFERS
+
+
+def agreement_text(found: Sequence[RowAgreement], metric: Metric, name: str) -> str:
+    """A table of the rows, and below it the jobs that do not agree."""
+    lines = [
+        [
+            row.arm,
+            f"{sum(job.agrees for job in row.jobs)} of {len(row.jobs)}",
+            f"{sum(job.within for job in row.jobs)} of {sum(job.pictures for job in row.jobs)}",
+            number(max((job.largest for job in row.jobs if job.largest is not None), default=None), ".1g"),
+            number(row.there),
+            number(row.here),
+            row.verdict,
+        ]
+        for row in found
+    ]
+    heads = ["row", "jobs that agree", "pictures within", "largest difference"]
+    heads += [f"{metric.title} there", "here", ""]
+    told = [
+        f"{row.arm}, {job.subject}, seed {job.seed}: "
+        + ("one of the two diverged" if job.largest is None else f"{job.within} of {job.pictures} pictures agree")
+        for row in found
+        for job in row.jobs
+        if not job.agrees
+    ]
+    within = (
+        f"Within: all scores of a picture differ by at most {TOLERANCE:g}, those of anchors by {ANCHOR_TOLERANCE:g}.\n"
+    )
+    parts = [f"Beside {name}.json\n", markdown_table(heads, lines, (0, 6)), within]
+    return "\n".join([*parts, *([f"Not within: {'; '.join(told)}.\n"] if told else [])])
+
+
+def config_of(rows: Compact, arms: Sequence[str], given: argparse.Namespace) -> BenchmarkConfig:
+    """The benchmark that runs rows of the file again.
+
+    Args:
+        rows: the file's.
+        arms: the names of the methods to run again; the anchors always run. All where none is named.
+        given: ``output_dir``, ``subjects`` and ``seeds`` (all of the file's where they are empty); and in place of
+            what the file names ``protocol``, ``data_dir``, ``base``, ``dino``, ``clip`` and ``lpips``.
+
+    Raises:
+        ValueError: the file has no such arm, or does not say an arm's settings.
+    """
+    protocol = rows.protocol
+    assert protocol is not None, "read_rows refuses files without it"
+    known: dict[str, dict[str, Any]] = {}
+    for result in rows.results:
+        arm = result["arm"]
+        if arm in ANCHORS:
+            continue
+        if "settings" not in result:
+            raise ValueError(f"{rows.name}.json does not say the settings of {arm}: write it anew from its folder")
+        entry = known.setdefault(arm, {**result["settings"], "learning_rate": []})
+        if (rate := result["learning_rate"]) is not None and rate not in entry["learning_rate"]:
+            entry["learning_rate"].append(rate)
+    for arm in arms:
+        if arm not in (*known, *ANCHORS):
+            raise ValueError(f"{rows.name}.json has no arm {arm}{suggestion(arm, known)}; it has {', '.join(known)}")
+    chosen = {arm: settings for arm, settings in known.items() if not arms or arm in arms}
+    training = {key: value for key, value in protocol["base"].items() if value is not None}
+    training |= {"pretrained_model_name_or_path": given.base} if given.base else {}
+    asked: dict[str, Any] = dict(protocol["asked"])
+    return BenchmarkConfig(
+        output_dir=given.output_dir,
+        protocol=given.protocol or protocol["name"],
+        data_dir=given.data_dir,
+        subjects=given.subjects or list(protocol["subjects"]),
+        arms={arm: {k: v for k, v in settings.items() if v != []} for arm, settings in chosen.items()},
+        training=training,
+        seeds=given.seeds or sorted({result["seed"] for result in rows.results}),
+        dino=given.dino or rows.judges["dino"]["model"],
+        clip=given.clip or rows.judges["clip"]["model"],
+        lpips=given.lpips,
+        **asked,
+    )
+
+
+def reproduce(config: BenchmarkConfig, rows: Compact) -> list[RowAgreement]:
+    """Run the benchmark, unless its jobs are done, hold it against the file, write what is found and print it.
+
+    Returns:
+        The rows; none where other processes have jobs left.
+
+    Raises:
+        SystemExit: a setting is impossible, the jobs are not those of the file, or jobs failed.
+    """
+
+    def checked(device: torch.device) -> Bench:
+        bench = Bench.load(config, device)
+        check_same(rows, bench.protocol(), {arm: config.settings_of(arm) for arm in config.arms}, config.seeds)
+        return bench
+
+    if not run_study(checked):
+        print("other processes have jobs left; the last one to finish says what agrees")
+        return []
+    wanted = {(subject, seed) for subject in config.subjects for seed in config.seeds}
+    own = [r for r in all_results(config.output_dir) if job_of(r) in wanted and r["arm"] in (*ANCHORS, *config.arms)]
+    found, metric = agreements(own, rows), primary(summarize(own))
+    text = agreement_text(found, metric, rows.name)
+    write_text(config.output_dir / TEXT, text)
+    tolerances = {"tolerance": TOLERANCE, "anchor_tolerance": ANCHOR_TOLERANCE}
+    content = {"file": rows.name, **tolerances, "rows": [asdict(row) for row in found]}
+    write_text(config.output_dir / FOUND, json.dumps(content, indent=1))
+    print(text)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program: run rows again; it ends with 1 where one does not agree.
+
+    Raises:
+        SystemExit: the file is not there, has no such row, or a row does not agree.
+    """
+    parser = Parser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("table", type=Path, help="the file of the rows, such as docs/results/playground.json")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where to run; what is done there is kept")
+    parser.add_argument("--arms", nargs="+", default=[], help="methods to run again, or base for the anchors alone")
+    parser.add_argument("--subjects", nargs="+", default=[], help="default: all of the file")
+    parser.add_argument("--seeds", nargs="+", type=SEED.of(int), default=[], help="default: all of the file")
+    parser.add_argument("--protocol", help="YAML file of the subjects, where the file's protocol was one")
+    parser.add_argument("--data_dir", type=Path, help="photos of the protocol dreambooth")
+    parser.add_argument("--base", help="where the base lies, if its name in the file is not where it is here")
+    for judge in ("dino", "clip", "lpips"):
+        parser.add_argument(f"--{judge}", help=f"likewise the judge {judge}")
+    given = parser.parse_args(arguments)
+    try:
+        rows = read_rows(given.table)
+        config = config_of(rows, given.arms, given)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    if any(row.verdict == DIFFERS for row in reproduce(config, rows)):
+        raise SystemExit(1)
