@@ -61,12 +61,9 @@ def _state(base: str, revision: str | None) -> tuple[str, tuple[str, ...]]:
 
 def _parts(index: Mapping[str, Any]) -> list[str]:
     """The parts of a pipeline that training needs."""
-    from ether_diffusion.families.registry import UnknownFamilyError, family_named  # imports torch and diffusers
+    from ether_diffusion.families.registry import unused_parts  # imports torch and diffusers
 
-    try:
-        unused = family_named(str(index.get("_class_name"))).UNUSED
-    except UnknownFamilyError:
-        unused = ()
+    unused = unused_parts(str(index.get("_class_name")))
     pairs = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
     return [key for key, pair in pairs.items() if None not in pair and key not in unused]
 
