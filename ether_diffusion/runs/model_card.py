@@ -10,7 +10,6 @@ from huggingface_hub import ModelCard
 
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import number
-from ether_diffusion.pipelines.file import FILE_NAME
 from ether_diffusion.runs.cards import (
     TAGS,
     base_link,
@@ -21,9 +20,8 @@ from ether_diffusion.runs.cards import (
     markdown,
     own_loading,
 )
-from ether_diffusion.runs.choosing import BEST
 from ether_diffusion.runs.lora import LORA_FILE
-from ether_diffusion.runs.record import Run, SamplePrompt, read_run
+from ether_diffusion.runs.record import BEST_FILE, Run, SamplePrompt, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 SHOWN = 6
@@ -42,7 +40,6 @@ def write_model_card(run_dir: str | Path) -> Path:
     run = read_run(run_dir)
     subject = markdown(run.instance_prompt) if run.instance_prompt else None
     family = run.family.TAG or run.family.NAME.replace("_", "-")
-    best = f"{BEST}/{FILE_NAME}"
     lora = run.entry.saved_as == "lora" or (run.folder / LORA_FILE).is_file()
     data = card_data(
         run.base,
@@ -62,7 +59,7 @@ def write_model_card(run_dir: str | Path) -> Path:
         subject=subject,
         loading=loading_code(run),
         lora=lora_code(run) if lora and run.entry.is_own else None,
-        best=best if run.best_step and (run.folder / best).is_file() else None,
+        best=BEST_FILE if run.kept_step is not None and run.kept_step == run.best_step else None,
         lora_format=_lora_format(run),
         by_diffusers=_lora_format(run) in run.family.READ_BY_DIFFUSERS,
         settings={key: markdown(value) for key, value in run.settings(MORE_SETTINGS).items()},

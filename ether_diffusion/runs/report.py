@@ -23,7 +23,7 @@ from ether_diffusion.runs.choosing import BEST, KEPT_CLIP_T
 from ether_diffusion.runs.curves import draw_curves, draw_sample_scores
 from ether_diffusion.runs.folder import PATHS
 from ether_diffusion.runs.lora import LORA_FILE
-from ether_diffusion.runs.record import Run, RunRecordError, SamplePrompt, format_value, read_run
+from ether_diffusion.runs.record import BEST_FILE, Run, RunRecordError, SamplePrompt, format_value, read_run
 
 MAX_STEPS = 12  # sample steps in the grid
 MAX_FIRST_SCREEN = 6  # pictures in each column of the first screen
@@ -119,9 +119,9 @@ def _files(run: Run) -> list[tuple[str, str, str]]:
         FILE_NAME: f"the {run.method_name} adapter of the last step: ether.load",
         LORA_FILE: ("the same as an exact LoRA" if run.entry.is_own else "the LoRA") + ", for tools that read LoRA",
     }
-    best = f"{BEST}/{FILE_NAME}"
-    if run.best_step is not None:
-        kinds[best] = f'the adapter of step {run.best_step:,}, the best: ether.load(…, subfolder="{BEST}")'
+    if run.kept_step is not None:
+        rank = "the best" if run.kept_step == run.best_step else "the best so far when the run was stopped"
+        kinds[BEST_FILE] = f'the adapter of step {run.kept_step:,}, {rank}: ether.load(…, subfolder="{BEST}")'
     found = {name: run.folder / name for name in kinds if (run.folder / name).is_file()}
     return [(name, kinds[name], f"{path.stat().st_size / 1e6:.2f} MB") for name, path in found.items()]
 
