@@ -90,6 +90,11 @@ class MethodEntry:
         return self.saved_as in ("ether", "lora")
 
     @property
+    def is_any_of_peft(self) -> bool:
+        """Whether it stands for many methods, of which a configuration of peft names one."""
+        return "peft_config" in self.settings
+
+    @property
     def needs_peft(self) -> bool:
         """Whether its adapter comes from peft."""
         return self.build is not None

@@ -50,7 +50,8 @@ def styles(labels: Sequence[str], methods: Sequence[str] | None = None) -> dict[
         methods: the method behind each label; by default the one that the label begins with, by name or title. What is
             of no method has a colour that no method among the labels has, the grey first.
     """
-    order = [name for name in METHODS if name != "peft"]  # which stands for many methods, with a free colour each
+    # what stands for many methods has no colour of its own: each takes a free one
+    order = [name for name, entry in METHODS.items() if not entry.is_any_of_peft]
     known = [_method(label) for label in labels] if methods is None else list(methods)
     slots = [order.index(name) % len(LIGHT) if name in order else None for name in known]
     free = [number for number in reversed(range(len(LIGHT))) if number not in slots] or list(range(len(LIGHT)))
