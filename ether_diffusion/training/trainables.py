@@ -222,9 +222,11 @@ def _weight_sums(module: nn.Module, paths: Sequence[str]) -> list[tuple[float, f
     for path in paths:
         layer: Any = module.get_submodule(path)
         weight = getattr(layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer, "weight", None)
-        known = isinstance(weight, Tensor) and not weight.is_meta
-        wide = weight.detach().double() if known else None
-        found.append(None if wide is None else (wide.sum().item(), wide.square().sum().item()))
+        if not isinstance(weight, Tensor) or weight.is_meta:
+            found.append(None)
+            continue
+        wide = weight.detach().double()
+        found.append((wide.sum().item(), wide.square().sum().item()))
     return found
 
 
