@@ -9,14 +9,19 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from ether_diffusion.pipelines.file import FILE_NAME
 from ether_diffusion.reading import DamagedFileError
 from ether_diffusion.runs.choosing import SAMPLE_SCORES
-from ether_diffusion.runs.record import read_run
+from ether_diffusion.runs.lora import LORA_FILE
+from ether_diffusion.runs.record import BEST_FILE, read_run
 from ether_diffusion.runs.report import report_page
 
 HOST, PORT = "127.0.0.1", 8765
-WATCHED = ("config.yaml", "provenance.json", "metrics.jsonl", "validation.jsonl", SAMPLE_SCORES, "scores.json")
-"""The files that the page is made of, beside the samples."""
+WATCHED = (
+    *("config.yaml", "provenance.json", "metrics.jsonl", "validation.jsonl", SAMPLE_SCORES, "scores.json"),
+    *(FILE_NAME, BEST_FILE, LORA_FILE),
+)
+"""The files that the page is made of, or lists, beside the samples."""
 
 
 def state_of(folder: Path) -> str:
@@ -28,7 +33,7 @@ def state_of(folder: Path) -> str:
             facts = path.stat()
         except FileNotFoundError:  # not there yet, or just being replaced
             continue
-        digest.update(f"{path.name}\0{facts.st_mtime_ns}\0{facts.st_size}\0".encode())
+        digest.update(f"{path.relative_to(folder)}\0{facts.st_mtime_ns}\0{facts.st_size}\0".encode())
     return digest.hexdigest()[:16]
 
 

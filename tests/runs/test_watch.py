@@ -92,6 +92,16 @@ def test_a_page_that_the_browser_has_is_not_sent_again(run: Path) -> None:
         assert again["ETag"] != headers["ETag"]
 
 
+def test_a_file_that_the_page_lists_renews_it(run: Path) -> None:
+    """The LoRA beside a result is written after the run is finished."""
+    with serving(run) as server:
+        before = get(f"{server.address}state")[1]
+        assert "pytorch_lora_weights.safetensors" not in get(server.address)[1]
+        (run / "pytorch_lora_weights.safetensors").write_bytes(b"0")
+        assert get(f"{server.address}state")[1] != before
+        assert 'href="pytorch_lora_weights.safetensors"' in get(server.address)[1]
+
+
 def test_the_page_asks_for_nothing_but_the_state(run: Path) -> None:
     with serving(run) as server:
         page = get(server.address)[1]
