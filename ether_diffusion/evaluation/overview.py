@@ -100,21 +100,6 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
         FileNotFoundError: a folder is none of these.
     """
     found = read_folders(folders)
-    sections = [
-        {
-            "benchmark": benchmark,
-            "metrics": shown_metrics(benchmark.rows),
-            "by_subject": by_subject(benchmark),
-            "compared": comparisons(benchmark.results),
-            "caption": caption(benchmark.rows, comparisons(benchmark.results)),
-            "arms": [arm_title(row) for row in benchmark.shown_arms],
-            "subjects": subject_sections(benchmark),
-            "curves": rate_curves(benchmark),
-            "settings": {key: shown_setting(key, value) for key, value in benchmark.settings.items()},
-            "record": record(benchmark),
-        }
-        for benchmark in found.benchmarks
-    ]
     page = render(
         Path(__file__).with_name("overview.html.jinja"),
         {
@@ -124,7 +109,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
             "rate": partial(number, spec="g"),
             "difference": format_difference,
         },
-        sections=sections,
+        sections=[_section(benchmark) for benchmark in found.benchmarks],
         studies=found.studies,
         short=short_path,
         runs=[
@@ -136,6 +121,23 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     )
     write_text(output, page)
     return output
+
+
+def _section(benchmark: Benchmark) -> dict[str, Any]:
+    """What the template shows of a benchmark."""
+    compared = comparisons(benchmark.results)
+    return {
+        "benchmark": benchmark,
+        "metrics": shown_metrics(benchmark.rows),
+        "by_subject": by_subject(benchmark),
+        "compared": compared,
+        "caption": caption(benchmark.rows, compared),
+        "arms": [arm_title(row) for row in benchmark.shown_arms],
+        "subjects": subject_sections(benchmark),
+        "curves": rate_curves(benchmark),
+        "settings": {key: shown_setting(key, value) for key, value in benchmark.settings.items()},
+        "record": record(benchmark),
+    }
 
 
 def record(benchmark: Benchmark) -> dict[str, str]:
