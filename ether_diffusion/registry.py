@@ -92,6 +92,11 @@ class MethodEntry:
         return self.saved_as in ("ether", "lora")
 
     @property
+    def is_any_of_peft(self) -> bool:
+        """Whether it stands for many methods, of which a configuration of peft names one."""
+        return "peft_config" in self.settings
+
+    @property
     def needs_peft(self) -> bool:
         """Whether its adapter comes from peft."""
         return self.build is not None
@@ -126,7 +131,8 @@ def _named(sizes: Sizes, names: list[str]) -> PeftConfig:
     """Any other configuration of peft, by its type.
 
     Raises:
-        ValueError: peft does not know the type or an argument, or it is no adapter of layers.
+        ValueError: peft does not know the type or an argument, it is no adapter of layers, or it needs calls between
+            the steps that no training here makes.
     """
     import peft
 
@@ -135,6 +141,11 @@ def _named(sizes: Sizes, names: list[str]) -> PeftConfig:
     kinds = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
     if kind not in kinds:
         raise ValueError(f"peft_config: peft has no peft_type {kind!r}; it has {', '.join(sorted(kinds))}")
+    if hasattr(peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "update_and_allocate"):
+        raise ValueError(
+            f"peft_config: {kind} changes its ranks by a call after every step, which no training here makes: its "
+            "ranks would stay those that it starts with; take LORA"
+        )
     try:
         return kinds[kind](**given, target_modules=names)
     except (TypeError, ValueError) as error:

@@ -99,10 +99,29 @@ def test_settings_that_no_adapter_of_peft_has(changes: dict[str, Any], told: str
         ({"peft_type": "DELROA"}, "no peft_type 'DELROA'; it has ADALORA"),
         ({"peft_type": "DELORA", "rank": 8}, "unexpected keyword argument 'rank'"),
         ({"peft_type": "PREFIX_TUNING"}, "unexpected keyword argument 'target_modules'"),
+        ({"peft_type": "ADALORA", "total_step": 10}, "ADALORA changes its ranks by a call after every step"),
     ],
-    ids=["type", "argument", "prompts"],
+    ids=["type", "argument", "prompts", "calls"],
 )
 def test_what_peft_refuses_is_a_value_error(given: dict[str, Any], told: str, pipe: DiffusionPipeline) -> None:
     section = config(Path("out"), method="peft", peft_config=given, learning_rate=1e-3).section(AdapterSection)
     with pytest.raises(ValueError, match=told):
         check_trainables({"unet": pipe.unet}, section)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_changes_the_base_is_refused(start: str, pipe: DiffusionPipeline) -> None:
+    """Turned off, as the samples of step 0 are drawn, it would leave another base behind."""
+    given = {"peft_type": "LORA", "r": 4, "init_lora_weights": start}
+    section = config(Path("out"), method="peft", peft_config=given, learning_rate=1e-3).section(AdapterSection)
+    with pytest.raises(ValueError, match="unet: this adapter begins by changing the base's own weights"):
+        make_trainables({"unet": pipe.unet}, section)
+
+
+@pytest.mark.parametrize(
+    "given", [{"peft_type": "IA3"}, {"peft_type": "LORA", "r": "4"}], ids=["architecture", "kind of value"]
+)
+def test_what_peft_stumbles_over_names_the_component(given: dict[str, Any], pipe: DiffusionPipeline) -> None:
+    section = config(Path("out"), method="peft", peft_config=given, learning_rate=1e-3).section(AdapterSection)
+    with pytest.raises(ValueError, match="unet: peft cannot make this adapter of method=peft"):
+        make_trainables({"unet": pipe.unet}, section)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -14,8 +15,8 @@ from ether_diffusion.playground import GUIDANCE
 from ether_diffusion.reading import DamagedFileError, read_json
 from ether_diffusion.recipes import recipes, training_settings
 
-WEIGHTS = (".safetensors", ".bin")
-INDEX = ".index.json"
+WEIGHTS = re.compile(r"(model|pytorch_model|diffusion_pytorch_model)\.(safetensors|bin)(?P<index>\.index\.json)?")
+"""What recipes load: weights in one file, or the index of several; a variant's, such as fp16, have longer names."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,9 @@ def _state(base: str, revision: str | None) -> tuple[str, tuple[str, ...]]:
 
 def _parts(index: Mapping[str, Any]) -> list[str]:
     """The parts of a pipeline that training needs."""
-    from ether_diffusion.families.registry import UnknownFamilyError, family_named  # imports torch and diffusers
+    from ether_diffusion.families.registry import unused_parts  # imports torch and diffusers
 
-    try:
-        unused = family_named(str(index.get("_class_name"))).UNUSED
-    except UnknownFamilyError:
-        unused = ()
+    unused = unused_parts(str(index.get("_class_name")))
     pairs = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
     return [key for key, pair in pairs.items() if None not in pair and key not in unused]
 
@@ -78,11 +76,15 @@ def _is_whole(folder: Path) -> bool:
     if not (folder / "config.json").is_file():  # schedulers, tokenizers and processors have settings of other names
         return True
     files = {path.name for path in folder.iterdir() if path.is_file()}  # a link to a blob that is gone is no file
-    for index in (name for name in files if name.endswith(INDEX)):
-        try:
-            shards = set(read_json(folder / index, dict[str, object]).get("weight_map", {}).values())
-        except DamagedFileError:
-            return False
-        if shards and shards <= files:
-            return True
-    return any(name.endswith(WEIGHTS) and "-of-" not in name for name in files)
+    found = [match for name in files if (match := WEIGHTS.fullmatch(name))]
+    try:
+        shards = [set(read_json(folder / each[0], _Index)["weight_map"].values()) for each in found if each["index"]]
+    except DamagedFileError:
+        return False
+    return any(not each["index"] for each in found) or any(names and names <= files for names in shards)
+
+
+class _Index(TypedDict):
+    """What is read of the index of weights in several files: from each tensor to its file."""
+
+    weight_map: dict[str, str]

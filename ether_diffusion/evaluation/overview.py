@@ -37,7 +37,7 @@ from ether_diffusion.evaluation.tables import caption, format_difference, shown_
 from ether_diffusion.files import write_text
 from ether_diffusion.images import load_image
 from ether_diffusion.page.palette import styles
-from ether_diffusion.page.pictures import Picture, picture_grid, save_picture, thumbnail
+from ether_diffusion.page.pictures import SIDE, Picture, picture_grid, save_picture, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.svg import COLOURS, TEXT, Curve, dress, figure_style, inline_svg
 from ether_diffusion.page.text import distinct_names, number
@@ -45,8 +45,8 @@ from ether_diffusion.ranges import AMOUNT, Range
 from ether_diffusion.reading import DamagedFileError
 from ether_diffusion.registry import title_of
 from ether_diffusion.runs.curves import moving_average
-from ether_diffusion.runs.record import Run, format_value, read_run
-from ether_diffusion.runs.report import evenly_spaced, run_record, short_path, shown_setting
+from ether_diffusion.runs.record import Run, read_run
+from ether_diffusion.runs.report import evenly_spaced, run_record, short_path, short_paths, shown_setting
 from ether_diffusion.runs.watch import watch
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
@@ -58,6 +58,8 @@ FIGURE = (4.6, 2.9)
 MAX_LEGEND = 6
 MAX_STEPS = 8
 MAX_REFERENCES = 6
+BLANK = Image.new("RGB", (SIDE, SIDE), "white")
+"""In the place of a picture that is not there."""
 
 
 @dataclass(frozen=True)
@@ -120,33 +122,20 @@ def write_report(folders: Sequence[Path], output: Path, steps: Path | None = Non
     """
     found = read_folders(folders)
     known_steps = _steps_of_benchmarks(found.benchmarks, steps)
-    sections = [
-        {
-            "benchmark": benchmark,
-            "id": f"b{number_of}",
-            **_beside_scores(benchmark, known_steps[number_of]),
-            "metrics": shown_metrics(benchmark.rows),
-            "by_subject": by_subject(benchmark),
-            "compared": comparisons(benchmark.results),
-            "caption": caption(benchmark.rows, comparisons(benchmark.results)),
-            "arms": [(row["arm"], arm_title(row)) for row in benchmark.shown_arms],
-            "subjects": subject_sections(benchmark),
-            "curves": rate_curves(benchmark),
-            "settings": {key: shown_setting(key, value) for key, value in benchmark.settings.items()},
-            "record": record(benchmark),
-        }
-        for number_of, benchmark in enumerate(found.benchmarks)
-    ]
     page = render(
         Path(__file__).with_name("overview.html.jinja"),
         {
             "score": number,
             "rounded": number,
             "short": short_path,
+            "short_paths": short_paths,
             "rate": partial(number, spec="g"),
             "difference": format_difference,
         },
-        sections=sections,
+        sections=[
+            {"id": f"b{place}", **_section(benchmark), **_beside_scores(benchmark, known)}
+            for place, (benchmark, known) in enumerate(zip(found.benchmarks, known_steps, strict=True))
+        ],
         studies=found.studies,
         short=short_path,
         runs=[
@@ -212,6 +201,23 @@ def method_words(benchmark: Benchmark) -> dict[str, str]:
     return found
 
 
+def _section(benchmark: Benchmark) -> dict[str, Any]:
+    """What the template shows of a benchmark."""
+    compared = comparisons(benchmark.results)
+    return {
+        "benchmark": benchmark,
+        "metrics": shown_metrics(benchmark.rows),
+        "by_subject": by_subject(benchmark),
+        "compared": compared,
+        "caption": caption(benchmark.rows, compared),
+        "arms": [(row["arm"], arm_title(row)) for row in benchmark.shown_arms],
+        "subjects": subject_sections(benchmark),
+        "curves": rate_curves(benchmark),
+        "settings": {key: shown_setting(key, value) for key, value in benchmark.settings.items()},
+        "record": record(benchmark),
+    }
+
+
 def record(benchmark: Benchmark) -> dict[str, str]:
     """What the results depend on beside the settings, as far as they say it: hashes, and settings of each arm."""
     found: dict[str, list[str]] = {}
@@ -220,7 +226,7 @@ def record(benchmark: Benchmark) -> dict[str, str]:
             if value := result.get(key):
                 found.setdefault(f"{title}, {result['arm']}" if key == "settings_hash" else title, []).append(value)
         if settings := result.get("settings"):
-            said = ", ".join(f"{name} {format_value(value)}" for name, value in settings.items())
+            said = ", ".join(f"{name} {shown_setting(name, value)}" for name, value in settings.items())
             found.setdefault(f"Settings, {result['arm']}", []).append(said)
     return {title: "; ".join(sorted(set(values))) for title, values in sorted(found.items())}
 
@@ -277,10 +283,9 @@ def _cell(benchmark: Benchmark, results: list[Result], prompt: str) -> tuple[Pic
     """The first picture for the prompt, and the means of all of them."""
     scores = [_mean(results, metric, prompt) for metric in by_subject(benchmark)]
     for result in results:
-        for row in result["images"]:
-            if row.get("prompt") == prompt:
-                source = thumbnail(benchmark.picture(result, row["file"]), THUMBNAIL)
-                return Picture(source, f"{result['arm']}: {prompt}", f"{prompt}, seed {result['seed']}"), scores
+        if (path := _file(benchmark, result, prompt)) is not None:
+            title = f"{prompt}, seed {result['seed']}"
+            return Picture(thumbnail(path, THUMBNAIL), f"{result['arm']}: {prompt}", title), scores
     return None, scores
 
 
@@ -365,6 +370,8 @@ def step_grid(run: Run) -> tuple[list[int], list[tuple[str, list[Picture]]]]:
 def draw_sheet(folder: Path, subjects: Sequence[str] = (), prompt: int = 0) -> Image.Image:
     """One picture of a benchmark: a row per subject, its reference, then every method at its best rate for one prompt.
 
+    The place of a picture that is not there, as in an unfinished benchmark, stays empty.
+
     Args:
         folder: where ``eval/dreambench.py`` wrote.
         subjects: rows; all where none is named.
@@ -372,23 +379,35 @@ def draw_sheet(folder: Path, subjects: Sequence[str] = (), prompt: int = 0) -> I
 
     Raises:
         FileNotFoundError: it is no benchmark's folder, or pictures are gone.
-        ValueError: a subject is not in it, or has no such prompt.
+        ValueError: a subject is not in it, or has no such prompt or no pictures yet.
     """
     benchmark = read_benchmark(folder, folder.name)
     arms, rows = benchmark.shown_arms, []
     for subject in subjects or benchmark.subjects:
         if subject not in benchmark.subjects:
             raise ValueError(f"{folder} has no subject {subject!r}; it has {', '.join(benchmark.subjects)}")
-        found = [results[0] for row in arms if (results := benchmark.results_of(row, subject))]
-        prompts = list(dict.fromkeys(image["prompt"] for image in found[0]["images"]))
+        found = [_drawn(benchmark.results_of(row, subject)) for row in arms]
+        known = next((result for result in found if result is not None), None)
+        if known is None:
+            raise ValueError(f"{folder} has no pictures of {subject} yet")
+        prompts = _prompts(known)
         if not 0 <= prompt < len(prompts):
             raise ValueError(f"{subject} has the prompts 0 to {len(prompts) - 1}, not {prompt}")
-        files = [
-            benchmark.picture(result, next(i["file"] for i in result["images"] if i["prompt"] == prompts[prompt]))
-            for result in found
-        ]
-        rows.append((prompts[prompt], [load_image(path) for path in (found[0]["references"][0], *files)]))
+        files = [None if result is None else _file(benchmark, result, prompts[prompt]) for result in found]
+        shown = [Path(known["references"][0]), *files]
+        rows.append((prompts[prompt], [BLANK if path is None else load_image(path) for path in shown]))
     return picture_grid(rows, ["reference", *(str(row["arm"]) for row in arms)])
+
+
+def _drawn(results: list[Result]) -> Result | None:
+    """The first result with pictures; a training that diverged has none."""
+    return next((result for result in results if result["images"]), None)
+
+
+def _file(benchmark: Benchmark, result: Result, prompt: str) -> Path | None:
+    """The first picture for a prompt."""
+    files = (row["file"] for row in result["images"] if row.get("prompt") == prompt)
+    return next((benchmark.picture(result, file) for file in files), None)
 
 
 def sheet_main(arguments: Sequence[str] | None = None) -> None:
@@ -410,7 +429,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The program: write the page and print its path.
 
     Raises:
-        SystemExit: a folder is neither a benchmark's nor a run's, or --watch cannot serve it.
+        SystemExit: a folder is neither a benchmark's nor a run's, or damaged, or --watch cannot serve it.
     """
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -437,7 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("--watch serves the page of one training run: give one folder, and no --output or --steps")
         try:
             watch(given.folders[0], given.port)
-        except OSError as error:
+        except (DamagedFileError, OSError) as error:
             parser.error(str(error))
         return
     if given.port is not None:
@@ -446,5 +465,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = given.output or (studies[0] if studies else Path.cwd()) / "report.html"
     try:
         print(write_report(given.folders, output, given.steps).resolve())
-    except (FileNotFoundError, DamagedFileError, StepsError) as error:
+    except (DamagedFileError, FileNotFoundError, StepsError) as error:
         parser.error(str(error))

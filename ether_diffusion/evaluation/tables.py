@@ -61,13 +61,7 @@ def comparisons_table(found: Sequence[Comparison], metric: Metric) -> str:
     if not found:
         return ""
     heads = [f"{metric.title} of {found[0].arm} minus that of", "difference, 95 % interval", "p (Holm)", "subjects", ""]
-    rows = [
-        [
-            each.rival,
-            *comparison_cells(each),
-        ]
-        for each in found
-    ]
+    rows = [[each.rival, *comparison_cells(each)] for each in found]
     return markdown_table(heads, rows)
 
 
@@ -270,14 +264,7 @@ def differences_table(found: Sequence[Comparison]) -> str:
     """A row for each comparison, and what its interval is over."""
     if not found:
         return "nothing can be compared yet\n"
-    rows = [
-        [
-            each.arm,
-            each.rival,
-            *comparison_cells(each)[:3],
-        ]
-        for each in found
-    ]
+    rows = [[each.arm, each.rival, *comparison_cells(each)[:3]] for each in found]
     heads = ["method", "minus", f"difference in {MEASURES[MIOU].title}, 95 % interval", "p (Holm)", "seeds"]
     return f"{markdown_table(heads, rows, (0, 1))}\n{difference_caption(found)}\n"
 

@@ -82,6 +82,12 @@ def family_of(pipe: DiffusionPipeline, settings: FamilySettings | None = None) -
     return family_named(names[0])(pipe, settings)
 
 
+def unused_parts(pipeline: str) -> tuple[str, ...]:
+    """Parts that nothing here uses of pipelines of that class of diffusers; none where no family knows it."""
+    known = (family for family in FAMILIES.values() if pipeline in (*family.PIPELINES, *family.DERIVED))
+    return tuple(next((family.UNUSED for family in known), ()))
+
+
 def control_place(pipe: DiffusionPipeline) -> tuple[str, int]:
     """Path of the denoiser's layer that a control is added after, and how many pixels a side each of its features has.
 

@@ -51,8 +51,8 @@ def styles(labels: Sequence[str], methods: Sequence[str] | None = None) -> dict[
             variant has the colour of the method that it changes. What is of no method has a colour that no method
             among the labels has, the grey first.
     """
-    # "peft" stands for many methods, with a free colour each
-    order = [name for name, entry in METHODS.items() if entry.variant_of is None and name != "peft"]
+    # what stands for many methods has no colour of its own: each takes a free one
+    order = [name for name, entry in METHODS.items() if entry.variant_of is None and not entry.is_any_of_peft]
     given = [_method(label) for label in labels] if methods is None else list(methods)
     known = [METHODS[name].variant_of or name if name in METHODS else name for name in given]
     slots = [order.index(name) % len(LIGHT) if name in order else None for name in known]

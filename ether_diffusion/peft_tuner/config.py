@@ -10,6 +10,7 @@ from peft import PeftConfig
 
 from ether_diffusion.config import EtherConfig, suggestion
 from ether_diffusion.core.layout import INPUT_PARTS, OUTPUT_PARTS
+from ether_diffusion.files import write_text
 from ether_diffusion.peft_tuner.registration import peft_type
 from ether_diffusion.registry import METHODS
 
@@ -121,7 +122,7 @@ def write_import(folder: Path) -> None:
     for card in cards:
         text = card.read_text(encoding="utf-8") if card.is_file() else "---\nlibrary_name: peft\n---\n"
         if "ether_diffusion.peft_tuner" not in text:
-            card.write_text(f"{text.rstrip()}\n{CARD}", encoding="utf-8")
+            write_text(card, f"{text.rstrip()}\n{CARD}")
 
 
 def _is_peft(card: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,6 +40,7 @@ class Forwards:
         self.model = model
         self._found = Found([], Slots([]), [], [], [])
         self._stale = True
+        self._told = False
         self.mixed = 0
         self._handles = [
             model.register_forward_pre_hook(self._begin),
@@ -91,6 +93,7 @@ class Forwards:
         if not found.projections:
             self.remove()
             return
+        self._warn_of_half(found.projections[0])
         for module in found.around:
             if module.merged_adapters:
                 raise _merged_around(module)
@@ -98,6 +101,19 @@ class Forwards:
             bring_back(projection)
             projection.refresh_buffers()
         open_forward(self, found.slots, forward_dtype(found.projections))
+
+    def _warn_of_half(self, first: Projection) -> None:
+        """Say once that vectors have been cast, as trainers do that assign to ``data``; who casts one casts all."""
+        if self._told:
+            return
+        kinds = {vector.dtype for method in first.methods.values() for vector in method.parameters()}
+        if half := kinds & {torch.float16, torch.bfloat16}:
+            self._told = True
+            warnings.warn(
+                f"the vectors of ETHER have been cast to {half.pop()}, where small steps of training are lost: before "
+                "the optimiser is made, cast them back by parameter.data = parameter.data.float() for each of them",
+                stacklevel=2,
+            )
 
     def _end(self, model: nn.Module, args: object, output: object) -> None:
         close_forward(self)

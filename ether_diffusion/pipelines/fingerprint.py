@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from ether_diffusion.core.host import host_of
 from ether_diffusion.core.offload import on_disk
 from ether_diffusion.core.targets import find_targets, find_targets_of_0_1
 from ether_diffusion.core.weights import plain_weight
+from ether_diffusion.families.registry import family_of
 
 SAMPLES_PER_WEIGHT = 4096
+
+
+def base_hashes(pipe: DiffusionPipeline) -> dict[str, str | None]:
+    """The :func:`base_hash` of the denoiser and of each text encoder of a pipeline, by component."""
+    return {name: base_hash(getattr(pipe, name)) for name in family_of(pipe).components}
 
 
 def base_hash(model: nn.Module) -> str | None:

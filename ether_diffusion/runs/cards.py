@@ -91,7 +91,12 @@ def own_loading(base: str, config: str | None = None) -> tuple[str, str] | None:
     return None
 
 
-def drawing_code(base: str) -> str:
+def drawing_line(arguments: str, base: str) -> str:
+    """The Python line that draws with a base: ``arguments`` of the pipeline's call, and what the base needs."""
+    return f"image = pipe({arguments}{_drawing_code(base)}).images[0]"
+
+
+def _drawing_code(base: str) -> str:
     """Arguments of a call that draws with an embedded base, which its pipeline's defaults do not suit."""
     if base not in playground.GUIDANCE:
         return ""

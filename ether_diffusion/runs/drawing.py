@@ -21,8 +21,8 @@ from ether_diffusion.control.conditions import canny, colour_map, load_condition
 from ether_diffusion.control.pipeline import control_tensor, controlled
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.families.cut_prompts import cut_remarks
-from ether_diffusion.families.parts import parts_without
-from ether_diffusion.families.registry import family_named, family_of
+from ether_diffusion.families.parts import left_out
+from ether_diffusion.families.registry import family_named, family_of, unused_parts
 from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.metrics.backbones import as_rgb
 from ether_diffusion.metrics.control_tasks import Pair
@@ -91,23 +91,23 @@ def set_strength(pipe: DiffusionPipeline, strength: float) -> None:
 def load_pipeline(
     base: Base, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> DiffusionPipeline:
-    """A base model without safety checker and progress bar, with the sampler of DreamBooth's evaluations.
+    """A base model without progress bar and the parts that training leaves out, with the sampler of its family.
 
     Raises:
         OSError: there is no such base.
+        UnknownFamilyError: no family claims it.
         SingleFileError: a single file is not what its settings describe.
     """
     if base.config is not None:
         pipe = load_single_file(base.name, base_folder(base.config), dtype).to(device)
     else:
         folder = base_folder(base.name)
-        without = parts_without(DiffusionPipeline.load_config(folder, revision=base.revision))
+        index = DiffusionPipeline.load_config(folder, revision=base.revision)
+        without = left_out(index, unused_parts(str(index.get("_class_name"))))
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **base.version, **without).to(device)
     sampler = family_of(pipe).SAMPLER
     if sampler != "base":
         pipe.scheduler = getattr(diffusers, sampler).from_config(pipe.scheduler.config)
-    if getattr(pipe, "safety_checker", None) is not None:
-        pipe.safety_checker = None
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -13,16 +13,7 @@ from ether_diffusion.families.registry import family_of
 from ether_diffusion.pipelines.loaded import adapters
 from ether_diffusion.pipelines.verbs import save
 from ether_diffusion.registry import METHODS
-from ether_diffusion.runs.cards import (
-    TAGS,
-    base_link,
-    base_path,
-    card_data,
-    drawing_code,
-    literal,
-    markdown,
-    own_loading,
-)
+from ether_diffusion.runs import cards
 from ether_diffusion.runs.lora import LORA_FILE
 
 if TYPE_CHECKING:
@@ -82,19 +73,19 @@ def adapter_card(pipe: DiffusionPipeline, repo_id: str, name: str, prompt: str |
     base = str(pipe.config.get("_name_or_path") or "")
     tag = family.TAG or family.NAME.replace("_", "-")
     methods = list(dict.fromkeys(METHODS[config.method].title for config in info.configs.values()))
-    tags = [*(["ether"] if methods else []), *(["controlnet"] if info.control else []), *TAGS, tag]
-    data = card_data(base, tags, own=True, lora=lora_format is not None, instance_prompt=prompt)
+    tags = [*(["ether"] if methods else []), *(["controlnet"] if info.control else []), *cards.TAGS, tag]
+    data = cards.card_data(base, tags, own=True, lora=lora_format is not None, instance_prompt=prompt)
     return str(
         ModelCard.from_template(
             data,
             template_path=str(TEMPLATE),
-            title=markdown(repo_id.split("/")[-1]),
-            base=base_link(base) if base else "an unnamed base",
+            title=cards.markdown(repo_id.split("/")[-1]),
+            base=cards.base_link(base) if base else "an unnamed base",
             family=family.TITLE,
             info=info,
             methods=" and ".join(methods),
             loading=_loading_code(base, repo_id, prompt or "a photo of a dog", info.control),
-            repository=literal(repo_id),
+            repository=cards.literal(repo_id),
             lora=lora_format,
             by_diffusers=lora_format in family.READ_BY_DIFFUSERS,
         )
@@ -104,11 +95,12 @@ def adapter_card(pipe: DiffusionPipeline, repo_id: str, name: str, prompt: str |
 def _loading_code(base: str, repo_id: str, prompt: str, control: bool) -> str:
     """The Python lines that load the adapter and draw one picture."""
     imports = ["import ether_diffusion as ether"]
-    stock = "from diffusers import DiffusionPipeline", f"DiffusionPipeline.from_pretrained({literal(base_path(base))})"
-    line, pipeline = own_loading(base) or stock
+    named = cards.literal(cards.base_path(base))
+    stock = "from diffusers import DiffusionPipeline", f"DiffusionPipeline.from_pretrained({named})"
+    line, pipeline = cards.own_loading(base) or stock
     imports.append(line)
-    drawing = [f"image = pipe({literal(prompt)}{drawing_code(base)}).images[0]"]
+    drawing = [cards.drawing_line(cards.literal(prompt), base)]
     if control:
         imports.append("from diffusers.utils import load_image")
         drawing = ['with ether.controlled(pipe, load_image("control.png")):', f"    {drawing[0]}"]
-    return "\n".join([*imports, "", f"pipe = {pipeline}", f"ether.load(pipe, {literal(repo_id)})", *drawing])
+    return "\n".join([*imports, "", f"pipe = {pipeline}", f"ether.load(pipe, {cards.literal(repo_id)})", *drawing])

@@ -10,20 +10,9 @@ from huggingface_hub import ModelCard
 
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import number
-from ether_diffusion.pipelines.file import FILE_NAME
-from ether_diffusion.runs.cards import (
-    TAGS,
-    base_link,
-    base_path,
-    card_data,
-    drawing_code,
-    literal,
-    markdown,
-    own_loading,
-)
-from ether_diffusion.runs.choosing import BEST
+from ether_diffusion.runs import cards
 from ether_diffusion.runs.lora import LORA_FILE
-from ether_diffusion.runs.record import Run, SamplePrompt, read_run
+from ether_diffusion.runs.record import BEST_FILE, Run, SamplePrompt, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 SHOWN = 6
@@ -42,13 +31,12 @@ def write_model_card(run_dir: str | Path) -> Path:
         FileNotFoundError: ``run_dir`` is not a run folder.
     """
     run = read_run(run_dir)
-    subject = markdown(run.instance_prompt) if run.instance_prompt else None
+    subject = cards.markdown(run.instance_prompt) if run.instance_prompt else None
     family = run.family.TAG or run.family.NAME.replace("_", "-")
-    best = f"{BEST}/{FILE_NAME}"
     lora = run.entry.saved_as == "lora" or (run.folder / LORA_FILE).is_file()
-    data = card_data(
+    data = cards.card_data(
         run.base,
-        ["ether" if run.entry.is_own else run.method, *TAGS, family, *(["dreambooth"] if subject else [])],
+        ["ether" if run.entry.is_own else run.method, *cards.TAGS, family, *(["dreambooth"] if subject else [])],
         own=run.entry.is_own,
         lora=lora,
         relation="finetune" if run.entry.saved_as == "pipeline" else "adapter",
@@ -59,20 +47,17 @@ def write_model_card(run_dir: str | Path) -> Path:
         data,
         template_path=str(TEMPLATE),
         run=run,
-        title=markdown(run.folder.name),
-        base=base_link(run.base),
+        title=cards.markdown(run.folder.name),
+        base=cards.base_link(run.base),
         subject=subject,
         loading=loading_code(run),
         lora=lora_code(run) if lora and run.entry.is_own else None,
-        best=best if run.best_step and (run.folder / best).is_file() else None,
+        best=BEST_FILE if run.kept_step is not None and run.kept_step == run.best_step else None,
         lora_format=_lora_format(run),
         by_diffusers=_lora_format(run) in run.family.READ_BY_DIFFUSERS,
-        settings={key: markdown(value) for key, value in run.settings(MORE_SETTINGS).items()},
-        scores={
-            markdown(metric): {markdown(column): number(value, missing="–") for column, value in row.items()}
-            for metric, row in run.scores.items()
-        },
-        caption=markdown(run.judging.caption) if run.judging else None,
+        settings={key: cards.markdown(value) for key, value in run.settings(MORE_SETTINGS).items()},
+        scores=_scores(run),
+        caption=cards.markdown(run.judging.caption) if run.judging else None,
         judges=_judges(run),
         samples=_samples(run),
     )
@@ -106,8 +91,8 @@ def lora_code(run: Run) -> str:
     return "\n".join(
         [
             *lines,
-            f"pipe.load_lora_weights({literal(_public_name(run))})",
-            f"image = pipe({_prompt_code(run, prompt)}{drawing_code(run.base)}).images[0]",
+            f"pipe.load_lora_weights({cards.literal(_public_name(run))})",
+            cards.drawing_line(_prompt_code(run, prompt), run.base),
         ]
     )
 
@@ -116,9 +101,9 @@ def _prompt_code(run: Run, prompt: str) -> str:
     """The arguments of a pipeline that stand for a prompt as the run encoded prompts."""
     settings = run.family_settings
     if settings.prompt_chunks > 1:
-        return f"**ether.encode_prompts(pipe, {literal(prompt)}, chunks={settings.prompt_chunks})"
+        return f"**ether.encode_prompts(pipe, {cards.literal(prompt)}, chunks={settings.prompt_chunks})"
     length = settings.max_sequence_length
-    return f"prompt={literal(prompt)}" + ("" if length is None else f", max_sequence_length={length}")
+    return f"prompt={cards.literal(prompt)}" + ("" if length is None else f", max_sequence_length={length}")
 
 
 def loading_code(run: Run) -> str:
@@ -128,12 +113,12 @@ def loading_code(run: Run) -> str:
 
 def _control_loading_code(run: Run) -> str:
     """The same for a run that learned a control: whatever is loaded, the control encoder comes last."""
-    folder, base = literal(_public_name(run)), _base_literal(run)
+    folder, base = cards.literal(_public_name(run)), _base_literal(run)
     imports = [ETHER, "from diffusers.utils import load_image"]
     if run.controlnet is not None:
         net = str(run.config["controlnet_model_name_or_path"])
         own = run.config["train_controlnet"] != "nothing"
-        named = literal(base_path(net))
+        named = cards.literal(cards.base_path(net))
         source = f'{folder}, subfolder="controlnet"' if own else named
         kind = str(run.family.CONTROLNET)
         imports.insert(1, f"from diffusers import ControlNetModel, {kind}")
@@ -164,16 +149,15 @@ def _control_loading_code(run: Run) -> str:
         imports.remove(ETHER)
     prompt = next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     image = next((f"samples/{sample['condition']}" for sample in run.prompts if "condition" in sample), "control.png")
-    lines.append(f"control_image = load_image({literal(f'{_public_name(run)}/{image}')})")
+    lines.append(f"control_image = load_image({cards.literal(f'{_public_name(run)}/{image}')})")
     if run.controlnet is not None:
-        drawing = [f"image = pipe({_prompt_code(run, prompt)}, image=control_image{drawing_code(run.base)}).images[0]"]
+        drawing = [cards.drawing_line(f"{_prompt_code(run, prompt)}, image=control_image", run.base)]
     elif run.family.CONTROL is not None:
-        control = f"control_image=control_image{drawing_code(run.base)}"
-        drawing = [f"image = pipe({_prompt_code(run, prompt)}, {control}).images[0]"]
+        drawing = [cards.drawing_line(f"{_prompt_code(run, prompt)}, control_image=control_image", run.base)]
     else:
         drawing = [
             "with ether.controlled(pipe, control_image):",
-            f"    image = pipe({_prompt_code(run, prompt)}{drawing_code(run.base)}).images[0]",
+            f"    {cards.drawing_line(_prompt_code(run, prompt), run.base)}",
         ]
     return "\n".join([*imports, "", *lines, *drawing])
 
@@ -185,24 +169,24 @@ def _public_name(run: Run) -> str:
 
 def _base_literal(run: Run) -> str:
     """The base as the arguments of ``from_pretrained``."""
-    name = literal(base_path(run.base))
-    return ", ".join([name, *(f"{key}={literal(value)}" for key, value in run.source.version.items())])
+    name = cards.literal(cards.base_path(run.base))
+    return ", ".join([name, *(f"{key}={cards.literal(value)}" for key, value in run.source.version.items())])
 
 
 def _own_loading(run: Run) -> tuple[str, str] | None:
     """The import and the call that load the base, where ``from_pretrained`` does not."""
-    return own_loading(run.base, run.source.config)
+    return cards.own_loading(run.base, run.source.config)
 
 
 def _peft_lines(run: Run) -> list[str]:
     """Loading of one peft folder per component."""
     name = _public_name(run)
     adapted = "PeftModel.from_pretrained(pipe.{0}, {1}).get_base_model()"
-    return [f"pipe.{c} = {adapted.format(c, literal(f'{name}/{c}'))}" for c in run.peft_components]
+    return [f"pipe.{c} = {adapted.format(c, cards.literal(f'{name}/{c}'))}" for c in run.peft_components]
 
 
 def _subject_loading_code(run: Run) -> str:
-    folder, base = literal(_public_name(run)), _base_literal(run)
+    folder, base = cards.literal(_public_name(run)), _base_literal(run)
     imports = ["from diffusers import DiffusionPipeline"]
     pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
     if (loading := _own_loading(run)) and run.entry.saved_as != "pipeline":
@@ -219,9 +203,17 @@ def _subject_loading_code(run: Run) -> str:
     if run.entry.is_own or run.family_settings.prompt_chunks > 1:
         imports.insert(0, ETHER)
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
-    return "\n".join(
-        [*imports, "", *lines, f"image = pipe({_prompt_code(run, prompt)}{drawing_code(run.base)}).images[0]"]
-    )
+    return "\n".join([*imports, "", *lines, cards.drawing_line(_prompt_code(run, prompt), run.base)])
+
+
+def _scores(run: Run) -> dict[str, dict[str, str]]:
+    """From each metric to what was scored to the score, in Markdown."""
+    return {
+        cards.markdown(metric): {
+            cards.markdown(column): number(value, missing="–") for column, value in of_metric.items()
+        }
+        for metric, of_metric in run.scores.items()
+    }
 
 
 def _judges(run: Run) -> list[list[str]]:
@@ -230,7 +222,7 @@ def _judges(run: Run) -> list[list[str]]:
         return []
     keys = ("model", "weights", "preprocessing")
     models = {name: facts for name, facts in run.judging.judges.items() if "model" in facts}
-    return [[name, *(markdown(facts[key]) for key in keys)] for name, facts in models.items()]
+    return [[name, *(cards.markdown(facts[key]) for key in keys)] for name, facts in models.items()]
 
 
 def _samples(run: Run) -> list[tuple[str, int, list[str]]]:
@@ -239,7 +231,7 @@ def _samples(run: Run) -> list[tuple[str, int, list[str]]]:
         return []
     steps = [step for step in (0, run.finetuned_step) if step in run.sample_steps]
     return [
-        (markdown(prompt["prompt"]), prompt["seed"], [_picture(run, prompt, step) for step in steps])
+        (cards.markdown(prompt["prompt"]), prompt["seed"], [_picture(run, prompt, step) for step in steps])
         for prompt in run.prompts
     ]
 
@@ -248,4 +240,4 @@ def _picture(run: Run, prompt: SamplePrompt, step: int) -> str:
     path = run.sample(step, prompt["file"])
     if not (run.folder / path).is_file():
         return "–"
-    return f"![{markdown(prompt['prompt'])}]({quote(path.as_posix())})"
+    return f"![{cards.markdown(prompt['prompt'])}]({quote(path.as_posix())})"

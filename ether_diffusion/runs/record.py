@@ -12,11 +12,12 @@ from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import FAMILIES
 from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.page.text import number
+from ether_diffusion.pipelines.file import FILE_NAME
 from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.reading import DamagedFileError, matches, parse_json, read_bytes, read_json, read_yaml, shown
 from ether_diffusion.registry import METHODS, MethodEntry, title_of
 from ether_diffusion.runs.base import Base
-from ether_diffusion.runs.choosing import SAMPLE_SCORES, ScoredStep, best_step
+from ether_diffusion.runs.choosing import BEST, SAMPLE_SCORES, ScoredStep, best_step
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -29,6 +30,8 @@ CONDITIONS = {
 }
 """Each kind of condition as people write it."""
 
+BEST_FILE = f"{BEST}/{FILE_NAME}"
+"""The adapter of the best step: in the run folder, and under ``files`` in its record."""
 HIGHLIGHTS = (
     "learning_rate",
     "train_batch_size",
@@ -293,6 +296,14 @@ class Run:
     def best_step(self) -> int | None:
         """The best scored step, by the rule of :func:`ether_diffusion.runs.choosing.best_step`."""
         return best_step(self.sample_scores)
+
+    @property
+    def kept_step(self) -> int | None:
+        """The step of the adapter in ``best/``, as the run recorded it; ``None`` where there is none.
+
+        It is an earlier one than :attr:`best_step` if the run was killed before it kept that.
+        """
+        return self.provenance.files.get(BEST_FILE) if (self.folder / BEST_FILE).is_file() else None
 
     @property
     def finetuned_step(self) -> int | None:

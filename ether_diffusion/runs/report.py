@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -22,11 +23,13 @@ from ether_diffusion.runs.choosing import BEST, KEPT_CLIP_T
 from ether_diffusion.runs.curves import draw_curves, draw_sample_scores
 from ether_diffusion.runs.folder import PATHS
 from ether_diffusion.runs.lora import LORA_FILE
-from ether_diffusion.runs.record import Run, SamplePrompt, format_value, read_run
+from ether_diffusion.runs.record import BEST_FILE, Run, RunRecordError, SamplePrompt, format_value, read_run
 
 MAX_STEPS = 12  # sample steps in the grid
 MAX_FIRST_SCREEN = 6  # pictures in each column of the first screen
 THUMBNAIL = 256  # pixels, the longer side
+ABSOLUTE = re.compile(r"""(?<![\w.…/:\\])(?:[A-Za-z]:[\\/]|~?/)[^\s'",;:()<>]+""")
+"""A path from the root of a system's files, within a text; no address of the web."""
 FULL_SIZE_THUMBNAILS = 80  # pictures in the grid; more than these get smaller ones, to keep the file below 5 MB
 
 
@@ -116,9 +119,9 @@ def _files(run: Run) -> list[tuple[str, str, str]]:
         FILE_NAME: f"the {run.method_name} adapter of the last step: ether.load",
         LORA_FILE: ("the same as an exact LoRA" if run.entry.is_own else "the LoRA") + ", for tools that read LoRA",
     }
-    best = f"{BEST}/{FILE_NAME}"
-    if run.best_step is not None:
-        kinds[best] = f'the adapter of step {run.best_step:,}, the best: ether.load(…, subfolder="{BEST}")'
+    if run.kept_step is not None:
+        rank = "the best" if run.kept_step == run.best_step else "the best so far when the run was stopped"
+        kinds[BEST_FILE] = f'the adapter of step {run.kept_step:,}, {rank}: ether.load(…, subfolder="{BEST}")'
     found = {name: run.folder / name for name in kinds if (run.folder / name).is_file()}
     return [(name, kinds[name], f"{path.stat().st_size / 1e6:.2f} MB") for name, path in found.items()]
 
@@ -138,9 +141,18 @@ def short_path(path: str) -> str:
     return path if len(parts) <= 2 else "…/" + "/".join(parts[-2:])
 
 
+def short_paths(text: str) -> str:
+    """A text such as an error, of every absolute path in it the last two parts."""
+    return ABSOLUTE.sub(lambda found: short_path(found[0]), text)
+
+
 def shown_setting(key: str, value: object) -> str:
-    """A setting as people write it; of a path on this machine its last two parts."""
-    return short_path(str(value)) if value and (key in PATHS or key.endswith("_dir")) else format_value(value)
+    """A setting as people write it; of a path on this machine its last two parts, also within settings of settings."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {shown_setting(str(name), each)}' for name, each in value.items())}}}"
+    text = format_value(value)
+    is_path = bool(value) and (key in PATHS or key.endswith("_dir") or Path(text).is_absolute())
+    return short_path(text) if is_path else text
 
 
 def run_record(run: Run) -> dict[str, str]:
@@ -235,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", help="the run folder, such as runs/dog")
     try:
         print(write_report(parser.parse_args(arguments).run))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, RunRecordError) as error:
         parser.error(str(error))
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from ether_diffusion.pipelines.file import FILE_NAME
 from ether_diffusion.reading import DamagedFileError
 from ether_diffusion.runs.choosing import SAMPLE_SCORES
-from ether_diffusion.runs.record import read_run
+from ether_diffusion.runs.lora import LORA_FILE
+from ether_diffusion.runs.record import BEST_FILE, read_run
 from ether_diffusion.runs.report import report_page
 
 HOST, PORT = "127.0.0.1", 8765
-WATCHED = ("config.yaml", "provenance.json", "metrics.jsonl", "validation.jsonl", SAMPLE_SCORES, "scores.json")
-"""The files that the page is made of, beside the samples."""
+WATCHED = (
+    *("config.yaml", "provenance.json", "metrics.jsonl", "validation.jsonl", SAMPLE_SCORES, "scores.json"),
+    *(FILE_NAME, BEST_FILE, LORA_FILE),
+)
+"""The files that the page is made of, or lists, beside the samples."""
 
 
 def state_of(folder: Path) -> str:
@@ -27,7 +33,7 @@ def state_of(folder: Path) -> str:
             facts = path.stat()
         except FileNotFoundError:  # not there yet, or just being replaced
             continue
-        digest.update(f"{path.name}\0{facts.st_mtime_ns}\0{facts.st_size}\0".encode())
+        digest.update(f"{path.relative_to(folder)}\0{facts.st_mtime_ns}\0{facts.st_size}\0".encode())
     return digest.hexdigest()[:16]
 
 
@@ -42,6 +48,7 @@ class ReportServer(ThreadingHTTPServer):
 
     Raises:
         FileNotFoundError: the folder is not a run's.
+        RunRecordError: a file of it is damaged.
         OSError: the port is taken.
     """
 
@@ -63,7 +70,7 @@ class ReportServer(ThreadingHTTPServer):
         """The state of the folder and its page.
 
         Raises:
-            DamagedFileError, FileNotFoundError: the folder cannot be read now.
+            DamagedFileError, OSError: the folder cannot be read now.
         """
         with self._lock:
             state = state_of(self.folder)
@@ -71,6 +78,11 @@ class ReportServer(ThreadingHTTPServer):
                 page = report_page(read_run(self.folder), watched=state).encode()
                 self._state, self._page = state, page
             return self._state, self._page
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a browser that went away before it had its answer; tell any other error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -90,8 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer_page(self) -> None:
         try:
             state, page = self.server.page()
-        except (DamagedFileError, FileNotFoundError) as error:
-            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+        except (DamagedFileError, OSError) as error:
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), again=True)
             return
         if self.headers.get("If-None-Match") == f'"{state}"':
             self._answer(HTTPStatus.NOT_MODIFIED, b"", etag=state)
@@ -99,8 +111,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, page, "text/html", state)
 
     def _answer(
-        self, status: HTTPStatus, content: str | bytes, kind: str = "text/plain", etag: str | None = None
+        self,
+        status: HTTPStatus,
+        content: str | bytes,
+        kind: str = "text/plain",
+        etag: str | None = None,
+        again: bool = False,
     ) -> None:
+        """Send an answer.
+
+        Args:
+            status: of the answer.
+            content: of the page.
+            kind: of the content.
+            etag: the state that a page is of.
+            again: whether the browser is to ask again by itself, for an answer without the page's script.
+        """
         body = content.encode() if isinstance(content, str) else content
         self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
@@ -108,6 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-cache")
         if etag is not None:
             self.send_header("ETag", f'"{etag}"')
+        if again:
+            self.send_header("Refresh", "2")
         self.end_headers()
         self.wfile.write(body)
 
@@ -124,6 +152,7 @@ def watch(folder: Path, port: int | None = None) -> None:
 
     Raises:
         FileNotFoundError: the folder is not a run's.
+        RunRecordError: a file of it is damaged.
         OSError: the port is taken.
     """
     with _server(folder, port) as server:

@@ -13,10 +13,9 @@ import torch
 from ether_diffusion.files import atomic_path
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References
-from ether_diffusion.pipelines.file import FILE_NAME
-from ether_diffusion.runs.choosing import BEST, SAMPLE_SCORES, best_step, steps_since_best
+from ether_diffusion.runs.choosing import SAMPLE_SCORES, best_step, steps_since_best
 from ether_diffusion.runs.folder import MetricsFile
-from ether_diffusion.runs.record import read_run
+from ether_diffusion.runs.record import BEST_FILE, read_run
 from ether_diffusion.runs.sample_scores import references_of, score_step
 from ether_diffusion.runs.scores import public_identity
 from ether_diffusion.runs.written import note_written
@@ -39,16 +38,18 @@ def judges_for(section: ChoosingSection) -> Judges | None:
 class Choosing:
     """Scores the sample grids of one run and keeps the adapter of its best step in ``best/``.
 
-    Every checkpoint holds the best adapter up to then, so that a resumed run goes on with the right one.
+    Every checkpoint holds the best adapter up to then, so that a resumed run goes on with the right one. Of a method
+    whose result is no adapter file of this library there are the scores alone.
 
     Args:
-        section: the run folder, and after how many scored steps without a better one the run ends.
+        section: the run folder, the method, and after how many scored steps without a better one the run ends.
         judges: who scores.
         device: where they compute.
     """
 
     def __init__(self, section: ChoosingSection, judges: Judges, device: torch.device) -> None:
         self.folder = section.output_dir
+        self.keeps = section.entry.is_own
         self.patience = section.early_stopping
         self.judges = judges
         self.device = device
@@ -60,12 +61,12 @@ class Choosing:
     @property
     def file(self) -> Path:
         """The adapter file of the best step."""
-        return self.folder / BEST / FILE_NAME
+        return self.folder / BEST_FILE
 
     @property
     def files(self) -> dict[str, int]:
         """The adapter file of the best step, relative to the run folder, with the step; empty where there is none."""
-        return {f"{BEST}/{FILE_NAME}": self.kept} if self.kept is not None and self.file.is_file() else {}
+        return {BEST_FILE: self.kept} if self.kept is not None and self.file.is_file() else {}
 
     @property
     def exhausted(self) -> bool:
@@ -94,9 +95,11 @@ class Choosing:
         rows = read_run(self.folder).sample_scores
         best, self.waited = best_step(rows), steps_since_best(rows)
         self.kept = None
+        if not self.keeps:
+            return
         if best is not None and best == step:
             self._keep(step, save)
-        elif best is not None and checkpoint is not None and (saved := checkpoint / BEST / FILE_NAME).is_file():
+        elif best is not None and checkpoint is not None and (saved := checkpoint / BEST_FILE).is_file():
             note_written(self.folder, [self.file])
             _copy(saved, self.file)
             self.kept = best
@@ -119,7 +122,7 @@ class Choosing:
             return
         rows = read_run(self.folder).sample_scores
         self.waited = steps_since_best(rows)
-        if best_step(rows) == step != self.kept:
+        if self.keeps and best_step(rows) == step != self.kept:
             self._keep(step, save)
 
     def store(self, folder: Path) -> None:
@@ -129,7 +132,7 @@ class Choosing:
             folder: of this run's adapter in the checkpoint.
         """
         if self.files:
-            _copy(self.file, folder / BEST / FILE_NAME)
+            _copy(self.file, folder / BEST_FILE)
 
     def _score(self, step: int) -> None:
         run = read_run(self.folder)

@@ -298,7 +298,7 @@ class TrainingConfig:
 
     def _check_peft(self) -> None:
         """Refuse a configuration of peft that cannot be one; peft itself says the rest."""
-        if (self.peft_config is not None) != (self.method == "peft"):
+        if (self.peft_config is not None) != self.entry.is_any_of_peft:
             raise ValueError("method=peft needs peft_config, such as {peft_type: DELORA, r: 8}, and no other has it")
         if self.peft_config is not None:
             if "peft_type" not in self.peft_config:

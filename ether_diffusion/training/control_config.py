@@ -59,6 +59,8 @@ class ControlConfig(TrainingConfig):
         "num_validation_pairs": AMOUNT,
     }
 
+    LATER: ClassVar[frozenset[str]] = TrainingConfig.LATER | {"allow_outside_paths"}
+
     train_data_dir: str | None = None
     dataset_name: str | None = None
     image_column: str = "image"

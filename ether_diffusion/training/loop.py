@@ -285,6 +285,7 @@ class _Run:
                         write_samples(lane.sampler, lane.trainables, lane.shown, step, stop)
                     if lane.choosing is not None:
                         lane.choosing.look(step, partial(self.checkpoints.save_adapter, lane.name or ADAPTER_NAME))
+                        lane.provenance.update(files=lane.choosing.files)  # before other lanes take their time
             self.update("running", report=not finished)
         self.accelerator.wait_for_everyone()
         if due:
@@ -300,6 +301,7 @@ class _Run:
                     own = None if start is None else adapter_folder(start, lane.name or ADAPTER_NAME)
                     save = partial(self.checkpoints.save_adapter, lane.name or ADAPTER_NAME)
                     lane.choosing.begin(own, step, save)
+                    lane.provenance.update(files=lane.choosing.files)
 
     def end_early(self, step: int) -> None:
         """Save and record that no later step was better; what is trained stays that of the last step."""
@@ -383,8 +385,7 @@ class _Run:
             if self.task.together is not None:
                 self.task.together.update(**facts)
             for lane in self.task.lanes:
-                best = {} if lane.choosing is None else {"files": lane.choosing.files}
-                lane.provenance.update(**facts, **best)
+                lane.provenance.update(**facts)
                 if report:
                     write_report(lane.saving.output_dir)
 

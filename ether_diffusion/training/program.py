@@ -19,7 +19,7 @@ from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.quantization import quantize
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.pipelines.file import first_line
-from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.pipelines.fingerprint import base_hashes
 from ether_diffusion.playground import GUIDANCE
 from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.folder import (
@@ -203,7 +203,7 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
     check_resolution(int(config.resolution or 0), family.divisor)
     if accelerator.is_main_process:
         _compare_resolutions(config, family)
-    hashes = {name: base_hash(getattr(family.pipe, name)) for name in family.components}
+    hashes = base_hashes(family.pipe)
     if checkpoint and accelerator.is_main_process:
         for change in changed_settings(config.run, hashes):
             logger.warning("resuming with another setting, %s", change)

@@ -113,9 +113,10 @@ class SampleSection:
 
 @dataclass(frozen=True)
 class ChoosingSection:
-    """Who scores the samples, and after how many scored steps without a better one the run ends."""
+    """Who scores the samples of which method, and after how many scored steps without a better one the run ends."""
 
     output_dir: Path
+    entry: MethodEntry
     dino: str | None
     clip: str | None
     early_stopping: int | None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -192,9 +192,19 @@ def _peft(
 
     prefix = "text_model." if hasattr(module, "text_model") else ""
     names = [prefix + target.path for target in find_targets(module, section.targets_of(component))]
+    before = _weight_sums(module, names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(section.seed)
-        peft.inject_adapter_in_model(build(names), module, ADAPTER_NAME)
+        try:
+            peft.inject_adapter_in_model(build(names), module, ADAPTER_NAME)
+        except (KeyError, TypeError) as error:
+            told = f"method={section.entry.name} ({type(error).__name__}: {error})"
+            raise ValueError(f"{component}: peft cannot make this adapter of {told}") from error
+    if _weight_sums(module, names) != before:
+        raise ValueError(
+            f"{component}: this adapter begins by changing the base's own weights, as init_lora_weights of pissa and "
+            "olora do: without it the base would not be the base; leave that setting out"
+        )
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -205,6 +215,23 @@ def _peft(
             layer.enable_adapters(active)
 
     return Trainable(component, module, set_active)
+
+
+def _weight_sums(module: nn.Module, paths: Sequence[str]) -> list[tuple[float, float] | None]:
+    """Of the Linears at these paths, whatever is around them, sums of the weight and of its squares.
+
+    A weight that an adapter holds in another form, or that is on the meta device, has None.
+    """
+    found: list[tuple[float, float] | None] = []
+    for path in paths:
+        layer: Any = module.get_submodule(path)
+        weight = getattr(layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer, "weight", None)
+        if not isinstance(weight, Tensor) or weight.is_meta:
+            found.append(None)
+            continue
+        wide = weight.detach().double()
+        found.append((wide.sum().item(), wide.square().sum().item()))
+    return found
 
 
 def _save_pipeline(pipe: DiffusionPipeline, folder: Path) -> None:

@@ -54,7 +54,24 @@ def _lose_shard(folder: Path) -> None:
     path.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
 
 
-@pytest.mark.parametrize("spoil", [_remove_weights, _remove_part, _lose_shard])
+def _keep_another_variant(folder: Path) -> None:
+    """Which a recipe without ``variant`` does not load."""
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(OSError, match=r"diffusion_pytorch_model\.bin"):
+        StableDiffusionPipeline.from_pretrained(folder)
+
+
+def _keep_an_index_of_nothing(folder: Path) -> None:
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
+    path.with_name("diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": []}')
+
+
+SPOILS = [_remove_weights, _remove_part, _lose_shard, _keep_another_variant, _keep_an_index_of_nothing]
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
 def test_a_broken_download_says_what_it_lacks(snapshot: Path, spoil: Callable[[Path], None]) -> None:
     spoil(snapshot)
     assert (found().state, found().lacks) == ("incomplete", ("unet",))

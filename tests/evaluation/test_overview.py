@@ -231,18 +231,23 @@ def test_the_page_shows_scores_pictures_and_curves(bench: Path, run: Path, tmp_p
 def test_settings_and_provenance_of_benchmarks_and_runs_are_shown(bench: Path, run: Path, tmp_path: Path) -> None:
     page = write_report([bench, run], tmp_path / "page.html").read_text()
     assert "No settings are recorded" in page
-    (bench / "config.yaml").write_text(
-        yaml.safe_dump({"protocol": "my_<b>protocol", "data_dir": "/home/me/a/b/photos"})
-    )
+    settings = {"protocol": "my_<b>protocol", "data_dir": "/home/me/a/b/photos", "lpips": "/home/me/alex.pth"}
+    settings |= {"training": {"pretrained_model_name_or_path": "/home/me/bases/sd", "max_train_steps": 7}}
+    (bench / "config.yaml").write_text(yaml.safe_dump(settings))
+    (bench / "results/ether@0.06/cow/seed-0.error.txt").write_text("there is no folder '/home/me/photos/cow': add it")
     for path in bench.glob("results/ether@*/*/seed-0.json"):
         facts = {"settings": {"n_blocks": 8}, "settings_hash": "5e77", "base_hash": "ba5e"}
+        if "cat" in path.parts:
+            facts["settings"] = {"training_adapter": "/home/me/c/d/lora.safetensors"}
         path.write_text(json.dumps(json.loads(path.read_text()) | facts))
     page = write_report([bench, run], tmp_path / "page.html").read_text().replace("<wbr>", "")
     assert "my_&lt;b&gt;protocol" in page
     assert "…/b/photos" in page
     assert "/home/me" not in page
+    assert "n_blocks 8; training_adapter …/d/lora.safetensors" in page
+    assert "{max_train_steps: 7, pretrained_model_name_or_path: …/bases/sd}" in page
+    assert "there is no folder &#39;…/photos/cow&#39;: add it" in page
     for name, value in (
-        ("Settings, ether", "n_blocks 8"),
         ("Hash of the settings, ether", "5e77"),
         ("max_train_steps", 50),
     ):
@@ -295,6 +300,18 @@ def test_the_sheet_has_a_row_per_subject_and_a_column_per_method(bench: Path, tm
         with pytest.raises(SystemExit):
             sheet_main([str(bench), str(tmp_path / "other.png"), *arguments])
     assert not (tmp_path / "other.png").exists()
+
+
+def test_an_arm_without_pictures_of_a_subject_leaves_its_place_empty(bench: Path, tmp_path: Path) -> None:
+    """Not that of the last arm: every picture stays below its head."""
+    shutil.rmtree(bench / "results" / "base" / "dog")
+    diverged = bench / "results" / "ether@0.06" / "dog" / "seed-0.json"
+    diverged.write_text(json.dumps(json.loads(diverged.read_text()) | {"images": []}))
+    sheet_main([str(bench), str(tmp_path / "sheet.png"), "--subjects", "dog"])
+    picture = Image.open(tmp_path / "sheet.png").convert("RGB")
+    row = 2 * TITLE + SIDE // 2
+    colours = [picture.getpixel((GAP + column * (SIDE + GAP) + SIDE // 2, row)) for column in range(4)]
+    assert colours == [(0, 0, 255), (255, 255, 255), (255, 255, 255), (255, 0, 0)]  # reference, base, ether, lora
 
 
 PROBE = """<script>

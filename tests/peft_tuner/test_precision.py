@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,22 @@ def test_a_small_update_is_not_rounded_away(dtype: torch.dtype) -> None:
                 vector += SMALL_STEP * torch.randn(vector.shape, generator=torch.Generator().manual_seed(1))
     delta = dense(layer, {"default": 1.0}) - linear.weight.double()
     assert relative_error(layer.get_delta_weight("default"), delta) < 1e-3
+
+
+@HALF
+def test_vectors_that_somebody_casts_past_torch_are_told_once(dtype: torch.dtype) -> None:
+    """As TRL does on a quantised base: an assignment to ``data`` goes past all that could keep them fp32."""
+    model, x = tuned("ether_plus"), batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)
+    for vector in vectors(model).values():
+        vector.data = vector.data.to(dtype)
+    with pytest.warns(UserWarning, match=f"have been cast to {dtype}, where small steps of training are lost"):
+        model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)
 
 
 @HALF

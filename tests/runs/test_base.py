@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,14 @@ def test_the_perturbation_takes_revision_and_variant(tmp_path: Path, monkeypatch
         perturbation.main([*flags, "--prompts", "a dog", "--output_dir", str(tmp_path)])
     assert loaded == [Base(HUB, "v1", "fp16")]
     assert json.dumps(loaded[0].version) == '{"revision": "v1", "variant": "fp16"}'
+
+
+def test_a_safety_checker_that_training_leaves_out_is_not_loaded_to_draw(base_folder: Path, tmp_path: Path) -> None:
+    """Its weights need not even be there, as for training."""
+    folder = tmp_path / "base"
+    shutil.copytree(base_folder, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert load_pipeline(Base(str(folder))).safety_checker is None

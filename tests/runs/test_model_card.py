@@ -12,8 +12,10 @@ import huggingface_hub.constants
 import pytest
 import yaml
 from PIL import Image
+from runs.test_report import note_kept
 
 from ether_diffusion.pipelines.file import is_hub_id
+from ether_diffusion.registry import METHODS, MethodEntry
 from ether_diffusion.runs.cards import markdown
 from ether_diffusion.runs.model_card import write_model_card
 
@@ -99,6 +101,14 @@ def test_other_methods_are_diffusers_own(tmp_path: Path) -> None:
     assert "lora" in header["tags"]  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("entry", METHODS.values(), ids=METHODS)
+def test_a_repository_is_named_where_one_can_be_loaded(entry: MethodEntry, tmp_path: Path) -> None:
+    """A folder of peft is loaded from within the run folder, whichever method wrote it."""
+    changes = {"peft_config": {"peft_type": "DELORA"}} if entry.name == "peft" else {}
+    body = read_card(make_run(tmp_path, method=entry.name, **changes))[1]
+    assert ("or its repository's id on the Hub" in body) == (entry.saved_as != "peft")
+
+
 def test_whole_weights_are_a_finetune_of_the_base(tmp_path: Path) -> None:
     header, _, _ = read_card(make_run(tmp_path, method="full"))
     assert (header["library_name"], header["base_model_relation"]) == ("diffusers", "finetune")
@@ -125,9 +135,12 @@ def test_the_best_step_is_told_with_how_to_load_it(tmp_path: Path) -> None:
     assert 'subfolder="best"' not in read_card(run)[1], "its file is not there"
     (run / "best").mkdir()
     (run / "best" / "ether_weights.safetensors").write_bytes(b"0")
+    note_kept(run, 200)
     body = read_card(run)[1]
     assert "`best/ether_weights.safetensors` is the adapter of step 200" in body
     assert 'ether.load(pipe, "dog", subfolder="best")' in body
+    note_kept(run, 100)
+    assert 'subfolder="best"' not in read_card(run)[1], "the run was killed before it kept the best"
 
 
 @pytest.mark.parametrize("prompt", NASTY)

@@ -302,6 +302,12 @@ def score_samples(run: Path, **likeness: float) -> None:
     (run / "sample_scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def note_kept(run: Path, step: int) -> None:
+    """Record of which step the adapter in ``best/`` is."""
+    facts = json.loads((run / "provenance.json").read_text())
+    (run / "provenance.json").write_text(json.dumps(facts | {"files": {"best/ether_weights.safetensors": step}}))
+
+
 def test_the_best_step_is_named_with_its_rule_its_curves_and_its_file(tmp_path: Path) -> None:
     run = make_run(tmp_path, (0, 100, 200))
     assert "Which step is best" not in report(run).text
@@ -309,6 +315,7 @@ def test_the_best_step_is_named_with_its_rule_its_curves_and_its_file(tmp_path: 
     (run / "best").mkdir()
     for path in (run, run / "best"):
         (path / "ether_weights.safetensors").write_bytes(b"0" * 20000)
+    note_kept(run, 100)
     page = report(run)
     heads = re.findall(r"<th scope=\"col\">(.*?)</th>", (run / "report.html").read_text())
     assert heads[-3:] == ["base", "100 (best)", "200"]
@@ -318,7 +325,12 @@ def test_the_best_step_is_named_with_its_rule_its_curves_and_its_file(tmp_path: 
     label = next(str(svg["aria-label"]) for svg in page.all("svg") if "Likeness" in str(svg["aria-label"]))
     assert label.endswith("the best is step 100")
     assert "best/ether_weights.safetensors" in [link.get("href") for link in page.all("a")]
-    assert "the adapter of step 100, the best" in page.text
+    assert "the adapter of step 100, the best:" in page.text
+
+    score_samples(run, step_100=0.5, step_200=0.7)  # killed before it kept the later one
+    page = report(run)
+    assert "the adapter of step 100, the best so far when the run was stopped" in page.text
+    assert "the adapter of step 200" not in page.text
 
 
 def test_a_best_step_that_thinning_would_leave_out_is_shown(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import re
+import socket
+import struct
 import threading
 import time
 import urllib.error
@@ -89,6 +92,16 @@ def test_a_page_that_the_browser_has_is_not_sent_again(run: Path) -> None:
         assert again["ETag"] != headers["ETag"]
 
 
+def test_a_file_that_the_page_lists_renews_it(run: Path) -> None:
+    """The LoRA beside a result is written after the run is finished."""
+    with serving(run) as server:
+        before = get(f"{server.address}state")[1]
+        assert "pytorch_lora_weights.safetensors" not in get(server.address)[1]
+        (run / "pytorch_lora_weights.safetensors").write_bytes(b"0")
+        assert get(f"{server.address}state")[1] != before
+        assert 'href="pytorch_lora_weights.safetensors"' in get(server.address)[1]
+
+
 def test_the_page_asks_for_nothing_but_the_state(run: Path) -> None:
     with serving(run) as server:
         page = get(server.address)[1]
@@ -111,11 +124,34 @@ def test_a_damaged_folder_is_told_and_the_server_goes_on(run: Path) -> None:
     kept = (run / "provenance.json").read_text()
     with serving(run) as server:
         write_text(run / "provenance.json", "{")
-        status, told, _ = get(server.address)
+        status, told, headers = get(server.address)
         assert status == 500
         assert "provenance.json" in told
+        assert headers["Refresh"] == "2"  # the page's own script, which looks again, is not in this answer
         write_text(run / "provenance.json", kept)
         assert get(server.address)[0] == 200
+
+
+def test_a_browser_that_goes_away_leaves_no_traceback(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        with serving(run) as server:
+            with socket.create_connection(server.server_address[:2]) as browser:
+                browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it resets at once
+                browser.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert get(server.address)[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_an_error_of_the_server_itself_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(run: object, watched: object) -> str:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("ether_diffusion.runs.watch.report_page", broken)
+    with serving(run) as server, pytest.raises(http.client.RemoteDisconnected):
+        get(server.address)
+    assert "RuntimeError: a defect" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -124,13 +160,19 @@ def test_a_damaged_folder_is_told_and_the_server_goes_on(run: Path) -> None:
         (["RUN", "RUN", "--watch"], "give one folder, and no --output"),
         (["RUN", "--watch", "--output", "page.html"], "give one folder, and no --output"),
         (["NOTHING", "--watch"], "is not a run folder"),
+        (["DAMAGED", "--watch"], "provenance.json is damaged"),
+        (["DAMAGED"], "provenance.json is damaged"),
         (["RUN", "--port", "80"], "--port is for --watch"),
     ],
 )
 def test_what_cannot_be_watched_is_refused(
     arguments: list[str], told: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"RUN": str(run), "NOTHING": str(tmp_path / "nothing")}
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    write_text(damaged / "config.yaml", (run / "config.yaml").read_text())
+    write_text(damaged / "provenance.json", "{")
+    places = {"RUN": str(run), "NOTHING": str(tmp_path / "nothing"), "DAMAGED": str(damaged)}
     with pytest.raises(SystemExit, match="2"):
         main([places.get(argument, argument) for argument in arguments])
     assert told in capsys.readouterr().err

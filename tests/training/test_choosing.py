@@ -120,6 +120,36 @@ def test_a_resumed_run_has_the_same_best(
     assert provenance(parts)["files"] == provenance(whole)["files"] == {FILE_NAME: 6, f"best/{FILE_NAME}": best}
 
 
+def test_the_record_says_which_step_is_kept_before_anything_else_is_done(
+    train: Train, likeness: Likeness, settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    likeness([0.0, 0.1, 0.5, 0.2, 0.2, 0.2, 0.2])
+
+    def killed(run: Any, *_: object, **__: object) -> None:
+        if run.step == 2:
+            raise Unplugged
+
+    monkeypatch.setattr(loop._Run, "update", killed)
+    with pytest.raises(Unplugged):
+        train("run", **JUDGED)
+    run = read_run(settings("run", **JUDGED).output_dir)
+    assert (run.best_step, run.kept_step) == (2, 2)
+
+
+def test_a_method_without_an_adapter_file_has_the_scores_alone(
+    train: Train, likeness: Likeness, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("peft")
+    likeness([0.0, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
+    changes = JUDGED | {"method": "lora"}
+    run = train(**changes | {"max_train_steps": 4})
+    train(**changes | {"resume": "latest"})
+    assert [row["step"] for row in rows(run)] == [0, 1, 2, 3, 4, 5, 6]
+    assert read_run(run).best_step == 1
+    assert not (run / "best").exists()
+    assert "no adapter of the best step" not in caplog.text
+
+
 def test_an_earlier_checkpoint_forgets_a_later_best(
     train: Train, likeness: Likeness, caplog: pytest.LogCaptureFixture
 ) -> None:

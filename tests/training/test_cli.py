@@ -148,8 +148,9 @@ def test_the_lora_beside_the_result_is_a_setting_as_well() -> None:
 
 
 def test_every_setting_is_tried_here() -> None:
-    names = {field.name for field in dataclasses.fields(DreamBoothConfig)}
-    assert set(OTHER) == names - set(APART)
+    names, tried = {field.name for field in dataclasses.fields(DreamBoothConfig)}, {*OTHER, *APART}
+    assert sorted(names - tried) == [], "give each a value in OTHER, or name it in APART"
+    assert sorted(tried - names) == [], "there are no such settings any more"
     default = DreamBoothConfig(**NEEDED).to_dict()
     assert [name for name, value in OTHER.items() if default[name] == value] == []
 

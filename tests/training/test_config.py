@@ -13,6 +13,7 @@ from training.helpers import same_tensors, trained
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.runs.folder import write_config
 from ether_diffusion.training.cli import parse_config
+from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.dreambooth import main
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.setup import make_accelerator
@@ -65,6 +66,16 @@ def test_a_default_rate_that_nobody_has_tried_says_so_at_the_start(
     assert settings.guessed_rate == guessed
     make_accelerator(settings)
     assert ("is a guess" in caplog.text) == guessed
+
+
+def test_settings_that_0_1_had_have_the_hash_of_0_1(tmp_path: Path) -> None:
+    """Computed by version 0.1; a setting that it did not have and that is not in ``LATER`` changes them."""
+    needed: dict[str, Any] = {"pretrained_model_name_or_path": "base", "output_dir": tmp_path}
+    needed |= {"num_inference_steps": 25, "guidance_scale": 7.5, "sampler": "DPMSolverMultistepScheduler"}
+    subject = DreamBoothConfig(**needed, instance_data_dir=Path("dog"), instance_prompt="a dog")
+    assert subject.hash() == "bfa19f1e4fcb", "add the new setting to DreamBoothConfig.LATER or TrainingConfig.LATER"
+    control = ControlConfig(**needed, train_data_dir="pairs", targets="attention+geglu")
+    assert control.hash() == "b124f02da3c5", "add the new setting to ControlConfig.LATER or TrainingConfig.LATER"
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"learning_rate": 1e-3}, {"instance_prompt": "a cat"}])

@@ -45,7 +45,7 @@ ANY_OF_PEFT: dict[str, dict[str, Any]] = {
     "IA3": {"feedforward_modules": []},
     "RANDLORA": {"r": 4},  # tensors of its state share memory
     "OSF": {},  # holds the weights themselves, decomposed
-    **{"ADALORA": {"total_step": 10, "init_r": 4, "target_r": 2}, "BEFT": {}, "BOFT": {"boft_block_size": 4}},
+    **{"BEFT": {}, "BOFT": {"boft_block_size": 4}},
     **{"C3A": {"block_size": 4}, "DEFT": {}, "FOURIERFT": {"n_frequency": 20}, "GLORA": {}, "GRALORA": {}, "HIRA": {}},
     **{"HRA": {}, "LILY": {}, "LN_TUNING": {}, "LOHA": {}, "LORA": {}, "OFT": {"oft_block_size": 4}, "PEANUT": {}},
     **{"PSOFT": {}, "ROAD": {}, "RSLORA": {"use_rslora": True}, "SHIRA": {"r": 2}, "SUPERTUNING": {}},

@@ -34,7 +34,6 @@ from ether_diffusion.evaluation.runner import (
     share_of,
     train,
 )
-from ether_diffusion.families.registry import family_of
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.backbones import Backbone, load_clip
 from ether_diffusion.metrics.control import ControlScores, score_control
@@ -42,7 +41,7 @@ from ether_diffusion.metrics.control_tasks import ControlTask, Pair, Segmentatio
 from ether_diffusion.metrics.distribution import load_feature_model
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.pipelines.file import first_line
-from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.pipelines.fingerprint import base_hash, base_hashes
 from ether_diffusion.playground import NAME as PLAYGROUND
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.ranges import AMOUNT, COUNT, OFFSET, SEED, Range, check_ranges
@@ -335,7 +334,7 @@ class ControlStudy(Study[None]):
         names = (Base.of(job.settings), job.settings.get("controlnet_model_name_or_path"))
         if names not in self._bases:
             pipe = load_pipeline(names[0])
-            hashes = {name: base_hash(getattr(pipe, name)) for name in family_of(pipe).components}
+            hashes = base_hashes(pipe)
             if names[1] is not None:
                 hashes["controlnet"] = base_hash(ControlNetModel.from_pretrained(names[1], dtype=torch.float32))
             self._bases[names] = hashes

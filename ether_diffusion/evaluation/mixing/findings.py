@@ -102,14 +102,7 @@ def scores_table(tables: dict[str, dict[str, dict[str, float]]]) -> str:
 def comparisons_table(found: Sequence[Comparison]) -> str:
     """The planned differences in truth-likeness."""
     heads = ["", "minus", "difference in truth-likeness, 95 % interval", "p (Holm)", "pairs", ""]
-    rows = [
-        [
-            each.arm,
-            each.rival,
-            *comparison_cells(each),
-        ]
-        for each in found
-    ]
+    rows = [[each.arm, each.rival, *comparison_cells(each)] for each in found]
     return markdown_table(heads, rows)
 
 

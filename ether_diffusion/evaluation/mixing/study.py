@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ether_diffusion.data.randomness import generator
@@ -27,6 +28,7 @@ from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.metrics.fidelity import pair_similarity, prompt_similarity, without_token
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges
+from ether_diffusion.pipelines import fingerprint
 from ether_diffusion.playground.world import (
     BACKGROUNDS,
     Subject,
@@ -178,6 +180,16 @@ class Mixing(Study[Couple]):
         given = self.config.guidance_scale
         return own_guidance(self.config.base) if given is None else given
 
+    @cached_property
+    def base(self) -> DiffusionPipeline:
+        """The base model itself, loaded when it is first needed."""
+        return load_pipeline(self.config.base, self.device)
+
+    @cached_property
+    def base_hashes(self) -> dict[str, str | None]:
+        """The identity of the base, by component."""
+        return fingerprint.base_hashes(self.base)
+
     def jobs(self) -> list[Job[Couple]]:
         """Every pair with each anchor and each arm; every mistake in the settings shows here."""
         couples = [Couple(subject(first), subject(second)) for first, second in self.config.pairs]
@@ -199,13 +211,15 @@ class Mixing(Study[Couple]):
         """Train both subjects, draw every way, score; the result is written last.
 
         Raises:
-            ValueError: a result is there that was made with other settings.
+            ValueError: a result is there that was made with other settings or from another base.
         """
         path = self._path("results", job, ".json")
         mark = hashlib.sha256(json.dumps(self._identity(job), sort_keys=True, default=str).encode()).hexdigest()[:12]
         if path.is_file():
             if read_json(path, dict).get("settings_hash") != mark:
-                raise ValueError(f"{path} was made with other settings: remove it, or choose another output_dir")
+                raise ValueError(
+                    f"{path} was made with other settings or from another base: remove it, or choose another output_dir"
+                )
             return
         ways = {}
         for way, pictures in self._drawn(job):
@@ -233,6 +247,7 @@ class Mixing(Study[Couple]):
         names = ("tokens", "images_per_prompt", "num_inference_steps")
         return {name: getattr(self.config, name) for name in names} | {
             "guidance": self.guidance,
+            "base": self.base_hashes,
             "training": job.settings,
             "pair": job.subject.name,
             "seed": job.seed,
@@ -248,7 +263,7 @@ class Mixing(Study[Couple]):
             each = self.config.images_per_prompt
             yield TRUTH, [answers[n // each][TRUTHS + n % each % ANSWERS] for n in range(len(asked.prompts))]
         elif job.arm == BASE:
-            yield BASE, self._draw(load_pipeline(self.config.base, self.device), asked)
+            yield BASE, self._draw(self.base, asked)
         else:
             runs = (self._trained(job, 0), self._trained(job, 1))
             entry, device = _entry(job.settings), str(self.device)
@@ -269,7 +284,7 @@ class Mixing(Study[Couple]):
         config = self._training(job, number)
         if not config.instance_data_dir.exists():
             write_subject(config.instance_data_dir.name, config.instance_data_dir)
-        train(config, dreambooth.run, json.dumps([self._identity(job), number], sort_keys=True, default=str))
+        train(config, dreambooth.run, f"{config.hash()} {self.base_hashes}")
         return config.output_dir
 
     def _training(self, job: Job[Couple], number: int) -> DreamBoothConfig:

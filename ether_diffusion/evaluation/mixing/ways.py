@@ -8,7 +8,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from ether_diffusion import pipelines
-from ether_diffusion.families.parts import denoiser_of
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.logs import errors_only
 from ether_diffusion.registry import MethodEntry
 from ether_diffusion.runs.base import Base
@@ -74,10 +74,10 @@ def _multiplied(pipe: DiffusionPipeline, base: Base, second: Path, device: str) 
     """A pipeline whose weights the first adapter has transformed, and on these the second: T_B(T_A(W))."""
     pipelines.set_adapters(pipe, NAMES, STRENGTHS[FIRST])
     pipelines.fuse(pipe)
-    weights = {name: each.clone() for name, each in denoiser_of(pipe).state_dict().items()}
-    pipelines.unfuse(pipe)
     over = load_pipeline(base, device)
-    denoiser_of(over).load_state_dict(weights)
+    for name in family_of(pipe).components:
+        getattr(over, name).load_state_dict(getattr(pipe, name).state_dict())
+    pipelines.unfuse(pipe)
     with errors_only("ether_diffusion.pipelines"):  # which warn of another base: it is meant to be one
         pipelines.load(over, second, name=NAMES[1])
     pipelines.fuse(over)

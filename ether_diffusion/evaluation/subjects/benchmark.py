@@ -61,8 +61,8 @@ from ether_diffusion.images import list_images
 from ether_diffusion.metrics.distances import components, mean_distances
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
+from ether_diffusion.pipelines import fingerprint
 from ether_diffusion.pipelines.file import first_line
-from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.reading import read_json
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run, own_guidance, set_strength
 from ether_diffusion.runs.folder import git_revision
@@ -174,7 +174,7 @@ class Bench(Study[Subject]):
     @cached_property
     def base_hashes(self) -> dict[str, str | None]:
         """The identity of the base, by component."""
-        return {name: base_hash(getattr(self.base, name)) for name in family_of(self.base).components}
+        return fingerprint.base_hashes(self.base)
 
     def run_job(self, job: Job[Subject]) -> None:
         """Train, draw and score one subject, each unless it is there; the scores are written last.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +17,7 @@ from diffusers import DiffusionPipeline
 from helpers import dense_weight, replace_weights, shake, vectors_of
 from PIL import Image
 from torch import Tensor
+from training.test_resume import Unplugged, unplug
 
 import ether_diffusion as ether
 from ether_diffusion.core.host import host_of
@@ -24,9 +27,14 @@ from ether_diffusion.evaluation.mixing.study import Couple, Mixing, MixingConfig
 from ether_diffusion.evaluation.mixing.ways import PRODUCT, STRENGTHS, pipelines_of
 from ether_diffusion.metrics.backbones import Picture, as_rgb
 from ether_diffusion.metrics.scoring import Judges
+from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.playground.world import subject
 from ether_diffusion.registry import METHODS
 from ether_diffusion.runs.base import Base
+from ether_diffusion.training import dreambooth
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
+
+__all__ = ["unplug"]
 
 CPU = torch.device("cpu")
 
@@ -83,6 +91,26 @@ def test_every_way_is_what_it_says(pipe: DiffusionPipeline, base_folder: Path, s
         assert (found["sum"][f"{path}.weight"] - twice).abs().max() > 1e-3
 
 
+def test_a_product_is_of_the_text_encoders_too(pipe: DiffusionPipeline, base_folder: Path, tmp_path: Path) -> None:
+    """What the first adapter makes of a text encoder is what the second one transforms."""
+    encoder, folders = pipe.text_encoder, (tmp_path / "a", tmp_path / "b")
+    adapters = []
+    for seed, folder in enumerate(folders):
+        adapters.append(ether.attach(encoder, ether.EtherConfig(seed=seed), folder.name))
+        shake(adapters[-1], seed=seed + 1)
+        ether.attach(pipe.unet, ether.EtherConfig(seed=seed), folder.name)
+        ether.save(pipe, folder, folder.name)
+        ether.disable(pipe)
+    entry = METHODS["ether_plus"]
+    (drawn,) = (each for way, each in pipelines_of(entry, Base(str(base_folder)), folders, "cpu") if way == PRODUCT)
+    found = drawn.text_encoder.state_dict()
+    for path in adapters[0].methods():
+        (key,) = (name for name in found if name.endswith(f"{path}.weight"))
+        once = dense_weight(encoder.state_dict()[key], vectors_of(adapters[0], path))
+        twice = dense_weight(once, vectors_of(adapters[1], path))
+        torch.testing.assert_close(found[key].double(), twice, rtol=1e-4, atol=1e-5)
+
+
 def test_methods_whose_results_have_no_strength_are_refused(base_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="adapters of method=oft cannot be added here"):
         next(pipelines_of(METHODS["oft"], Base(str(base_folder)), (tmp_path, tmp_path), "cpu"))
@@ -130,6 +158,70 @@ def test_the_study_of_a_pair(config: MixingConfig) -> None:
     failed = runner.run_jobs(changed, changed.jobs())
     assert all("made with other settings" in reason for reason in failed.values())
     assert len(failed) == len(jobs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "resume"),
+    [({}, "latest"), ({"images_per_prompt": 2}, "latest"), ({"tokens": ["zwx", "sks"]}, None), ({"seed": 1}, None)],
+    ids=["nothing", "pictures", "tokens", "seed"],
+)
+def test_a_killed_training_goes_on_under_what_it_depends_on(
+    changes: dict[str, Any],
+    resume: str | None,
+    config: MixingConfig,
+    unplug: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = kill_a_training(config, unplug, monkeypatch)
+    changed = study(replace(config, **changes))
+    changed._trained(changed.jobs()[2], 0)
+    prompt = f"a photo of a {changed.config.tokens[0]} robot"
+    assert begun == [("a photo of a qwe robot", None), (prompt, resume)]
+
+
+def test_a_killed_training_on_another_base_starts_anew(
+    config: MixingConfig, unplug: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    base = tmp_path / "own"
+    tiny_pipeline().save_pretrained(base)
+    config.training["pretrained_model_name_or_path"] = str(base)
+    begun = kill_a_training(config, unplug, monkeypatch)
+    tiny_pipeline(seed=1).save_pretrained(base)
+    changed = study(config)
+    changed._trained(changed.jobs()[2], 0)
+    assert [resume for _, resume in begun] == [None, None]
+
+
+def test_results_of_another_base_are_refused(config: MixingConfig, tmp_path: Path) -> None:
+    base = tmp_path / "own"
+    tiny_pipeline().save_pretrained(base)
+    config.training["pretrained_model_name_or_path"] = str(base)
+    mixing = study(config)
+    anchor = mixing.jobs()[0]
+    mixing.run_job(anchor)
+    tiny_pipeline(seed=1).save_pretrained(base)
+    with pytest.raises(ValueError, match="made with other settings or from another base"):
+        study(config).run_job(anchor)
+
+
+def kill_a_training(
+    config: MixingConfig, unplug: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[str, str | None]]:
+    """Cut the power in the first training of a pair; of this and later ones the prompt and ``resume``."""
+    begun: list[tuple[str, str | None]] = []
+    original = dreambooth.run
+
+    def run(settings: DreamBoothConfig) -> Path:
+        begun.append((settings.instance_prompt, settings.resume))
+        return original(settings)
+
+    monkeypatch.setattr(dreambooth, "run", run)
+    config.training |= {"max_train_steps": 3, "checkpointing_steps": 1}
+    mixing = study(config)
+    unplug(2)
+    with pytest.raises(Unplugged):
+        mixing._trained(mixing.jobs()[2], 0)
+    return begun
 
 
 @pytest.mark.parametrize(
