@@ -1,7 +1,8 @@
 """The parts of other libraries that have no public name, all in one place; tests fail when they move.
 
 Torch's autograd, hooks and compiler; the state of Accelerate; the device of a diffusers pipeline and its fused
-attention processors. (The exchange of two folders, a system call that Python has no name for, is in ``files.py``.)
+attention processors; the backend of a tokenizer. (The exchange of two folders, a system call that Python has no name
+for, is in ``files.py``.)
 """
 
 from __future__ import annotations
@@ -113,6 +114,18 @@ def execution_device(pipe: DiffusionPipeline) -> torch.device:
     """Where a pipeline computes, which under offloading is not where its weights are."""
     device: torch.device = pipe._execution_device
     return device
+
+
+def tokenizer_backend(tokenizer: Any) -> Any | None:
+    """The ``tokenizers.Tokenizer`` that a tokenizer of transformers works with; None where it has none."""
+    return getattr(tokenizer, "_tokenizer", None)
+
+
+def use_tokenizer_backend(tokenizer: Any, backend: Any, tokens: list[str]) -> None:
+    """Let a tokenizer work with a copy of a backend that has more tokens; without any, with the backend itself."""
+    tokenizer._tokenizer = type(backend).from_str(backend.to_str()) if tokens else backend
+    if tokens:
+        tokenizer.add_tokens(tokens)
 
 
 def forget_accelerator() -> None:
