@@ -89,6 +89,9 @@ class Family(ABC):
     """What the names of each text encoder begin with in a base of one file, where there are such with encoders."""
     OPTIONS: ClassVar[frozenset[str]] = frozenset()
     """Settings of a run that not every family has, and this one has."""
+    TOKEN_KEYS: ClassVar[Mapping[str, str]] = {}
+    """From the text encoders that learn a placeholder token to the keys of their embeddings in a file, "" for the token
+    itself; empty where no token can be trained."""
     UNUSED: ClassVar[tuple[str, ...]] = ()
     """Components that training does not need."""
     CONTROLNET: ClassVar[str | None] = None

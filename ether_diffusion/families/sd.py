@@ -30,6 +30,7 @@ class StableDiffusion(DiffusionFamily):
     DERIVED: ClassVar[tuple[str, ...]] = ("StableDiffusionControlNetPipeline", "StableDiffusionControlPipeline")
     DENOISER = "unet"
     SINGLE_FILE_TEXT: ClassVar[Mapping[str, str]] = {"text_encoder": "cond_stage_model."}
+    TOKEN_KEYS: ClassVar[Mapping[str, str]] = {"text_encoder": ""}
     CONTROL_PLACE = "conv_in"
     CONTROL_TARGETS = "attention+geglu"  # the paper's
     SAMPLER = "DPMSolverMultistepScheduler"
@@ -69,6 +70,11 @@ class StableDiffusion(DiffusionFamily):
             list(prompts), self.text_device, 1, True, negative_prompt=[""] * len(prompts)
         )
         return {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
+
+    def said(self, prompt: str) -> str:
+        """With all tokens of a placeholder of several vectors."""
+        found: str = self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer)
+        return found
 
     def prompt_key(self, prompt: str) -> dict[str, Any]:
         """Token ids, padded and cut as the encoders see them."""

@@ -50,9 +50,7 @@ def encode_prompts_once(family: Family, prompts: Sequence[str], cache: TensorCac
         "versions": [torch.__version__, transformers.__version__, diffusers.__version__],
     }
 
-    for prompt in dict.fromkeys(prompts):
-        for encoder, rest in family.cut(prompt).items():
-            logger.warning('%s sees only the beginning of the prompt "%s"; cut off is: "%s"', encoder, prompt, rest)
+    warn_of_cut(family, prompts)
 
     def encode(prompt: str) -> dict[str, Tensor]:
         return {key: value.cpu() for key, value in family.encode_prompt(prompt).items()}
@@ -61,3 +59,10 @@ def encode_prompts_once(family: Family, prompts: Sequence[str], cache: TensorCac
         prompt: cache.get_or_compute({**dependencies, **family.prompt_key(prompt)}, partial(encode, prompt))
         for prompt in dict.fromkeys(prompts)
     }
+
+
+def warn_of_cut(family: Family, prompts: Sequence[str]) -> None:
+    """Log what encoders do not see of long prompts."""
+    for prompt in dict.fromkeys(prompts):
+        for encoder, rest in family.cut(prompt).items():
+            logger.warning('%s sees only the beginning of the prompt "%s"; cut off is: "%s"', encoder, prompt, rest)

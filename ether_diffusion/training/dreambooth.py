@@ -30,13 +30,14 @@ from ether_diffusion.runs.outputs import check_outputs
 from ether_diffusion.training.batches import Batch, TrainingSamples, encode_once, join, micro_batches, to_batch
 from ether_diffusion.training.choosing import Choosing, judges_for
 from ether_diffusion.training.class_images import generate_class_images
-from ether_diffusion.training.conditioning import encode_prompts_once
+from ether_diffusion.training.conditioning import encode_prompts_once, warn_of_cut
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion.training.finish import finish
 from ether_diffusion.training.launch import dreambooth as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.lora_export import check_export
 from ether_diffusion.training.model import DenoisingModel
+from ether_diffusion.training.new_token import make_token
 from ether_diffusion.training.placement import present
 from ether_diffusion.training.program import Start, record_start, start_run
 from ether_diffusion.training.samples import Sampler, Shown
@@ -46,6 +47,7 @@ from ether_diffusion.training.sections import (
     ChoosingSection,
     ComputeSection,
     HubSection,
+    NewTokenSection,
     SampleSection,
     SavingSection,
 )
@@ -104,12 +106,15 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
         Sampler(family, each.section(SampleSection), accelerator, training_adapter=start.training_adapter)
         for each in subjects.values()
     ]
-    embeds = None
-    if config.train_text_encoder:
+    if config.encodes_prompts:
         for encoder in family.text_encoders.values():
             encoder.to(accelerator.device)
-    else:
-        embeds = _encode(start, {prompt for each in subjects.values() for prompt in said(each)})
+    token = make_token(family, config.section(NewTokenSection))
+    texts = {prompt for each in subjects.values() for prompt in said(each)}
+    if token and accelerator.is_main_process:
+        warn_of_cut(family, sorted(prompt for prompt in texts if str(config.placeholder_token) in prompt))
+    embeds = None if config.train_text_encoder else _encode(start, texts)
+    if not config.encodes_prompts:
         for each, own, sampler in zip(subjects.values(), shown, samplers, strict=True):
             sampler.know(_encode_for_drawing(start, [item.prompt for item in own] + _classes(each)))
     family.denoiser.to(accelerator.device)
@@ -122,13 +127,17 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
     if any(stream.cached is None for own in streams for stream in own):
         family.pipe.vae.to(accelerator.device)
     trainables = [
-        make_trainables(components, each.section(AdapterSection), name or ADAPTER_NAME)
+        make_trainables(components, each.section(AdapterSection), name or ADAPTER_NAME) + token
         for name, each in subjects.items()
     ]
     names = [name for name in subjects if name is not None]
     everything = [trainable for own in trainables for trainable in own]
     check_export(family, everything, config.export_lora)
-    model = DenoisingModel(family, everything, objective, config.prior_loss_weight, embeds, adapters=names)
+    model = DenoisingModel(
+        *(family, everything, objective, config.prior_loss_weight, embeds),
+        adapters=names,
+        placeholder_token=config.placeholder_token,
+    )
     prepare_modules(family, config.section(ComputeSection))
     if names and start.checkpoint and accelerator.is_main_process:
         for name, each in subjects.items():
@@ -182,14 +191,31 @@ def said(config: DreamBoothConfig) -> list[str]:
     return [text for picture in pictures for text in prompts_of(picture, prompt, options).all] + _classes(config)
 
 
+def _check_said(config: DreamBoothConfig) -> None:
+    """Refuse a placeholder token that no training prompt has.
+
+    Raises:
+        ValueError: none has it.
+    """
+    token = config.placeholder_token
+    if token is not None and not any(token in prompt for prompt in said(config)):
+        raise ValueError(
+            f"placeholder_token {token} is in no prompt of the photos: write it where it stands for the subject, as in "
+            f'--instance_prompt "a photo of {token} dog"'
+        )
+
+
 def _classes(config: DreamBoothConfig) -> list[str]:
     return [config.class_prompt] if config.with_prior_preservation and config.class_prompt else []
 
 
 def _encode(start: Start[DreamBoothConfig], prompts: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """Prompts for training, encoded by text encoders that are on the device only meanwhile."""
-    family, accelerator = start.family, start.accelerator
-    if not (wanted := sorted(prompts)):
+    """Prompts for training, encoded by text encoders that are on the device only meanwhile.
+
+    Those with a token that is trained are left out: the model encodes them in every step.
+    """
+    family, accelerator, token = start.family, start.accelerator, start.config.placeholder_token
+    if not (wanted := sorted(prompt for prompt in prompts if token is None or token not in prompt)):
         return {}
     # the others read what the main process cached
     with accelerator.main_process_first(), present(accelerator.device, *family.text_encoders.values()):
@@ -209,10 +235,12 @@ def check_subjects(config: DreamBoothConfig) -> None:
     Raises:
         FileNotFoundError, NotADirectoryError: a folder is missing.
         FileExistsError: a subject's run folder holds a run already.
-        ValueError: class images would lie among the photos, or metadata are not what they should be.
+        ValueError: class images would lie among the photos, metadata are not what they should be, or no prompt has the
+            placeholder token.
     """
     for each in subjects_of(config).values():
         read_metadata(each.instance_data_dir, each.caption_column)
+        _check_said(each)
         if each.validation_data_dir is not None:
             read_metadata(each.validation_data_dir, each.caption_column)
         if each.class_data_dir is not None and each.class_data_dir.resolve() == each.instance_data_dir.resolve():
