@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import number
 from ether_diffusion.pipelines.file import FILE_NAME
+from ether_diffusion.pipelines.learned_embeds import LEARNED_EMBEDS
 from ether_diffusion.runs.cards import (
     TAGS,
     base_link,
@@ -62,6 +63,7 @@ def write_model_card(run_dir: str | Path) -> Path:
         subject=subject,
         loading=loading_code(run),
         lora=lora_code(run) if lora and run.entry.is_own else None,
+        token=None if run.placeholder_token is None else markdown(run.placeholder_token),
         best=best if run.best_step and (run.folder / best).is_file() else None,
         lora_format=_lora_format(run),
         by_diffusers=_lora_format(run) in run.family.READ_BY_DIFFUSERS,
@@ -97,15 +99,31 @@ def lora_code(run: Run) -> str:
     kind = "DiffusionPipeline"
     stock = f"from diffusers import {kind}", f"{kind}.from_pretrained({_base_literal(run)})"
     line, pipeline = _own_loading(run) or stock
-    lines = [line, "", f"pipe = {pipeline}"]
+    several = run.placeholder_token is not None and len(run.family.TOKEN_KEYS) > 1
+    lines = [*(["import safetensors.torch"] if several else []), line, "", f"pipe = {pipeline}"]
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     return "\n".join(
         [
             *lines,
             f"pipe.load_lora_weights({literal(_public_name(run))})",
+            *_token_lines(run),
             f"image = pipe(prompt={literal(prompt)}{drawing_code(run.base)}).images[0]",
         ]
     )
+
+
+def _token_lines(run: Run) -> list[str]:
+    """Loading of a new token with diffusers alone: from the folder, or of several text encoders by their keys."""
+    if run.placeholder_token is None:
+        return []
+    folder, token, keys = _public_name(run), literal(run.placeholder_token), run.family.TOKEN_KEYS
+    if len(keys) == 1:
+        return [f"pipe.load_textual_inversion({literal(folder)})"]
+    lines = [f"embeds = safetensors.torch.load_file({literal(f'{folder}/{LEARNED_EMBEDS}')})"]
+    for encoder, key in keys.items():
+        parts = f"text_encoder=pipe.{encoder}, tokenizer=pipe.{encoder.replace('text_encoder', 'tokenizer')}"
+        lines.append(f"pipe.load_textual_inversion({{{token}: embeds[{literal(key)}]}}, {parts})")
+    return lines
 
 
 def loading_code(run: Run) -> str:

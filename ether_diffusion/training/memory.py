@@ -194,6 +194,10 @@ def report(family: Family, config: TrainingConfig) -> str:
         f"Before the first step the text encoders are on the device, {encoders / GIBIBYTE:.2f} GiB in fp32, in half "
         "precision half of it; CUDA itself and the pictures that are drawn take some more.",
     ]
+    if config.encodes_prompts:
+        lines.append(
+            "They stay there, since prompts are encoded in every step; what they keep for the backward is not counted."
+        )
     if not config.entry.is_own:
         lines.append(f"The adapter of {title_of(config.to_dict())} is counted as if it were one of ETHER+.")
     return "\n".join(lines)

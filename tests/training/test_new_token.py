@@ -312,6 +312,6 @@ def test_the_best_step_keeps_its_token(train: Train, likeness: Likeness, resumed
 
 def test_a_family_without_a_loader_is_refused() -> None:
     family = family_of(build("sd3"))
-    with pytest.raises(ValueError, match="Stable Diffusion 3.* can learn no new token here, only Stable Diffusion 1"):
+    with pytest.raises(ValueError, match=r"Stable Diffusion 3.* can learn no new token here, only Stable Diffusion 1"):
         make_token(family, section())
     assert TOKEN not in family.pipe.tokenizer.get_vocab()
