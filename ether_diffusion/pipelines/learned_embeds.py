@@ -15,14 +15,12 @@ from torch import Tensor
 from ether_diffusion.families.parts import TEXT_ENCODERS
 from ether_diffusion.files import atomic_path
 from ether_diffusion.pipelines.schema import ITEM_SIZES, SchemaError, read_header, table, tensor_headers
-from ether_diffusion.pipelines.vocabulary import check_placeholder
+from ether_diffusion.placeholder import VECTORS_LIMIT, check_placeholder
 from ether_diffusion.reading import shown
 
 LEARNED_EMBEDS = "learned_embeds.safetensors"
 """The name that diffusers looks for in a folder, or on the Hub."""
 FORMAT_VERSION = "1"
-VECTORS_LIMIT = 64
-"""Vectors of a token; a prompt of CLIP has 75 places."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from ether_diffusion.families.parts import TEXT_ENCODERS
 from ether_diffusion.pipelines.learned_embeds import LearnedEmbeds
 from ether_diffusion.pipelines.vocabulary import (
     add_placeholder,
-    check_placeholder,
     check_removable,
     ids_of,
     remove_placeholder,
     vocabulary_misfit,
 )
+from ether_diffusion.placeholder import check_placeholder
 from ether_diffusion.private import hooks_changed
 
 if TYPE_CHECKING:

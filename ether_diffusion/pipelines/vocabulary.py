@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from ether_diffusion.private import tokenizer_backend, use_tokenizer_backend
 
-PLACEHOLDER = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
-"""A placeholder token: no part of another word, and the same in capital letters, which CLIP's tokenizers do not see."""
-PLACEHOLDER_LIMIT = 64
-"""Characters of a placeholder token."""
 _ATTRIBUTE = "_ether_vocabulary"
 
 
@@ -21,19 +16,6 @@ class _Added:
 
     before: Any
     tokens: dict[str, list[str]] = field(default_factory=dict)
-
-
-def check_placeholder(token: str) -> None:
-    """Refuse what cannot be a placeholder token.
-
-    Raises:
-        ValueError: it is not of the form ``<dog>``.
-    """
-    if len(token) > PLACEHOLDER_LIMIT or not PLACEHOLDER.fullmatch(token):
-        raise ValueError(
-            f"the placeholder token {token[:PLACEHOLDER_LIMIT]!r} must be small letters, digits, - and _ in angle "
-            "brackets, such as <dog>: within another word it would be found, too"
-        )
 
 
 def tokens_of(token: str, vectors: int) -> list[str]:

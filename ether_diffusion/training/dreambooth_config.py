@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ether_diffusion.data.options import TAG_ORDERS
-from ether_diffusion.pipelines.learned_embeds import VECTORS_LIMIT
-from ether_diffusion.pipelines.vocabulary import check_placeholder
+from ether_diffusion.placeholder import VECTORS_LIMIT, check_placeholder
 from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, Range
 from ether_diffusion.registry import METHODS
 from ether_diffusion.training.config import TrainingConfig
