@@ -290,8 +290,15 @@ class Family(ABC):
         return self.settings.max_sequence_length or self.LENGTH
 
     def said(self, prompt: str) -> str:
-        """What the tokenizers see of a prompt, where the pipeline adds to it or cleans it."""
-        return prompt
+        """What the tokenizers see of a prompt, where the pipeline adds to it or cleans it.
+
+        With all tokens of a placeholder of several vectors, where the family can have one.
+        """
+        if not self.TOKEN_KEYS:
+            return prompt
+        tokenizer = self.tokenizers[next(iter(self.TOKEN_KEYS))]
+        converted: str = self.pipe.maybe_convert_prompt(prompt, tokenizer)
+        return converted
 
     def limit(self, tokenizer: Any) -> int:
         """Tokens that an encoder sees of what is said."""

@@ -71,11 +71,6 @@ class StableDiffusion(DiffusionFamily):
         )
         return {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
 
-    def said(self, prompt: str) -> str:
-        """With all tokens of a placeholder of several vectors."""
-        found: str = self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer)
-        return found
-
     def prompt_key(self, prompt: str) -> dict[str, Any]:
         """Token ids, padded and cut as the encoders see them."""
         tokens = [

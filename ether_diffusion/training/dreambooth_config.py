@@ -46,7 +46,7 @@ class DreamBoothConfig(TrainingConfig):
         center_crop: crop the middle of the photos instead of a random place.
         random_flip: mirror every other photo, for subjects without a left and right.
         placeholder_token: a new token such as <dog>, which stands for the subject in the prompts and is trained beside
-            the adapter (pivotal tuning; SD and SDXL); its embeddings are saved as learned_embeds.safetensors.
+            the adapter (pivotal tuning; SD, SDXL, FLUX.1 and Chroma, docs/tokens.md).
         initializer_token: word whose embedding the new token starts from, such as dog; random where it is not given.
         num_vectors: embeddings of the new token, each of which takes the place of a token in a prompt.
         token_lr: learning rate of the new token; 5e-4 where it is not given.
