@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from families.tiny import FLOW, build
+from safetensors.torch import load_file
 from torch import Tensor
+from training.helpers import trained
 
+import ether_diffusion as ether
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import FAMILIES, family_of
 from ether_diffusion.pipelines.learned_embeds import LearnedEmbeds
@@ -100,3 +105,25 @@ def test_a_prompt_that_is_cut_is_told_with_all_vectors_of_the_token(name: str) -
     add_new_token(pipe, "x", LearnedEmbeds(TOKEN, rows, {key: key for key in rows}))
     assert family.said("a <dog> dog") == "a <dog> <dog>_1 dog"
     assert family.said("a dog") == "a dog"
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_a_token_is_trained_loaded_and_drawn(
+    name: str, train: Callable[..., Path], base: Callable[[str], Path]
+) -> None:
+    settings: dict[str, Any] = {"placeholder_token": TOKEN, "num_vectors": VECTORS, "token_lr": 0.1}
+    run = train(name, instance_prompt=PROMPTS[0], max_train_steps=2, checkpointing_steps=1, **settings)
+    first, second = (trained(run, step) for step in (1, 2))
+    rows = [key for key in second if key.startswith("tokens.")]
+    assert len(rows) == len(FAMILIES[name].TOKEN_KEYS)
+    assert all(not torch.equal(first[key], second[key]) for key in rows)
+    written = load_file(run / "learned_embeds.safetensors")
+    keys = {encoder: own or TOKEN for encoder, own in FAMILIES[name].TOKEN_KEYS.items()}
+    assert all(torch.equal(written[own], second[f"tokens.{encoder}.rows"]) for encoder, own in keys.items())
+    pipe = DiffusionPipeline.from_pretrained(base(name))
+    before = family_of(pipe).encode_prompts(PROMPTS)
+    ether.load(pipe, run)
+    after = family_of(pipe).encode_prompts(PROMPTS)
+    key = next(iter(before))
+    assert not torch.equal(after[key][0], before[key][0])
+    torch.testing.assert_close(after[key][1], before[key][1], rtol=0, atol=1e-6)
