@@ -1,8 +1,8 @@
 """The parts of other libraries that have no public name, all in one place; tests fail when they move.
 
 Torch's autograd, hooks and compiler; the state and the hooks of Accelerate; the device of a diffusers pipeline and
-its fused attention processors. (The exchange of two folders, a system call that Python has no name for, is in
-``files.py``.)
+its fused attention processors; the backend of a tokenizer. (The exchange of two folders, a system call that Python has
+no name for, is in ``files.py``.)
 """
 
 from __future__ import annotations
@@ -122,6 +122,18 @@ def input_device(module: nn.Module) -> torch.device:
     devices = (getattr(hook, "execution_device", None) for hook in hooks)
     found = next((device for device in devices if device is not None), None)
     return next(module.parameters()).device if found is None else torch.device(found)
+
+
+def tokenizer_backend(tokenizer: Any) -> Any | None:
+    """The ``tokenizers.Tokenizer`` that a tokenizer of transformers works with; None where it has none."""
+    return getattr(tokenizer, "_tokenizer", None)
+
+
+def use_tokenizer_backend(tokenizer: Any, backend: Any, tokens: list[str]) -> None:
+    """Let a tokenizer work with a copy of a backend that has more tokens; without any, with the backend itself."""
+    tokenizer._tokenizer = type(backend).from_str(backend.to_str()) if tokens else backend
+    if tokens:
+        tokenizer.add_tokens(tokens)
 
 
 def forget_accelerator() -> None:

@@ -22,6 +22,8 @@ from ether_diffusion.private import (
     run_while_tracing,
     same_id,
     saves_through_hooks,
+    tokenizer_backend,
+    use_tokenizer_backend,
 )
 
 
@@ -176,3 +178,17 @@ def test_hooks_of_two_modules_get_the_same_ids_and_are_removed_by_them() -> None
         assert not module._forward_pre_hooks
     assert ids[0] == ids[1]
     assert ids[0][0] != ids[0][1]
+
+
+def test_a_tokenizer_works_with_a_copy_of_its_backend_that_has_more_tokens() -> None:
+    tokenizer = tiny_pipeline().tokenizer
+    before = tokenizer_backend(tokenizer)
+    assert before is not None
+    ids, size = tokenizer("a <dog>").input_ids, len(tokenizer)
+    use_tokenizer_backend(tokenizer, before, ["<dog>", "<dog>_1"])
+    assert tokenizer("a <dog> <dog>_1").input_ids[-3:-1] == [size, size + 1]
+    assert before.get_vocab_size() == size
+    use_tokenizer_backend(tokenizer, before, [])
+    assert tokenizer_backend(tokenizer) is before
+    assert tokenizer("a <dog>").input_ids == ids
+    assert tokenizer_backend(object()) is None

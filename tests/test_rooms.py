@@ -22,7 +22,10 @@ FLOORS = (
     ("pipelines",),
     ("families",),
     ("core",),
-    ("page", "arguments", "files", "reading", "images", "config", "registry", "recipes", "private", "ranges", "logs"),
+    (
+        *("page", "arguments", "files", "reading", "images", "config", "registry", "recipes", "private", "ranges"),
+        *("logs", "placeholder"),
+    ),
 )
 """From the top down; rooms of one floor may use each other."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

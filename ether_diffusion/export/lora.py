@@ -19,7 +19,9 @@ from ether_diffusion.export.names import keys_of, tensors_of
 from ether_diffusion.export.verify import Verified, verify
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.files import new_path
+from ether_diffusion.pipelines.learned_embeds import LEARNED_EMBEDS
 from ether_diffusion.pipelines.loaded import adapters, control_in
+from ether_diffusion.pipelines.new_tokens import new_tokens
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -140,6 +142,12 @@ def _strengths(
     control = control_in(pipe)
     for name in (name for name in names if control is not None and name in control.encoders):
         logger.warning("%s has a control encoder, which is no part of a LoRA: it stays in the ETHER file", name)
+    for name, token in ((name, embeds.token) for name, embeds in new_tokens(pipe).items() if name in names):
+        logger.warning(
+            "%s has the new token %s, which is no part of a LoRA: %s, beside the adapter, goes with it; diffusers "
+            "loads it by pipe.load_textual_inversion, ComfyUI from its folder of embeddings (docs/tokens.md)",
+            *(name, token, LEARNED_EMBEDS),
+        )
     return dict(zip(names, each, strict=True))
 
 

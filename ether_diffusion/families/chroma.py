@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class Chroma(FlowTransformer):
         None,
         "negative_prompt_attention_mask",
     )
+    TOKEN_KEYS: ClassVar[Mapping[str, str]] = {"text_encoder": ""}
     UNUSED = ("image_encoder", "feature_extractor")
     CHECKPOINTING = "diffusers leaves out the mask of the prompt then"
     STEPS = 35

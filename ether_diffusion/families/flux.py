@@ -22,6 +22,7 @@ class Flux(FlowTransformer):
     PIPELINES = ("FluxPipeline",)
     TEXT_ENCODERS: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     OPTIONS = FlowTransformer.OPTIONS | {"guidance_scale_training"}
+    TOKEN_KEYS: ClassVar[Mapping[str, str]] = {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"}
     UNUSED = ("image_encoder", "feature_extractor")
     GUIDANCE = 3.5
     LENGTH = 512

@@ -89,6 +89,9 @@ class Family(ABC):
     """What the names of each text encoder begin with in a base of one file, where there are such with encoders."""
     OPTIONS: ClassVar[frozenset[str]] = frozenset()
     """Settings of a run that not every family has, and this one has."""
+    TOKEN_KEYS: ClassVar[Mapping[str, str]] = {}
+    """From the text encoders that learn a placeholder token to the keys of their embeddings in a file, "" for the token
+    itself; empty where no token can be trained."""
     UNUSED: ClassVar[tuple[str, ...]] = ()
     """Components that training does not need."""
     CONTROLNET: ClassVar[str | None] = None
@@ -287,8 +290,15 @@ class Family(ABC):
         return self.settings.max_sequence_length or self.LENGTH
 
     def said(self, prompt: str) -> str:
-        """What the tokenizers see of a prompt, where the pipeline adds to it or cleans it."""
-        return prompt
+        """What the tokenizers see of a prompt, where the pipeline adds to it or cleans it.
+
+        With all tokens of a placeholder of several vectors, where the family can have one.
+        """
+        if not self.TOKEN_KEYS:
+            return prompt
+        tokenizer = self.tokenizers[next(iter(self.TOKEN_KEYS))]
+        converted: str = self.pipe.maybe_convert_prompt(prompt, tokenizer)
+        return converted
 
     def limit(self, tokenizer: Any) -> int:
         """Tokens that an encoder sees of what is said."""

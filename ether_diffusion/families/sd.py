@@ -34,6 +34,7 @@ class StableDiffusion(DiffusionFamily):
     DENOISER = "unet"
     OPTIONS = DiffusionFamily.OPTIONS | {"prompt_chunks"}
     SINGLE_FILE_TEXT: ClassVar[Mapping[str, str]] = {"text_encoder": "cond_stage_model."}
+    TOKEN_KEYS: ClassVar[Mapping[str, str]] = {"text_encoder": ""}
     CONTROL_PLACE = "conv_in"
     CONTROL_TARGETS = "attention+geglu"  # the paper's
     SAMPLER = "DPMSolverMultistepScheduler"

@@ -38,6 +38,7 @@ class StableDiffusionXL(StableDiffusion):
         "text_encoder": "conditioner.embedders.0.",
         "text_encoder_2": "conditioner.embedders.1.",
     }
+    TOKEN_KEYS: ClassVar[Mapping[str, str]] = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     CONTROLNET = "StableDiffusionXLControlNetPipeline"
     CONTROL = None
     LORA_FORMATS: ClassVar[Formats] = {"diffusers": {"unet": "unet.", **TWO_CLIPS}, "kohya": KOHYA, "comfyui": KOHYA}

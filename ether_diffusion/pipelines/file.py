@@ -27,12 +27,27 @@ from torch import Tensor
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.state import state_problems
 from ether_diffusion.files import atomic_path
-from ether_diffusion.pipelines.schema import CONTROL, Description, SchemaError, describe, format_version
+from ether_diffusion.pipelines.learned_embeds import (
+    LEARNED_EMBEDS,
+    LearnedEmbeds,
+    read_embeds,
+)
+from ether_diffusion.pipelines.schema import (
+    CONTROL,
+    EMBEDS,
+    Description,
+    EmbedsSettings,
+    SchemaError,
+    describe,
+    format_version,
+)
 
 if TYPE_CHECKING:
     from ether_diffusion.pipelines.control_encoder import ControlEncoder
 
 FILE_NAME = "ether_weights.safetensors"
+ADAPTER_FILES = (FILE_NAME, LEARNED_EMBEDS)
+"""What an adapter is saved as in a folder; the second is there where it has a placeholder token."""
 SINGLE_FILE = ".safetensors"
 """Ending of a base in one file."""
 MESSAGE_LIMIT, SHOWN_PROBLEMS = 2000, 8
@@ -85,6 +100,7 @@ class AdapterFile:
         base_model: name of the base that the adapter was trained on, "" if unknown.
         base_hash: :func:`ether_diffusion.pipelines.fingerprint.base_hash` of every component, where it could be read.
         control: the control encoder, where the adapter was trained with one.
+        embeds: the placeholder token that was trained with it, which is kept in a file beside.
     """
 
     states: dict[str, dict[str, Tensor]]
@@ -92,9 +108,12 @@ class AdapterFile:
     base_model: str = ""
     base_hash: Mapping[str, str] | None = None
     control: ControlEncoder | None = None
+    embeds: LearnedEmbeds | None = None
 
     def write(self, path: str | Path) -> Path:
         """Write the file atomically; ``path`` is a folder (then it gets the standard name) or ends in .safetensors.
+
+        The embeddings of a placeholder token are written before it, beside it.
 
         Raises:
             ValueError: a vector is not finite or of length zero; an existing file stays as it is.
@@ -110,8 +129,12 @@ class AdapterFile:
         }
         if problems := state_problems(tensors, tensors):
             raise ValueError(f"not saved: {len(problems)} vectors are broken, the first:\n{problems[0]}")
+        if self.embeds is not None:
+            self.embeds.check()
         metadata = {
-            "format_version": format_version(key for state in self.states.values() for key in state),
+            "format_version": format_version(
+                (key for state in self.states.values() for key in state), self.embeds is not None
+            ),
             "ether_config": json.dumps({component: config.to_dict() for component, config in self.configs.items()}),
             "base_model": self.base_model,
             "base_hash": json.dumps(dict(self.base_hash or {})),
@@ -119,6 +142,10 @@ class AdapterFile:
         }
         if self.control is not None:
             metadata[CONTROL] = json.dumps(self.control.config.to_dict())
+        if self.embeds is not None:
+            named = EmbedsSettings(self.embeds.token, tuple(self.embeds.rows), self.embeds.hash)
+            metadata[EMBEDS] = json.dumps(asdict(named))
+            self.embeds.write(embeds_beside(path))
         with atomic_path(path) as temporary:
             temporary.write_bytes(serialize(tensors, metadata=metadata))
         return path
@@ -156,7 +183,43 @@ class AdapterFile:
                     f"the control encoder in {path} is broken:\n" + "\n".join(problems[:SHOWN_PROBLEMS])
                 )
             control.load_state_dict(encoder_state)
-        return cls(states, described.configs, described.base_model, described.base_hash, control)
+        embeds = None if described.embeds is None else _read_embeds(path, described.embeds, source, hub)
+        return cls(states, described.configs, described.base_model, described.base_hash, control, embeds)
+
+
+def embeds_beside(adapter: Path) -> Path:
+    """Where the embeddings of an adapter file are: of ``dog.safetensors`` in ``dog.learned_embeds.safetensors``.
+
+    Beside the standard name of an adapter file they have theirs, ``learned_embeds.safetensors``.
+    """
+    return adapter.with_name(LEARNED_EMBEDS if adapter.name == FILE_NAME else f"{adapter.stem}.{LEARNED_EMBEDS}")
+
+
+def _read_embeds(path: Path, described: EmbedsSettings, source: str | Path, hub: Hub | None) -> LearnedEmbeds:
+    """The embeddings of an adapter's placeholder token, from the file beside it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        AdapterFileError: it is damaged, or not the one that the adapter was saved with.
+    """
+    beside, token = embeds_beside(path), described.placeholder_token
+    try:
+        if not Path(source).exists():
+            beside = (hub or Hub()).fetch(str(source), LEARNED_EMBEDS)
+        embeds = read_embeds(beside)
+    except SchemaError as error:
+        raise AdapterFileError(f"{beside} {_printable(error)}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"{source} was trained with the new token {token}, whose embeddings are not beside it: put {beside.name} "
+            f"there, from the folder that the adapter was saved in ({first_line(error)})"
+        ) from error
+    if (embeds.token, tuple(embeds.rows), embeds.hash) != (token, described.components, described.hash):
+        raise AdapterFileError(
+            f"{beside} is not the file that {path.name} was saved with: it has other embeddings of {token}, of another "
+            "step or run, or those of another token; take both files from one folder"
+        )
+    return embeds
 
 
 def _new_encoder(path: Path, described: Description) -> ControlEncoder | None:

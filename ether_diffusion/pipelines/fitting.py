@@ -20,6 +20,7 @@ from ether_diffusion.families.registry import control_place
 from ether_diffusion.pipelines.control_hook import first_width
 from ether_diffusion.pipelines.file import AdapterFile, AdapterFileError
 from ether_diffusion.pipelines.fingerprint import base_hash
+from ether_diffusion.pipelines.new_tokens import token_misfits
 from ether_diffusion.pipelines.schema import CONTROL, vector_shapes
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def fit(pipe: DiffusionPipeline, file: AdapterFile, source: str | Path, name: st
         except ValueError as error:
             problems.append(f"  {error}")
     problems += _control_misfits(pipe, file)
+    if file.embeds is not None:
+        problems += [f"  {problem}" for problem in token_misfits(pipe, file.embeds.token, file.embeds.rows)]
     if problems and (other := other_architecture(pipe, file)):
         problems = [f"  {other}"]
     if problems:

@@ -13,6 +13,8 @@ from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.core.host import Host, host_of
 from ether_diffusion.families.parts import denoiser_name
 from ether_diffusion.pipelines.control_hook import Control, control_of
+from ether_diffusion.pipelines.learned_embeds import LearnedEmbeds
+from ether_diffusion.pipelines.new_tokens import new_tokens
 from ether_diffusion.pipelines.schema import COMPONENTS, CONTROL
 
 if TYPE_CHECKING:
@@ -26,11 +28,12 @@ class AdapterInfo:
     Attributes:
         components: the pipeline's components that it is attached to.
         configs: its settings there.
-        num_parameters: trained scalars in all components.
+        num_parameters: trained scalars in all components, embeddings of a placeholder token among them.
         active: whether it acts on the next image.
         strength: s of W + s ΔW; 0 while it is not set.
         fused: whether it is folded into the weights.
         control: whether it has a control encoder, which needs a control image: see :func:`controlled`.
+        placeholder_token: the new token that came with it, None where there is none.
     """
 
     components: tuple[str, ...]
@@ -40,6 +43,7 @@ class AdapterInfo:
     strength: float
     fused: bool
     control: bool = False
+    placeholder_token: str | None = None
 
 
 def adapters(pipe: DiffusionPipeline) -> dict[str, AdapterInfo]:
@@ -47,8 +51,10 @@ def adapters(pipe: DiffusionPipeline) -> dict[str, AdapterInfo]:
     hosts, control = hosts_of(pipe), control_in(pipe)
     names = dict.fromkeys(name for host in hosts.values() for name in host.adapters)
     names |= dict.fromkeys(control.encoders if control else ())
+    tokens = new_tokens(pipe)
     return {
-        name: _info(name, {c: host for c, host in hosts.items() if name in host.adapters}, control) for name in names
+        name: _info(name, {c: host for c, host in hosts.items() if name in host.adapters}, control, tokens.get(name))
+        for name in names
     }
 
 
@@ -99,7 +105,7 @@ def known_name(pipe: DiffusionPipeline, name: str) -> str:
     return name
 
 
-def _info(name: str, hosts: dict[str, Host], control: Control | None) -> AdapterInfo:
+def _info(name: str, hosts: dict[str, Host], control: Control | None, embeds: LearnedEmbeds | None) -> AdapterInfo:
     found: dict[str, Adapter] = {component: host.adapters[name] for component, host in hosts.items()}
     encoder = control.encoders.get(name) if control else None
     acts = control is not None and name in control.active
@@ -109,9 +115,11 @@ def _info(name: str, hosts: dict[str, Host], control: Control | None) -> Adapter
         components=(*found, *([CONTROL] if encoder else [])),
         configs={component: adapter.config for component, adapter in found.items()},
         num_parameters=sum(adapter.num_parameters() for adapter in found.values())
-        + (sum(parameter.numel() for parameter in encoder.parameters()) if encoder else 0),
+        + (sum(parameter.numel() for parameter in encoder.parameters()) if encoder else 0)
+        + (sum(rows.numel() for rows in embeds.rows.values()) if embeds else 0),
         active=strength != 0 and all(each.enabled for each in switches),
         strength=strength,
         fused=any(host.fused and host.strengths.get(name, 0.0) != 0.0 for host in hosts.values()),
         control=encoder is not None,
+        placeholder_token=None if embeds is None else embeds.token,
     )

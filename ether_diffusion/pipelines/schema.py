@@ -17,8 +17,9 @@ from ether_diffusion.core.layout import INPUT_PARTS, OUTPUT_PARTS, Layout
 from ether_diffusion.families.parts import DENOISERS, TEXT_ENCODERS
 from ether_diffusion.reading import check_regular, parse_json, shown
 
-FORMAT_VERSIONS = ("1", "2")
-"""2 where vectors belong to parts of a fused Linear, else 1, which 0.1 reads as well."""
+FORMAT_VERSIONS = ("1", "2", "3")
+"""3 where a placeholder token belongs to the adapter; 2 where vectors belong to parts of a fused Linear; else 1, which
+0.1 reads as well."""
 VECTOR_PARTS = {
     **dict.fromkeys(("u", "v", "anchor", "blocks"), INPUT_PARTS),
     **dict.fromkeys(("u_out", "v_out"), OUTPUT_PARTS),
@@ -27,6 +28,8 @@ VECTOR_PARTS = {
 COMPONENTS = (*DENOISERS, "controlnet", *TEXT_ENCODERS)
 CONTROL = "control_encoder"
 """First part of the keys of a control encoder, and its key in the metadata."""
+EMBEDS = "learned_embeds"
+"""Key in the metadata of the placeholder token whose embeddings are in a file beside."""
 HEADER_LIMIT = 16 * 2**20
 """Bytes of a header; one that names every projection of SDXL has half a megabyte."""
 NAME_LIMIT = 512
@@ -61,6 +64,15 @@ class ControlSettings:
 
 
 @dataclass(frozen=True)
+class EmbedsSettings:
+    """The placeholder token of an adapter: its text encoders, and the hash of its embeddings, which are in a file."""
+
+    placeholder_token: str
+    components: tuple[str, ...]
+    hash: str
+
+
+@dataclass(frozen=True)
 class Description:
     """All that a file says of itself.
 
@@ -70,6 +82,7 @@ class Description:
         base_model: name of the base, "" if unknown.
         base_hash: of every component, where it could be read.
         control: the control encoder's settings, None where there is none.
+        embeds: the placeholder token, None where there is none.
     """
 
     tensors: dict[str, TensorHeader]
@@ -77,6 +90,7 @@ class Description:
     base_model: str
     base_hash: dict[str, str]
     control: ControlSettings | None
+    embeds: EmbedsSettings | None = None
 
 
 def describe(path: Path) -> Description:
@@ -86,9 +100,9 @@ def describe(path: Path) -> Description:
         SchemaError: the file is damaged, or is no adapter file of this format.
         OSError: the file cannot be read, or is a pipe or a device.
     """
-    header, data_size = _read_header(path)
+    header, data_size = read_header(path)
     metadata = header.pop("__metadata__", {})
-    tensors = _tensors(header, data_size)
+    tensors = tensor_headers(header, data_size)
     _require(isinstance(metadata, dict), "has broken metadata: they are no table")
     for key, value in metadata.items():
         _require(isinstance(value, str), f"has broken metadata: {shown(key)} is {shown(value)}, no text")
@@ -97,9 +111,11 @@ def describe(path: Path) -> Description:
         raise SchemaError(lora)
     if found not in FORMAT_VERSIONS:
         why = f"but of format {found[:40]}: update ether-diffusion" if found else "(it has no format_version)"
-        raise SchemaError(f"is no ETHER adapter of format {' or '.join(FORMAT_VERSIONS)} {why}")
+        raise SchemaError(f"is no ETHER adapter of format {FORMAT_VERSIONS[0]} to {FORMAT_VERSIONS[-1]} {why}")
     configs = _configs(metadata)
-    control = _control(metadata.get(CONTROL))
+    control, embeds = _control(metadata.get(CONTROL)), _embeds(metadata.get(EMBEDS))
+    fits = (embeds is not None) == (found == FORMAT_VERSIONS[2])
+    _require(fits, f"has broken metadata: format {found} and {EMBEDS} do not go together")
     if not (configs or control) or not set(configs) <= set(COMPONENTS):
         raise SchemaError(
             f"has vectors for {', '.join(sorted(configs)) or 'nothing'}; "
@@ -108,8 +124,8 @@ def describe(path: Path) -> Description:
     _check_keys(tensors, configs, control is not None, found)
     base_model = metadata.get("base_model", "")
     _require(len(base_model) <= 4096, "has broken metadata: base_model has more than 4096 characters")
-    based_on = {*configs, *(DENOISERS if control else [])}
-    return Description(tensors, configs, base_model, _base_hash(metadata, based_on), control)
+    based_on = {*configs, *(DENOISERS if control else []), *(embeds.components if embeds else [])}
+    return Description(tensors, configs, base_model, _base_hash(metadata, based_on), control, embeds)
 
 
 LORA_ENDS = (".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight", ".lora.down.weight")
@@ -153,8 +169,10 @@ def vector_shapes(config: EtherConfig, inputs: Layout | int, outputs: Layout | i
     return found
 
 
-def format_version(keys: Iterable[str]) -> str:
-    """The version of a file with these keys."""
+def format_version(keys: Iterable[str], embeds: bool = False) -> str:
+    """The version of a file with these keys, and with or without a placeholder token."""
+    if embeds:
+        return FORMAT_VERSIONS[2]
     parts = {f"{vector}.{part}" for vector, names in VECTOR_PARTS.items() for part in names}
     return FORMAT_VERSIONS[any(_last(key, 2) in parts for key in keys)]
 
@@ -164,7 +182,7 @@ def _last(key: str, number: int) -> str:
     return ".".join(key.split(".")[-number:])
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header as it stands, and how many bytes follow it."""
     check_regular(path)
     size = path.stat().st_size
@@ -185,7 +203,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, size - 8 - length
 
 
-def _tensors(header: Mapping[str, Any], data_size: int) -> dict[str, TensorHeader]:
+def tensor_headers(header: Mapping[str, Any], data_size: int) -> dict[str, TensorHeader]:
     """Check types, dtypes and sizes; the tensors must fill the file without gap or overlap."""
     tensors, places = {}, []
     for key, entry in header.items():
@@ -215,7 +233,7 @@ def _tensors(header: Mapping[str, Any], data_size: int) -> dict[str, TensorHeade
 
 def _configs(metadata: Mapping[str, str]) -> dict[str, EtherConfig]:
     configs = {}
-    for component, values in _table(metadata, "ether_config").items():
+    for component, values in table(metadata, "ether_config").items():
         if component not in COMPONENTS:
             values = {}  # named by the caller, with all others
         where = f"has broken metadata: ether_config of {component}"
@@ -234,7 +252,7 @@ def _configs(metadata: Mapping[str, str]) -> dict[str, EtherConfig]:
 def _control(settings: str | None) -> ControlSettings | None:
     if settings is None:
         return None
-    values = _table({CONTROL: settings}, CONTROL)
+    values = table({CONTROL: settings}, CONTROL)
     for key, (is_valid, words) in CONTROL_SETTINGS.items():
         value = values.get(key)
         where = f"has broken metadata: {CONTROL}"
@@ -248,13 +266,22 @@ def _control(settings: str | None) -> ControlSettings | None:
     return ControlSettings(values["out_channels"], tuple(values["channels"]), values["condition"], **more)
 
 
+def _embeds(settings: str | None) -> EmbedsSettings | None:
+    if settings is None:
+        return None
+    values = table({EMBEDS: settings}, EMBEDS)
+    for key, (is_valid, words) in EMBEDS_SETTINGS.items():
+        value = values.get(key)
+        _require(is_valid(value), f"has broken metadata: {EMBEDS}: {key} is {shown(value)}, {words} is expected")
+    return EmbedsSettings(values["placeholder_token"], tuple(values["components"]), values["hash"])
+
+
 def _base_hash(metadata: Mapping[str, str], based_on: set[str]) -> dict[str, str]:
-    values = _table(metadata, "base_hash") if metadata.get("base_hash") else {}
+    values = table(metadata, "base_hash") if metadata.get("base_hash") else {}
     for component, value in values.items():
         where = f"has broken metadata: base_hash of {shown(component)}"
         _require(component in based_on, f"{where}, which the file has no vectors for")
-        is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None
-        _require(is_hash, f"{where} is {shown(value)}, 16 hexadecimal digits are expected")
+        _require(_is_hash(value), f"{where} is {shown(value)}, 16 hexadecimal digits are expected")
     return values
 
 
@@ -288,7 +315,7 @@ def _check_keys(
                 raise SchemaError(f"holds {key} of shape {tensor.shape}; it has {of_method[ending]} dimensions")
 
 
-def _table(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+def table(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     """The table that the metadata hold as JSON text under ``key``."""
     _require(key in metadata, f"has broken metadata: there is no {key}")
     try:
@@ -296,8 +323,8 @@ def _table(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     except ValueError as error:
         raise SchemaError(f"has broken metadata: {key}: {str(error)[:200]}") from error
     _require(isinstance(values, dict), f"has broken metadata: {key} is {shown(values)}, no table")
-    table: dict[str, Any] = values
-    return table
+    found: dict[str, Any] = values
+    return found
 
 
 def _require(fulfilled: bool, otherwise: str) -> None:
@@ -320,6 +347,10 @@ def _is_size(value: object) -> bool:
 
 def _is_width(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**16
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None
 
 
 def _is_name(value: object) -> bool:
@@ -380,4 +411,14 @@ CONTROL_SETTINGS: dict[str, Check] = {
         "a list of up to 16 numbers of channels",
     ),
     "condition": (lambda value: value in ("image", "map"), '"image" or "map"'),
+}
+EMBEDS_SETTINGS: dict[str, Check] = {
+    "placeholder_token": (_is_name, "a token"),
+    "components": (
+        lambda value: (
+            isinstance(value, list) and bool(value) and _is_list_of(value, lambda each: each in TEXT_ENCODERS)
+        ),
+        "a list of text encoders",
+    ),
+    "hash": (_is_hash, "16 hexadecimal digits"),
 }

@@ -27,6 +27,7 @@ from ether_diffusion.pipelines.loaded import (
     known_name,
     switches_of,
 )
+from ether_diffusion.pipelines.new_tokens import add_new_token, new_tokens, remove_new_token
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -54,6 +55,10 @@ def load(
     A control encoder that was trained with the adapter is loaded with it; images are then drawn with
     :class:`ether_diffusion.StableDiffusionControlPipeline` or within :func:`ether_diffusion.controlled`.
 
+    A placeholder token that was trained with the adapter is loaded with it, from the ``learned_embeds.safetensors``
+    beside the adapter: the tokenizers and text encoders know it until the adapter is unloaded. It acts on prompts that
+    have it, whatever the adapter's strength, and after :func:`disable`, too.
+
     Everything is checked before anything is attached: unknown or missing keys, shapes, values, components.
 
     Args:
@@ -69,7 +74,7 @@ def load(
         local_files_only: take what was downloaded before, and ask nobody.
 
     Raises:
-        FileNotFoundError: there is no such adapter.
+        FileNotFoundError: there is no such adapter, or the embeddings of its placeholder token are not beside it.
         AdapterFileError: the file is damaged or does not fit this pipeline; the pipeline is as before.
         ValueError: the name is taken, the strength is not finite, or a revision is given for a path; the pipeline is
             as before.
@@ -96,9 +101,14 @@ def load(
             device = first_layer(denoiser, place).weight.device
             encoder = file.control if device.type == "meta" else file.control.to(device)
             attach_control(denoiser, encoder.requires_grad_(False), name, place)
+        if file.embeds is not None:
+            for rows in add_new_token(pipe, name, file.embeds).values():
+                rows.requires_grad_(False)
     except BaseException:  # an interrupt, too, leaves the pipeline as before
         for adapter in attached:
             adapter.detach()
+        if (control := control_in(pipe)) and name in control.encoders:
+            control.remove(name)
         raise
     for each in switches_of(pipe):
         if each not in switches:
@@ -131,6 +141,8 @@ def _leave_samples(pipe: DiffusionPipeline, name: str) -> None:
 def save(pipe: DiffusionPipeline, path: str | Path, name: str | None = None) -> Path:
     """Save an adapter of the pipeline, all components in one file, and return the file's path.
 
+    The embeddings of its placeholder token, if it has one, are saved beside it in ``learned_embeds.safetensors``.
+
     Args:
         pipe: the pipeline that the adapter is attached to.
         path: folder, or a name that ends in ``.safetensors``.
@@ -156,7 +168,8 @@ def adapter_file(pipe: DiffusionPipeline, name: str, base_model: str | None = No
     control = control_in(pipe)
     encoder = control.encoders.get(name) if control else None
     controlled = [part for part in DENOISERS if encoder and part == denoiser_name(pipe)]
-    based_on = dict.fromkeys([*found, *controlled])
+    embeds = new_tokens(pipe).get(name)
+    based_on = dict.fromkeys([*found, *controlled, *(embeds.rows if embeds else ())])
     hashes = {component: base_hash(getattr(pipe, component)) for component in based_on}
     return AdapterFile(
         states={component: adapter.state_dict() for component, adapter in found.items()},
@@ -164,6 +177,7 @@ def adapter_file(pipe: DiffusionPipeline, name: str, base_model: str | None = No
         base_model=public_name(base_model if base_model is not None else str(pipe.config.get("_name_or_path") or "")),
         base_hash={component: value for component, value in hashes.items() if value is not None},
         control=encoder,
+        embeds=embeds,
     )
 
 
@@ -301,14 +315,15 @@ def unfuse(pipe: DiffusionPipeline, force: bool = False) -> None:
 
 
 def unload(pipe: DiffusionPipeline, name: str | None = None) -> None:
-    """Remove an adapter, or all of them; the last one leaves no trace in the pipeline.
+    """Remove an adapter, or all of them, and its placeholder token; the last one leaves no trace in the pipeline.
 
     Raises:
         ValueError: there is no such adapter.
-        RuntimeError: adapters are fused.
+        RuntimeError: adapters are fused, or other tokens were added to a tokenizer since; the pipeline is as before.
     """
     for chosen in [known_name(pipe, name)] if name is not None else list(adapters(pipe)):
         hosts = changeable_hosts(pipe, f"unload {chosen!r}")
+        remove_new_token(pipe, chosen)
         if any(host.per_sample is not None and chosen in host.per_sample.adapters for host in hosts):
             for host in hosts:  # no sample goes on with another adapter, in no component
                 host.set_active({})

@@ -14,6 +14,7 @@ from ether_diffusion.page.render import render
 from ether_diffusion.pipelines import disabled, set_adapters
 from ether_diffusion.pipelines.file import public_name
 from ether_diffusion.pipelines.loaded import adapters
+from ether_diffusion.pipelines.new_tokens import add_new_token, new_tokens
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run
 from ether_diffusion.runs.record import SamplePrompt, read_run
 from ether_diffusion.runs.report import run_record
@@ -94,8 +95,11 @@ def write_comparison(run_dir: str | Path, lora: str | Path, page: str | Path, st
     adapter = list(draw(pipe, asked, BATCH, steps, guidance, encoding))
     with disabled(pipe):
         base = list(draw(pipe, asked, BATCH, steps, guidance, encoding))
+    tokens = new_tokens(pipe)
     del pipe
     stock = load_pipeline(run.source)
+    for name, embeds in tokens.items():  # which a LoRA has not
+        add_new_token(stock, name, embeds)
     stock.load_lora_weights(str(lora))
     exported = list(draw(stock, asked, BATCH, steps, guidance, encoding))
     rows = [

@@ -86,6 +86,7 @@ def adapter_card(pipe: DiffusionPipeline, repo_id: str, name: str, prompt: str |
             methods=" and ".join(methods),
             loading=_loading_code(base, repo_id, prompt or "a photo of a dog", info.control),
             repository=cards.literal(repo_id),
+            token=None if info.placeholder_token is None else cards.markdown(info.placeholder_token),
             lora=lora_format,
             by_diffusers=lora_format in family.READ_BY_DIFFUSERS,
         )

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import number
+from ether_diffusion.pipelines.learned_embeds import LEARNED_EMBEDS
 from ether_diffusion.runs import cards
 from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import BEST_FILE, Run, SamplePrompt, read_run
@@ -52,6 +53,7 @@ def write_model_card(run_dir: str | Path) -> Path:
         subject=subject,
         loading=loading_code(run),
         lora=lora_code(run) if lora and run.entry.is_own else None,
+        token=None if run.placeholder_token is None else cards.markdown(run.placeholder_token),
         best=BEST_FILE if run.kept_step is not None and run.kept_step == run.best_step else None,
         lora_format=_lora_format(run),
         by_diffusers=_lora_format(run) in run.family.READ_BY_DIFFUSERS,
@@ -84,7 +86,8 @@ def lora_code(run: Run) -> str:
     kind = "DiffusionPipeline"
     stock = f"from diffusers import {kind}", f"{kind}.from_pretrained({_base_literal(run)})"
     line, pipeline = _own_loading(run) or stock
-    lines = [line, "", f"pipe = {pipeline}"]
+    several = run.placeholder_token is not None and len(run.family.TOKEN_KEYS) > 1
+    lines = [*(["import safetensors.torch"] if several else []), line, "", f"pipe = {pipeline}"]
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     if run.family_settings.prompt_chunks > 1:
         lines.insert(0, ETHER)
@@ -92,6 +95,7 @@ def lora_code(run: Run) -> str:
         [
             *lines,
             f"pipe.load_lora_weights({cards.literal(_public_name(run))})",
+            *_token_lines(run),
             cards.drawing_line(_prompt_code(run, prompt), run.base),
         ]
     )
@@ -104,6 +108,20 @@ def _prompt_code(run: Run, prompt: str) -> str:
         return f"**ether.encode_prompts(pipe, {cards.literal(prompt)}, chunks={settings.prompt_chunks})"
     length = settings.max_sequence_length
     return f"prompt={cards.literal(prompt)}" + ("" if length is None else f", max_sequence_length={length}")
+
+
+def _token_lines(run: Run) -> list[str]:
+    """Loading of a new token with diffusers alone: from the folder, or of several text encoders by their keys."""
+    if run.placeholder_token is None:
+        return []
+    folder, token, keys = _public_name(run), cards.literal(run.placeholder_token), run.family.TOKEN_KEYS
+    if len(keys) == 1:
+        return [f"pipe.load_textual_inversion({cards.literal(folder)})"]
+    lines = [f"embeds = safetensors.torch.load_file({cards.literal(f'{folder}/{LEARNED_EMBEDS}')})"]
+    for encoder, key in keys.items():
+        parts = f"text_encoder=pipe.{encoder}, tokenizer=pipe.{encoder.replace('text_encoder', 'tokenizer')}"
+        lines.append(f"pipe.load_textual_inversion({{{token}: embeds[{cards.literal(key)}]}}, {parts})")
+    return lines
 
 
 def loading_code(run: Run) -> str:

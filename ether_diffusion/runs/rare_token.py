@@ -7,7 +7,7 @@ from ether_diffusion.runs.record import Run
 
 
 def rare_token(run: Run) -> str | None:
-    """The one word that the instance prompt has and the class prompt has not.
+    """The run's new token, or the one word that the instance prompt has and the class prompt has not.
 
     None if it is ambiguous: a prompt is not recorded, there is no such word or more than one, or the run's samples
     have it nowhere or in other letters (``Qwe``), too.
@@ -47,7 +47,12 @@ def checked_token(run: Run, token: str | None) -> str | None:
 
 
 def _rare_words(run: Run) -> list[str]:
-    """The words that the instance prompt has and the class prompt has not; none if one of the two is not recorded."""
+    """The words that the instance prompt has and the class prompt has not; none if one of the two is not recorded.
+
+    Of a run with a new token that token alone.
+    """
+    if run.placeholder_token is not None:
+        return [run.placeholder_token]
     if not run.instance_prompt or not run.class_prompt:
         return []
     known = {word.casefold() for word in _words(run.class_prompt)}

@@ -43,6 +43,10 @@ HIGHLIGHTS = (
     "seed",
     "with_prior_preservation",
     "train_text_encoder",
+    "placeholder_token",
+    "initializer_token",
+    "token_lr",
+    "token_steps",
     "revision",
     "variant",
 )
@@ -219,6 +223,12 @@ class Run:
         """The prompt that names the subject; ``None`` where the run learned no single subject."""
         prompt = self.config.get("instance_prompt")
         return None if prompt is None else str(prompt)
+
+    @property
+    def placeholder_token(self) -> str | None:
+        """The new token that the run has learnt for the subject; ``None`` where it learned none."""
+        token = self.config.get("placeholder_token")
+        return None if token is None else str(token)
 
     @property
     def class_prompt(self) -> str | None:

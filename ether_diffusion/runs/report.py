@@ -19,6 +19,7 @@ from ether_diffusion.page.pictures import Picture, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.text import number
 from ether_diffusion.pipelines.file import FILE_NAME
+from ether_diffusion.pipelines.learned_embeds import LEARNED_EMBEDS
 from ether_diffusion.runs.choosing import BEST, KEPT_CLIP_T
 from ether_diffusion.runs.curves import draw_curves, draw_sample_scores
 from ether_diffusion.runs.folder import PATHS
@@ -119,6 +120,8 @@ def _files(run: Run) -> list[tuple[str, str, str]]:
         FILE_NAME: f"the {run.method_name} adapter of the last step: ether.load",
         LORA_FILE: ("the same as an exact LoRA" if run.entry.is_own else "the LoRA") + ", for tools that read LoRA",
     }
+    if run.placeholder_token is not None:
+        kinds[LEARNED_EMBEDS] = f"the embeddings of the new token {run.placeholder_token}, which ether.load adds, too"
     if run.kept_step is not None:
         rank = "the best" if run.kept_step == run.best_step else "the best so far when the run was stopped"
         kinds[BEST_FILE] = f'the adapter of step {run.kept_step:,}, {rank}: ether.load(…, subfolder="{BEST}")'

@@ -5,7 +5,7 @@
     ether sample runs/dog runs/cat --per_prompt --prompts "a qwe dog" "a zwx cat"          # one for each prompt
 
 Every picture is a PNG that says in its text chunks how it was drawn; ``grid-00.png`` has a row for each strength and a
-column for each seed. Strength 0 is the base.
+column for each seed. Strength 0 is the base; a new token that a run has learnt is the same at every strength.
 """
 
 from __future__ import annotations

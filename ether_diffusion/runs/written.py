@@ -26,6 +26,7 @@ RUN_FILES = (
     "report.html",
     "README.md",
     "ether_weights.safetensors",
+    "learned_embeds.safetensors",
     "pytorch_lora_weights.safetensors",
 )
 """Files that every run may write; each run claims them when it begins."""

@@ -13,7 +13,8 @@ import torch
 from ether_diffusion.files import atomic_path
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References
-from ether_diffusion.runs.choosing import SAMPLE_SCORES, best_step, steps_since_best
+from ether_diffusion.pipelines.file import ADAPTER_FILES
+from ether_diffusion.runs.choosing import BEST, SAMPLE_SCORES, best_step, steps_since_best
 from ether_diffusion.runs.folder import MetricsFile
 from ether_diffusion.runs.record import BEST_FILE, read_run
 from ether_diffusion.runs.sample_scores import references_of, score_step
@@ -99,12 +100,13 @@ class Choosing:
             return
         if best is not None and best == step:
             self._keep(step, save)
-        elif best is not None and checkpoint is not None and (saved := checkpoint / BEST_FILE).is_file():
-            note_written(self.folder, [self.file])
-            _copy(saved, self.file)
+        elif best is not None and checkpoint is not None and (checkpoint / BEST_FILE).is_file():
+            self._note()
+            _copy_adapter(checkpoint / BEST, self.file.parent)
             self.kept = best
         else:
-            self.file.unlink(missing_ok=True)
+            for name in ADAPTER_FILES:
+                (self.file.parent / name).unlink(missing_ok=True)
             if best is not None:
                 logger.warning(
                     "%s has no adapter of the best step, %d: a later one may take its place", checkpoint, best
@@ -132,7 +134,7 @@ class Choosing:
             folder: of this run's adapter in the checkpoint.
         """
         if self.files:
-            _copy(self.file, folder / BEST_FILE)
+            _copy_adapter(self.file.parent, folder / BEST)
 
     def _score(self, step: int) -> None:
         run = read_run(self.folder)
@@ -146,11 +148,18 @@ class Choosing:
                 file.append(score_step(run, at, self.references, self.judges))
 
     def _keep(self, step: int, save: Callable[[Path], None]) -> None:
-        note_written(self.folder, [self.file])
+        self._note()
         save(self.file.parent)
         self.kept = step
 
+    def _note(self) -> None:
+        """Claim the files of the best adapter; the second is there where it has a placeholder token."""
+        note_written(self.folder, [self.file.parent / name for name in ADAPTER_FILES])
 
-def _copy(source: Path, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
+
+def _copy_adapter(source: Path, target: Path) -> None:
+    """Copy an adapter from one folder to another: embeddings first, which the adapter names."""
+    for name in reversed(ADAPTER_FILES):
+        if (source / name).is_file():
+            with atomic_path(target / name) as temporary:
+                shutil.copyfile(source / name, temporary)

@@ -358,6 +358,11 @@ class TrainingConfig:
         return self.resolved_learning_rate
 
     @property
+    def encodes_prompts(self) -> bool:
+        """Whether prompts are encoded in every step, since what encodes them is trained."""
+        return self.train_text_encoder
+
+    @property
     def target_patterns(self) -> str | tuple[str, ...]:
         """The targets as :func:`ether_diffusion.core.targets.find_targets` takes them."""
         return self.targets if isinstance(self.targets, str) else tuple(self.targets)

@@ -38,6 +38,7 @@ from ether_diffusion.training.launch import dreambooth as main
 from ether_diffusion.training.loop import Lane, LoopSettings, Task, train
 from ether_diffusion.training.lora_export import check_export
 from ether_diffusion.training.model import DenoisingModel
+from ether_diffusion.training.new_token import make_token
 from ether_diffusion.training.placement import present
 from ether_diffusion.training.program import Start, record_start, start_run
 from ether_diffusion.training.prompts import settle_prompts
@@ -48,6 +49,7 @@ from ether_diffusion.training.sections import (
     ChoosingSection,
     ComputeSection,
     HubSection,
+    NewTokenSection,
     SampleSection,
     SavingSection,
 )
@@ -95,9 +97,13 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
             "training_adapter: with subjects_dir every sample has one adapter of this library; give a LoRA, which acts "
             "on all samples"
         )
-    config = settle_prompts(start, prompts_of_run(config))
     components = trained_components(family, config.section(AdapterSection))
     check_trainables(components, config.section(AdapterSection))
+    if config.encodes_prompts:
+        for encoder in family.text_encoders.values():
+            encoder.to(accelerator.device)
+    token = make_token(family, config.section(NewTokenSection))  # before prompts are counted in tokens
+    config = settle_prompts(start, prompts_of_run(config))
     objective = family.objective(config.section(ObjectiveSettings))
     batching = config.section(BatchSection)
     subjects = subjects_of(config)
@@ -107,12 +113,9 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
         Sampler(family, each.section(SampleSection), accelerator, training_adapter=start.training_adapter)
         for each in subjects.values()
     ]
-    embeds = None
-    if config.train_text_encoder:
-        for encoder in family.text_encoders.values():
-            encoder.to(accelerator.device)
-    else:
-        embeds = _encode(start, {prompt for each in subjects.values() for prompt in said(each)})
+    texts = {prompt for each in subjects.values() for prompt in said(each)}
+    embeds = None if config.train_text_encoder else _encode(start, texts)
+    if not config.encodes_prompts:
         for each, own, sampler in zip(subjects.values(), shown, samplers, strict=True):
             sampler.know(_encode_for_drawing(start, [item.prompt for item in own] + _classes(each)))
     family.denoiser.to(accelerator.device)
@@ -125,13 +128,17 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
     if any(stream.cached is None for own in streams for stream in own):
         family.pipe.vae.to(accelerator.device)
     trainables = [
-        make_trainables(components, each.section(AdapterSection), name or ADAPTER_NAME)
+        make_trainables(components, each.section(AdapterSection), name or ADAPTER_NAME) + token
         for name, each in subjects.items()
     ]
     names = [name for name in subjects if name is not None]
     everything = [trainable for own in trainables for trainable in own]
     check_export(family, everything, config.export_lora)
-    model = DenoisingModel(family, everything, objective, config.prior_loss_weight, embeds, adapters=names)
+    model = DenoisingModel(
+        *(family, everything, objective, config.prior_loss_weight, embeds),
+        adapters=names,
+        placeholder_token=config.placeholder_token,
+    )
     prepare_modules(family, config.section(ComputeSection))
     if names and start.checkpoint and accelerator.is_main_process:
         for name, each in subjects.items():
@@ -219,14 +226,31 @@ def plain_options(config: DreamBoothConfig) -> FolderOptions:
     return FolderOptions(config.nested_folders, config.caption_column)
 
 
+def _check_said(config: DreamBoothConfig) -> None:
+    """Refuse a placeholder token that no training prompt has.
+
+    Raises:
+        ValueError: none has it.
+    """
+    token = config.placeholder_token
+    if token is not None and not any(token in prompt for prompt in said(config)):
+        raise ValueError(
+            f"placeholder_token {token} is in no prompt of the photos: write it where it stands for the subject, as in "
+            f'--instance_prompt "a photo of {token} dog"'
+        )
+
+
 def _classes(config: DreamBoothConfig) -> list[str]:
     return [config.class_prompt] if config.with_prior_preservation and config.class_prompt else []
 
 
 def _encode(start: Start[DreamBoothConfig], prompts: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """Prompts for training, encoded by text encoders that are on the device only meanwhile."""
-    family, accelerator = start.family, start.accelerator
-    if not (wanted := sorted(prompts)):
+    """Prompts for training, encoded by text encoders that are on the device only meanwhile.
+
+    Those with a token that is trained are left out: the model encodes them in every step.
+    """
+    family, accelerator, token = start.family, start.accelerator, start.config.placeholder_token
+    if not (wanted := sorted(prompt for prompt in prompts if token is None or token not in prompt)):
         return {}
     # the others read what the main process cached
     with accelerator.main_process_first(), present(accelerator.device, *family.text_encoders.values()):
@@ -246,10 +270,12 @@ def check_subjects(config: DreamBoothConfig) -> None:
     Raises:
         FileNotFoundError, NotADirectoryError: a folder is missing.
         FileExistsError: a subject's run folder holds a run already.
-        ValueError: class images would lie among the photos, or metadata are not what they should be.
+        ValueError: class images would lie among the photos, metadata are not what they should be, or no prompt has the
+            placeholder token.
     """
     for each in subjects_of(config).values():
         read_metadata(each.instance_data_dir, each.caption_column)
+        _check_said(each)
         if each.validation_data_dir is not None:
             read_metadata(each.validation_data_dir, each.caption_column)
         if each.class_data_dir is not None and each.class_data_dir.resolve() == each.instance_data_dir.resolve():

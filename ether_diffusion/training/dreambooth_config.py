@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import ClassVar
 
 from ether_diffusion.data.options import TAG_ORDERS
-from ether_diffusion.ranges import AMOUNT, COUNT, Range
+from ether_diffusion.placeholder import VECTORS_LIMIT, check_placeholder
+from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, Range
 from ether_diffusion.registry import METHODS
 from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.sections import TOKENS
+
+NEW_TOKEN = ("placeholder_token", "initializer_token", "num_vectors", "token_lr", "token_steps")
+"""Settings of a new token."""
+TOKEN_RATE = 5e-4
+"""The learning rate of textual inversion in diffusers' documentation."""
 
 
 @dataclass
@@ -38,6 +45,13 @@ class DreamBoothConfig(TrainingConfig):
         sample_batch_size: class images generated at a time.
         center_crop: crop the middle of the photos instead of a random place.
         random_flip: mirror every other photo, for subjects without a left and right.
+        placeholder_token: a new token such as <dog>, which stands for the subject in the prompts and is trained beside
+            the adapter (pivotal tuning; SD, SDXL, FLUX.1 and Chroma, docs/tokens.md).
+        initializer_token: word whose embedding the new token starts from, such as dog; random where it is not given.
+        num_vectors: embeddings of the new token, each of which takes the place of a token in a prompt.
+        token_lr: learning rate of the new token; 5e-4 where it is not given.
+        token_steps: train the new token for so many optimisation steps, and from then on the adapter alone; all steps
+            where it is not given.
         validation_data_dir: folder with held-out photos of the subject, on which the loss is compared at every step
             with samples (validation.jsonl, val/loss); the training photos where it is not given.
         dino: who scores the likeness of the samples at every step that has some, and with clip chooses the best step: a
@@ -57,6 +71,9 @@ class DreamBoothConfig(TrainingConfig):
         "prior_loss_weight": AMOUNT,
         "sample_batch_size": COUNT,
         "early_stopping": COUNT,
+        "num_vectors": Range(1, VECTORS_LIMIT),
+        "token_lr": POSITIVE,
+        "token_steps": COUNT,
     }
 
     LATER: ClassVar[frozenset[str]] = TrainingConfig.LATER | {
@@ -69,6 +86,7 @@ class DreamBoothConfig(TrainingConfig):
         "dino",
         "clip",
         "early_stopping",
+        *NEW_TOKEN,
     }
 
     instance_data_dir: Path = Path()
@@ -89,6 +107,11 @@ class DreamBoothConfig(TrainingConfig):
     center_crop: bool = False
     random_flip: bool = False
     aspect_ratio_buckets: bool = False
+    placeholder_token: str | None = None
+    initializer_token: str | None = None
+    num_vectors: int = 1
+    token_lr: float | None = None
+    token_steps: int | None = None
     validation_data_dir: Path | None = None
     dino: str | None = None
     clip: str | None = None
@@ -113,11 +136,50 @@ class DreamBoothConfig(TrainingConfig):
         if self.with_prior_preservation and not self.class_prompt:
             raise ValueError('with_prior_preservation needs class_prompt, such as "a photo of a dog"')
         self._check_judges()
+        self._check_token()
 
     @property
     def repository(self) -> str | None:
         """The repository of the Hub; of several subjects each has its own."""
         return super().repository if self.subjects_dir is None else None
+
+    @property
+    def encodes_prompts(self) -> bool:
+        """Whether prompts are encoded in every step: the text encoders are trained, or rows of their tables."""
+        return super().encodes_prompts or self.placeholder_token is not None
+
+    def rate_of(self, component: str) -> float:
+        """The learning rate of a trained component; prodigy finds that of a new token, too."""
+        if component.startswith(TOKENS) and self.optimizer != "prodigy":
+            return TOKEN_RATE if self.token_lr is None else self.token_lr
+        return super().rate_of(component)
+
+    def _check_token(self) -> None:
+        """Refuse what a placeholder token does not go with."""
+        if self.placeholder_token is None:
+            given = [name for name in NEW_TOKEN if getattr(self, name) != getattr(type(self), name)]
+            if given:
+                raise ValueError(f"{given[0]} is of a new token: add placeholder_token, such as <dog>, or leave it out")
+            return
+        try:
+            check_placeholder(self.placeholder_token)
+        except ValueError as error:
+            raise ValueError(f"placeholder_token: {error}") from None
+        if not self.entry.is_own:
+            able = ", ".join(entry.name for entry in METHODS.values() if entry.is_own)
+            raise ValueError(f"placeholder_token is trained beside an adapter of {able}, not beside {self.method}")
+        if self.subjects_dir is not None:
+            raise ValueError(
+                "subjects_dir encodes each prompt once for all subjects, and a placeholder_token would be encoded in "
+                "every step: train the subjects one by one, each with its own token"
+            )
+        if self.class_prompt and self.placeholder_token in self.class_prompt:
+            raise ValueError(
+                f"class_prompt has the placeholder_token {self.placeholder_token}, which stands for the subject: "
+                'describe the class without it, such as "a photo of a dog"'
+            )
+        if self.optimizer == "prodigy" and self.token_lr is not None:
+            raise ValueError("optimizer=prodigy has one learning rate for all: leave out token_lr")
 
     def _check_judges(self) -> None:
         """Refuse what cannot be scored."""

@@ -183,6 +183,7 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
                     losses.append(model(next(micro_batches)))
                     accelerator.backward(torch.stack([lane["loss"] for lane in losses[-1]]).sum())
                     if accelerator.sync_gradients:
+                        rest(task.trainables, step + 1)
                         measured = run.clip(_means(losses, accelerator), step + 1, learning_rates(optimizer))
                     optimizer.step()
                     optimizer.zero_grad()
@@ -258,7 +259,7 @@ class _Run:
         bar.update()
         tracked: dict[str, float] = {}
         for number, (lane, row) in enumerate(zip(self.task.lanes, measured, strict=True)):
-            own = {trainable.component: rates[trainable.key] for trainable in lane.trainables}
+            own = {each.component: rates[each.key] if each.learns(step) else 0.0 for each in lane.trainables}
             if self.metrics:
                 self.metrics[number].append({"step": step, **row, "lr": own, "steps_per_second": 1 / seconds})
             values = {**row, **{f"lr/{component}": rate for component, rate in own.items()}}
@@ -388,6 +389,14 @@ class _Run:
                 lane.provenance.update(**facts)
                 if report:
                     write_report(lane.saving.output_dir)
+
+
+def rest(trainables: list[Trainable], step: int) -> None:
+    """Drop the gradients of what no longer learns: the optimiser leaves it as it is, and norms are without it."""
+    for trainable in trainables:
+        if not trainable.learns(step):
+            for parameter in trainable.parameters():
+                parameter.grad = None
 
 
 def _means(losses: list[list[dict[str, Tensor]]], accelerator: Accelerator) -> list[dict[str, float]]:

@@ -196,6 +196,10 @@ def report(family: Family, config: TrainingConfig) -> str:
     ]
     if config.prompt_chunks == "auto":
         lines.append("A prompt is counted as one chunk: how many prompt_chunks=auto takes, the captions will say.")
+    if config.encodes_prompts:
+        lines.append(
+            "They stay there, since prompts are encoded in every step; what they keep for the backward is not counted."
+        )
     if not config.entry.is_own:
         lines.append(f"The adapter of {title_of(config.to_dict())} is counted as if it were one of ETHER+.")
     return "\n".join(lines)

@@ -27,6 +27,8 @@ class DenoisingModel(nn.Module):
         prompt_embeds: encoded prompts, where the text encoders are frozen; they are encoded in every step otherwise.
         control: what the conditions of the batches act through.
         adapters: names of adapters that are trained side by side, each on samples of its own; none for one training.
+        placeholder_token: a token that is trained: prompts with it are encoded in every step, whatever
+            ``prompt_embeds`` has.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class DenoisingModel(nn.Module):
         prompt_embeds: dict[str, dict[str, Tensor]] | None = None,
         control: Conditioning | None = None,
         adapters: Sequence[str] = (),
+        placeholder_token: str | None = None,
     ) -> None:
         super().__init__()
         self.family = family
@@ -46,6 +49,7 @@ class DenoisingModel(nn.Module):
         self.prompt_embeds = prompt_embeds
         self.control = control
         self.adapters = list(adapters)
+        self.placeholder_token = placeholder_token
         self.denoiser = denoiser = family.denoiser
         # once: diffusers looks through all modules for them
         self.device, self.dtype = denoiser.device, denoiser.dtype
@@ -96,5 +100,17 @@ class DenoisingModel(nn.Module):
         if self.prompt_embeds is None:
             encoded = self.family.encode_prompts(prompts)
         else:
-            encoded = self.family.batch_prompts([self.prompt_embeds[prompt] for prompt in prompts])
+            now = self._encoded_now(prompts)
+            each = [now[prompt] if prompt in now else self.prompt_embeds[prompt] for prompt in prompts]
+            if now:  # what was kept is on the CPU
+                each = [{key: value.to(self.device) for key, value in prompt.items()} for prompt in each]
+            encoded = self.family.batch_prompts(each)
         return self.family.placed(encoded, self.device, self.dtype)
+
+    def _encoded_now(self, prompts: list[str]) -> dict[str, dict[str, Tensor]]:
+        """Those of the prompts that have the trained token, each encoded once."""
+        token = self.placeholder_token
+        if token is None or not (own := [prompt for prompt in dict.fromkeys(prompts) if token in prompt]):
+            return {}
+        encoded = self.family.encode_prompts(own)
+        return {prompt: {key: value[place] for key, value in encoded.items()} for place, prompt in enumerate(own)}

@@ -58,6 +58,21 @@ class AdapterSection:
         return EtherConfig(self.entry.name, self.n_blocks, self.two_sided, self.targets_of(component), self.seed)
 
 
+TOKENS = "tokens."
+"""What the names of trained components begin with that are rows of a placeholder token; a text encoder follows."""
+
+
+@dataclass(frozen=True)
+class NewTokenSection:
+    """The placeholder token that is trained beside the adapter."""
+
+    placeholder_token: str | None
+    initializer_token: str | None
+    num_vectors: int
+    token_steps: int | None
+    seed: int
+
+
 @dataclass(frozen=True)
 class OptimizerSection:
     """Optimiser and schedule; ``rate_of`` is from a component to its learning rate."""
@@ -89,6 +104,7 @@ class ComputeSection:
     output_dir: Path
     seed: int
     train_text_encoder: bool
+    encodes_prompts: bool
     mixed_precision: str | None
     gradient_accumulation_steps: int
     gradient_checkpointing: bool

@@ -42,8 +42,9 @@ def make_accelerator(section: ComputeSection) -> Accelerator:
     if section.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    # the last layer of a text encoder has no part in SDXL's embeddings, nor the second one's in the pooled one
-    unused = DistributedDataParallelKwargs(find_unused_parameters=section.train_text_encoder)
+    # the last layer of a text encoder has no part in SDXL's embeddings, nor the second one's in the pooled one; a
+    # placeholder token may be in no prompt of a batch
+    unused = DistributedDataParallelKwargs(find_unused_parameters=section.encodes_prompts)
     accelerator = Accelerator(
         mixed_precision=section.mixed_precision,
         gradient_accumulation_steps=section.gradient_accumulation_steps,

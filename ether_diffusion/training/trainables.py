@@ -37,16 +37,23 @@ class Trainable:
     """One component of the pipeline that is trained.
 
     Attributes:
-        component: the denoiser or a text encoder; control_encoder, controlnet or controlnet_weights.
+        component: the denoiser or a text encoder; control_encoder, controlnet or controlnet_weights; ``tokens.`` and a
+            text encoder for rows of a new token.
         module: owns the trained parameters: an adapter beside the component, or the component itself.
         set_active: turns the trained part on or off, so that the base can be sampled; None where it cannot.
         adapter: the adapter's name in the pipeline.
+        last_step: the step after which it stays as it is, None where it learns to the end.
     """
 
     component: str
     module: nn.Module
     set_active: Callable[[bool], None] | None
     adapter: str = ADAPTER_NAME
+    last_step: int | None = None
+
+    def learns(self, step: int) -> bool:
+        """Whether it is trained in optimisation step ``step``, counted from 1."""
+        return self.last_step is None or step <= self.last_step
 
     @property
     def key(self) -> str:
@@ -152,7 +159,10 @@ def save_trained(pipe: DiffusionPipeline, trainables: list[Trainable], saving: S
 
 
 def save_adapter(pipe: DiffusionPipeline, name: str, base_model: str, folder: Path) -> None:
-    """Write ``ether_weights.safetensors``: an adapter's vectors and control encoder, where there are any."""
+    """Write ``ether_weights.safetensors``: an adapter's vectors and control encoder, where there are any.
+
+    The embeddings of a placeholder token that was trained with it are written beside.
+    """
     file = adapter_file(pipe, name, base_model)
     if file.configs or file.control is not None:
         file.write(folder)

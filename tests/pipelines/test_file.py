@@ -134,7 +134,7 @@ def test_a_file_of_another_sort_is_refused(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"format_version": "3"}, "but of format 3: update ether-diffusion"),
+        ({"format_version": "4"}, "but of format 4: update ether-diffusion"),
         ({"format_version": None}, "has no format_version"),
         ({"ether_config": None}, "broken metadata.*ether_config"),
         ({"ether_config": "{"}, "broken metadata"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 from helpers import shake
 
@@ -18,6 +19,8 @@ import ether_diffusion as ether
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.host import host_of
 from ether_diffusion.pipelines.file import FILE_NAME
+from ether_diffusion.pipelines.learned_embeds import LEARNED_EMBEDS, LearnedEmbeds
+from ether_diffusion.pipelines.new_tokens import add_new_token, new_tokens
 from ether_diffusion.playground.tiny import tiny_pipeline
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
@@ -176,3 +179,18 @@ def test_a_folder_here_has_subfolders_and_no_revisions(pipe: DiffusionPipeline, 
     with pytest.raises(FileNotFoundError, match=f"no/such holds no {FILE_NAME}"):
         ether.load(pipe, tmp_path, "b", subfolder="no/such")
     assert list(ether.adapters(pipe)) == ["default"]
+
+
+def test_the_embeddings_of_a_new_token_come_with_the_adapter(hub: Repositories, tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    shake(ether.attach(pipe.unet, EtherConfig(), "dog"))
+    rows = torch.ones(1, 32)
+    add_new_token(pipe, "dog", LearnedEmbeds("<dog>", {"text_encoder": rows}, {"text_encoder": "<dog>"}))
+    ether.save(pipe, tmp_path / "dog", "dog")
+    for name in (FILE_NAME, LEARNED_EMBEDS):
+        hub.files["me/dog", "v1", f"best/{name}"] = (tmp_path / "dog" / name).read_bytes()
+    ether.load(loaded := tiny_pipeline(), "me/dog", revision="v1", subfolder="best")
+    assert torch.equal(new_tokens(loaded)["default"].rows["text_encoder"], rows)
+    del hub.files["me/dog", "v1", f"best/{LEARNED_EMBEDS}"]
+    with pytest.raises(FileNotFoundError, match="new token <dog>, whose embeddings are not beside it"):
+        ether.load(tiny_pipeline(), "me/dog", revision="v1", subfolder="best", cache_dir=tmp_path / "elsewhere")

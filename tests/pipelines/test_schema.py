@@ -81,6 +81,12 @@ def both(*changes: Callable[[Header], Any]) -> Callable[[Header], None]:
     return change
 
 
+def embedding(**values: Any) -> Callable[[Header], None]:
+    """A placeholder token in the metadata, with other values of it."""
+    told = {"placeholder_token": "<dog>", "components": ["text_encoder"], "hash": 16 * "0"} | values
+    return metadata("learned_embeds", json.dumps(told))
+
+
 VERSION_2 = metadata("format_version", "2")
 CRAFTED: dict[str, tuple[Callable[[Header], Any], str]] = {
     "deep header": (lambda _: "[" * 100_000 + "]" * 100_000, "nested too deeply"),
@@ -138,7 +144,13 @@ CRAFTED: dict[str, tuple[Callable[[Header], Any], str]] = {
         r"of shape \(64,\); it has 2 dimensions",
     ),
     "part of a whole Linear": (both(VERSION_2, renamed(f"{KEY}.mlp")), "unknown key: unet.*u.mlp"),
-    "version of tomorrow": (metadata("format_version", "3"), "of format 1 or 2 but of format 3: update"),
+    "version of tomorrow": (metadata("format_version", "4"), "of format 1 to 3 but of format 4: update"),
+    "version of a token that is not named": (metadata("format_version", "3"), "format 3 and learned_embeds do not go"),
+    "token in version 1": (embedding(), "format 1 and learned_embeds do not go together"),
+    "token of a number": (embedding(placeholder_token=1), "placeholder_token is 1, a token is expected"),
+    "token of no encoder": (embedding(components=[]), "components is a list, a list of text encoders"),
+    "token of another part": (embedding(components=["vae"]), "components is a list, a list of text encoders"),
+    "token without hash": (embedding(hash="0x"), "hash is '0x', 16 hexadecimal digits"),
     "vector of no module": (renamed("unet.u"), "the vectors of ether are u"),
     "key of a terminal": (renamed("unet.\x1b[2J.u"), "a key that is no module path"),
     "long key": (renamed("unet." + "a" * 5000 + ".u"), "a key that is no module path"),

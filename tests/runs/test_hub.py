@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from helpers import shake
 from PIL import Image
@@ -16,6 +17,8 @@ from safetensors import safe_open
 import ether_diffusion as ether
 from ether_diffusion import playground
 from ether_diffusion.core.host import host_of
+from ether_diffusion.pipelines.learned_embeds import LearnedEmbeds
+from ether_diffusion.pipelines.new_tokens import add_new_token
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.runs import hub
 
@@ -64,6 +67,17 @@ def test_the_code_of_the_card_draws_with_the_adapter(
     (loaded,) = host_of(scope["pipe"].unet).adapters.values()  # type: ignore[union-attr]
     (mine,) = host_of(pipe.unet).adapters.values()  # type: ignore[union-attr]
     assert all((value == mine.state_dict()[key]).all() for key, value in loaded.state_dict().items())
+
+
+def test_a_new_token_goes_with_its_adapter(uploads: Uploads) -> None:
+    pipe = tiny_pipeline()
+    shake(ether.attach(pipe.unet, ether.EtherConfig(), "dog"))
+    add_new_token(pipe, "dog", LearnedEmbeds("<dog>", {"text_encoder": torch.ones(1, 32)}, {"text_encoder": "<dog>"}))
+    ether.push_to_hub(pipe, "me/dog")
+    folder = uploads[1][0]
+    assert r"\<dog\> in a prompt is a new token" in (folder / "README.md").read_text()
+    ether.load(other := tiny_pipeline(), folder)
+    assert ether.adapters(other)["default"].placeholder_token == "<dog>"
 
 
 def test_the_header_says_what_it_belongs_to(uploads: Uploads) -> None:

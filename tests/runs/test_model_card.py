@@ -128,6 +128,25 @@ def test_a_lora_beside_the_adapter_is_told(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("xl", [False, True], ids=["sd", "sdxl"])
+def test_a_new_token_is_told_with_the_file_that_it_is_in(tmp_path: Path, xl: bool) -> None:
+    token = {"placeholder_token": "<dog>", "num_vectors": 2, "token_lr": 1e-3}
+    run = make_run(tmp_path, prompt="a photo of <dog> dog", **token)
+    if xl:
+        known = json.loads((run / "provenance.json").read_text()) | {"family": "sdxl"}
+        (run / "provenance.json").write_text(json.dumps(known))
+    (run / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    _, body, _ = read_card(run)
+    assert r"\<dog\> in the prompt is a new token of 2 vectors" in body
+    assert r"| `placeholder_token` | \<dog\> |" in body
+    second = body.split("\n```python\n")[2].split("\n```\n")[0]
+    loaded = "pipe.load_textual_inversion"
+    expected = ["safetensors.torch.load_file", loaded, loaded] if xl else [loaded]
+    names = re.findall(r"([\w.]+)\(", second)
+    assert names == ["DiffusionPipeline.from_pretrained", "pipe.load_lora_weights", *expected, "pipe"]
+    assert ('{"<dog>": embeds["clip_g"]}, text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2' in second) == xl
+
+
 def test_the_best_step_is_told_with_how_to_load_it(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     rows = [{"step": s, "dino": d, "dino_nearest": d, "clip_t": 0.3} for s, d in ((0, 0.1), (200, 0.5), (1400, 0.4))]

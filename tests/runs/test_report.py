@@ -333,6 +333,17 @@ def test_the_best_step_is_named_with_its_rule_its_curves_and_its_file(tmp_path: 
     assert "the adapter of step 200" not in page.text
 
 
+def test_a_new_token_is_named_with_its_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path, (0, 100))
+    (run / "learned_embeds.safetensors").write_bytes(b"0" * 20000)
+    assert "learned_embeds" not in report(run).text
+    with (run / "config.yaml").open("a") as file:
+        file.write("\nplaceholder_token: <dog>\n")
+    page = report(run)
+    assert "the embeddings of the new token <dog>, which ether.load adds, too (0.02 MB)" in page.text
+    assert "learned_embeds.safetensors" in [link.get("href") for link in page.all("a")]
+
+
 def test_a_best_step_that_thinning_would_leave_out_is_shown(tmp_path: Path) -> None:
     run = make_run(tmp_path, tuple(range(0, 2001, 100)))
     score_samples(run, **{f"step_{step}": 0.5 + (step == 1100) for step in range(100, 2001, 100)})

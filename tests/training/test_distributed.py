@@ -93,3 +93,23 @@ def test_two_processes_take_the_captions_and_the_average_of_one(
     assert relative_change(average[0], final[0]) > 1e-3
     for left, right in zip(metrics(two), metrics(one), strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
+
+
+def test_two_processes_train_a_new_token_as_one_does(
+    train: Train, launch: Callable[..., Path], photos: Path, tmp_path: Path
+) -> None:
+    """The token is in no prompt of one of the processes at some steps."""
+    folder = tmp_path / "captioned"
+    shutil.copytree(photos, folder)
+    (folder / "0.txt").write_text("a photo of an x")
+    common: dict[str, Any] = {
+        "instance_data_dir": folder,
+        "instance_prompt": "a photo of <dog> x",
+        "placeholder_token": "<dog>",
+        "token_lr": 1e-2,
+        "learning_rate": 1e-2,
+        "adam_epsilon": 1e-3,
+        "max_train_steps": 4,
+    }
+    one, two = train("one", train_batch_size=2, **common), launch("two", **common)
+    assert relative_change(trained(two, 4), trained(one, 4)) < 1e-6

@@ -97,4 +97,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     said = capsys.readouterr().out
     assert "Stable Diffusion 1.x and 2.x, 64 px, batch 1, base in torch.float32" in said
     assert "with --gradient_checkpointing" in said
+    assert "encoded in every step" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_says_that_text_encoders_stay_for_a_new_token(
+    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--pretrained_model_name_or_path", str(base_folder), "--instance_data_dir", "x", "--dry_run"]
+    token = ["--instance_prompt", "a <dog> dog", "--placeholder_token", "<dog>"]
+    main([*flags, *token, "--output_dir", str(tmp_path / "run")])
+    assert "They stay there, since prompts are encoded in every step" in capsys.readouterr().out
