@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_images
 from ether_diffusion.page.pictures import picture_grid
 from ether_diffusion.playground.world import write_subject
-from ether_diffusion.recipes import find_config, training_settings
 from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline
 from ether_diffusion.runs.folder import read_provenance
@@ -42,15 +41,16 @@ RECIPE = "demo"
 TOKEN = "qwe"
 STEPS, LONG, EVERY = 400, 1200, 50
 """Steps of every training but the long one, of the long one, and between its checkpoints."""
-SEEDS, SHOWN = 4, 2
-"""Pictures of each prompt that are scored, and those of them that are shown."""
+SEEDS, DENOISING = 2, 16
+"""Pictures of each prompt, and denoising steps of a picture."""
 HEADS = {
     "a qwe robot on a meadow": "on a meadow",
     "a qwe robot in a cloudy sky": "in a cloudy sky",
     "a qwe robot on a snowy field": "on a snowy field",
-    "a small qwe robot on a meadow under a green sky": "small, green sky",
+    "a small qwe robot on a meadow": "small, meadow",
 }
-"""What is written over the pictures of each prompt of the recipe."""
+"""The prompts, whose true pictures are known, and what is written over the pictures of each."""
+PROMPTS = [prompt for prompt in HEADS for _ in range(SEEDS)]
 
 
 @dataclass(frozen=True)
@@ -122,33 +122,32 @@ def photos_of(folder: Path) -> list[Path]:
     return photos
 
 
-def pipeline_of(look: Look, folder: Path) -> DiffusionPipeline:
-    """The base with what a training had learnt at a step, at a strength."""
-    pipe = load_pipeline(Base(playground.NAME))
-    ether.load(pipe, folder / look.training / "checkpoints" / f"step-{look.step:06d}", strength=look.strength)
-    return pipe
+def drawn(pipe: DiffusionPipeline, look: Look | None, folder: Path) -> list[Image.Image]:
+    """Every prompt with every seed, in this order, by what a training had learnt; without a look by the base.
 
-
-def drawn(pipe: DiffusionPipeline) -> list[Image.Image]:
-    """Every prompt with every seed, in this order."""
-    prompts = [prompt for prompt in HEADS for _ in range(SEEDS)]
-    steps, guidance = 25, playground.GUIDANCE[playground.NAME]
-    return list(draw(pipe, Asked(prompts, list(range(SEEDS)) * len(HEADS)), 8, steps, guidance))
+    What is drawn already is read.
+    """
+    kept = folder / "drawn" / ("base" if look is None else f"{look.training}-{look.step}-{look.strength:g}")
+    if not kept.is_dir():
+        if look is not None:
+            learnt = folder / look.training / "checkpoints" / f"step-{look.step:06d}"
+            ether.load(pipe, learnt, strength=look.strength)
+        asked = Asked(PROMPTS, list(range(SEEDS)) * len(HEADS))
+        guidance = playground.GUIDANCE[playground.NAME]
+        with atomic_path(kept) as temporary:
+            temporary.mkdir()
+            for name, image in zip(asked.names, draw(pipe, asked, len(PROMPTS), DENOISING, guidance), strict=True):
+                image.save(temporary / name)
+        if look is not None:
+            ether.unload(pipe)
+    return [Image.open(path) for path in sorted(kept.iterdir())]
 
 
 def scores_of(images: list[Image.Image], references: References, judges: Judges) -> dict[str, float]:
     """Means over the pictures: truth-likeness, DINO, DINO to the nearest photo, CLIP-T without the rare word."""
-    prompts = [prompt for prompt in HEADS for _ in range(SEEDS)]
-    rows = score_images(images, prompts, references, judges, TOKEN).images
-    return {
-        key: round(sum(row[key] for row in rows) / len(rows), 4) for key in ("truth", "dino", "dino_nearest", "clip_t")
-    }
-
-
-def shown(images: list[Image.Image]) -> Iterator[Image.Image]:
-    """The first pictures of every prompt."""
-    for start in range(0, len(images), SEEDS):
-        yield from images[start : start + SHOWN]
+    rows = score_images(images, PROMPTS, references, judges, TOKEN).images
+    keys = ("truth", "dino", "dino_nearest", "clip_t")
+    return {key: round(sum(row[key] for row in rows) / len(rows), 4) for key in keys}
 
 
 def main() -> None:
@@ -156,25 +155,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where photos and trainings are kept")
     folder: Path = parser.parse_args().folder
-    if list(HEADS) != training_settings(find_config(RECIPE))["validation_prompt"]:
-        raise SystemExit(f"the recipe {RECIPE} has other prompts than HEADS here: make them equal")
     folder.mkdir(parents=True, exist_ok=True)
     photos = photos_of(folder)
     for name in TRAININGS:
         train(name, folder)
     judges = load_judges(playground.NAME, playground.NAME)
     references = References(photos, judges, true_answers(photos, list(HEADS)))
-    looks = dict.fromkeys(look for rows in ROWS.values() for look in rows)
-    pictures = {look: drawn(pipeline_of(look, folder)) for look in looks}
-    base = drawn(load_pipeline(Base(playground.NAME)))
-    found: dict[str, Any] = {"base": scores_of(base, references, judges), "pictures": len(base)}
-    heads = [head if number == 0 else "" for head in HEADS.values() for number in range(SHOWN)]
+    pipe = load_pipeline(Base(playground.NAME))
+    base = drawn(pipe, None, folder)
+    pictures = {look: drawn(pipe, look, folder) for rows in ROWS.values() for look in rows}
+    heads = [head if number == 0 else "" for head in HEADS.values() for number in range(SEEDS)]
     for name, rows in ROWS.items():
-        sheet = picture_grid(
-            [("base", list(shown(base))), *((look.title, list(shown(pictures[look]))) for look in rows)], heads
-        )
+        sheet = picture_grid([("base", base), *((look.title, pictures[look]) for look in rows)], heads)
         with atomic_path(DOCS / "pictures" / f"settings-{name}.webp") as temporary:
             sheet.save(temporary, "WEBP", quality=85, method=6)
+    found: dict[str, Any] = {"pictures": len(base), "base": scores_of(base, references, judges)}
+    for name, rows in ROWS.items():
         found[name] = {look.title: scores_of(pictures[look], references, judges) for look in rows}
     write_text(DOCS / "results" / "settings.json", json.dumps(found, indent=1) + "\n")
 

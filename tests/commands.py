@@ -147,6 +147,8 @@ def _program(words: Sequence[str]) -> tuple[Program | None, list[str]]:
             return _verb(rest)
         case ["accelerate", "launch", *rest]:
             return _launched(rest)
+        case ["torchrun", *rest] if "-m" in rest:
+            return _program(["accelerate", "launch", *rest[rest.index("-m") :]])
         case ["python", "-m", module, *rest] if module.partition(".")[0] in OURS:
             return ("-m", module), rest
         case ["python", "-m", "pytest", *rest] | ["pytest", *rest]:
