@@ -170,7 +170,9 @@ def _program(words: Sequence[str]) -> tuple[Program | None, list[str]]:
             named = [extra for word in rest for extra in _extras(word)]
             _all_known("extra", named, extras["optional-dependencies"])
             return None, []
-        case [name, *_] if name in FOREIGN or list(words[:2]) == ["python", "-c"]:
+        case ["python", "-c", *_] | ["python", "-m", "http.server", *_]:
+            return None, []
+        case [name, *_] if name in FOREIGN:
             return None, []
     raise LookupError(f"the command {words[0]} is not known here")
 

@@ -125,3 +125,22 @@ def test_the_list_has_a_row_for_each_error() -> None:
 def test_the_reference_has_every_public_name() -> None:
     page = (DOCS / "reference/index.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^::: ether_diffusion\.(\w+)$", page, flags=re.MULTILINE)) == sorted(ether.__all__)
+
+
+@pytest.mark.parametrize(
+    ("tag", "address"),
+    [
+        ('<script async src="https://host/a.js">', "https://host/a.js"),
+        ('<link rel="stylesheet" href="//host/a.css">', "//host/a.css"),
+        ('<img alt="a" src=http://host/a.png>', "http://host/a.png"),
+        ('<a href="https://host/page">', None),
+        ('<img src="pictures/a.png">', None),
+        ('<script src="assets/a.js">', None),
+    ],
+)
+def test_what_a_page_loads_from_elsewhere_is_found(tag: str, address: str | None) -> None:
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    from hooks import LOADED
+
+    found = LOADED.search(f"<p>text</p>{tag}")
+    assert (found and found["address"]) == address
