@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-gpu lint bench clean
+.PHONY: demo test test-gpu lint docs dist release-check bench clean
 
 demo: $(STAMP)            ## train on a small model and open its report, in a few minutes
 	$(BIN)/ether demo .demo
@@ -18,6 +18,18 @@ lint: $(STAMP)            ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(STAMP)            ## the documentation as a site in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: $(STAMP)            ## wheel and source archive in dist/, checked
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
+release-check: dist       ## install the wheel into an empty environment elsewhere, and use it as a newcomer would
+	$(BIN)/python tests/release.py dist/*.whl
+
 bench: $(STAMP)           ## time, memory and launches of training steps, and inference, with short settings
 	$(BIN)/python benchmarks/step.py --model playground --rounds 20
 	$(BIN)/python benchmarks/step.py --resolution 256 --rounds 3 --methods "ETHER n=4" "ETHER+ n=4" "LoRA r=4" "dense ETHER+ n=4"
@@ -30,5 +42,5 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
-clean:                    ## remove the environment and what the demo made
-	rm -rf .venv .demo
+clean:                    ## remove the environment and what was made
+	rm -rf .venv .demo dist site

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,11 @@ PAGES = (
     DOCS / "families.md",
     DOCS / "language.md",
     DOCS / "peft.md",
+    DOCS / "settings.md",
 )
 BLOCK = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
+SETTINGS = ("steps", "rate", "strength", "photos", "blocks", "text-encoder")
+"""Those of docs/settings.md, in its order."""
 SIZES = {"naive": "n = 4", "lora": "r = 4", "oft": "n = 4", "boft": "n = 4", "hra": "r = 8"}
 """In the studies whose results are in the tables."""
 TITLES = {
@@ -320,6 +324,17 @@ def study_of_language(table: Callable[[Results], str]) -> str:
     return table(load("language")) if (RESULTS / "language.json").is_file() else "The study has not been run yet.\n"
 
 
+def setting(name: str) -> str:
+    """docs: the scores under too little and too much of a setting."""
+    found = load("settings")
+    keys = {"truth": "truth-likeness", "dino": "DINO", "dino_nearest": "nearest photo", "clip_t": "CLIP-T"}
+    rows = [
+        [title, *(f"{scores[key]:.2f}" for key in keys)]
+        for title, scores in {"base": found["base"], **found[name]}.items()
+    ]
+    return markdown_table(["", *keys.values()], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **step_tables.TABLES,
     "method-parameters": method_parameters,
@@ -341,6 +356,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "language": lambda: study_of_language(methods_table),
     "language-compared": lambda: study_of_language(compared_table),
     "language-rates": lambda: study_of_language(rates_table),
+    **{f"setting-{name}": partial(setting, name) for name in SETTINGS},
 }
 
 

@@ -1,8 +1,9 @@
-"""What a wheel installs: the command and the recipes, apart from the repository."""
+"""What a wheel installs: the command and the recipes, apart from the repository; and what it says of itself."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,13 +18,17 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder into which a wheel of this checkout is installed; the playground's weights are left out."""
+    """Where a wheel is installed that is made of what the Dockerfile copies, without the playground's weights."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    shutil.copytree(ROOT / "ether_diffusion", source / "ether_diffusion", ignore=shutil.ignore_patterns("base", "flow"))
-    shutil.copytree(ROOT / "configs", source / "configs")
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    for line in re.findall(r"^COPY (.+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE):
+        *names, target = line.split()
+        for name in names:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, source / target, ignore=shutil.ignore_patterns("base", "flow"))
+            else:
+                (source / target).mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, source / target)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     alone = ["--no-deps", "--no-index"]
     subprocess.run([*pip, "wheel", *alone, "--no-build-isolation", "-w", folder, source], check=True)
@@ -42,3 +47,13 @@ def test_the_command_finds_the_recipes_of_its_own_installation(installed: Path, 
     assert ended.stderr.splitlines()[-1] == "ether train: max_train_steps must be at least 1, not 0"
     files = {path.name: path.read_bytes() for path in (installed / "ether_diffusion" / "configs").iterdir()}
     assert files == {path.name: path.read_bytes() for path in recipes().values()}
+
+
+def test_the_description_is_the_readme_without_links_that_lead_nowhere(installed: Path) -> None:
+    (metadata,) = installed.glob("ether_diffusion-*.dist-info/METADATA")
+    said = metadata.read_text(encoding="utf-8").partition("\n\n")[2]
+    assert said.startswith("# ether-diffusion\n")
+    assert 'pipe("a photo of qwe dog in a bucket")' in said
+    targets = re.findall(r"\]\(([^)\s]+)\)", said)
+    assert targets
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []

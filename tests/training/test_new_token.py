@@ -149,7 +149,7 @@ def test_a_token_of_the_base_is_refused() -> None:
     [
         ({"placeholder_token": "dog"}, "placeholder_token: the placeholder token 'dog' must be"),
         ({"placeholder_token": None}, "initializer_token is of a new token: add placeholder_token"),
-        ({"method": "full"}, "beside an adapter of ether, ether_plus, naive, not beside full"),
+        ({"method": "full"}, "beside an adapter of ether, ether_plus, naive, anchored, ether_plus_free, not beside full"),
         ({"with_prior_preservation": True, "class_prompt": "a <dog>"}, "class_prompt has the placeholder_token <dog>"),
         ({"optimizer": "prodigy"}, "one learning rate for all: leave out token_lr"),
         ({"num_vectors": 65}, "num_vectors"),
