@@ -11,6 +11,7 @@ from ether_diffusion.data.options import TAG_ORDERS
 from ether_diffusion.ranges import AMOUNT, COUNT, Range
 from ether_diffusion.registry import METHODS
 from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.groups import DREAMBOOTH, Groups
 
 
 @dataclass
@@ -48,6 +49,8 @@ class DreamBoothConfig(TrainingConfig):
             given.
         aspect_ratio_buckets: keep the photos' shapes, rounded to one of some sizes, instead of squares.
     """
+
+    GROUPS: ClassVar[Groups] = DREAMBOOTH
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **TrainingConfig.RANGES,
