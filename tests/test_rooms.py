@@ -22,7 +22,20 @@ FLOORS = (
     ("pipelines",),
     ("families",),
     ("core",),
-    ("page", "arguments", "files", "reading", "images", "config", "registry", "recipes", "private", "ranges", "logs"),
+    (
+        "page",
+        "arguments",
+        "files",
+        "reading",
+        "images",
+        "config",
+        "registry",
+        "recipes",
+        "private",
+        "ranges",
+        "logs",
+        "bars",
+    ),
 )
 """From the top down; rooms of one floor may use each other."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
