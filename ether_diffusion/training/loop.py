@@ -11,12 +11,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.families.protocol import Family
@@ -32,6 +31,7 @@ from ether_diffusion.training.optimizers import learning_rates, make_optimizer, 
 from ether_diffusion.training.samples import Sampler, Shown, has_samples, inactive, write_samples
 from ether_diffusion.training.sections import HubSection, LoopSection, OptimizerSection, SavingSection
 from ether_diffusion.training.seen import SEEN, Seen
+from ether_diffusion.training.telling import Telling
 from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, trained_state
 from ether_diffusion.training.validation import Validation
 
@@ -170,8 +170,9 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
         )
     micro_batches = task.batches(step, section.max_train_steps)
     model.train()
-    with Interrupts() as interrupts, run.progress_bar(step) as bar, run.failures_recorded():
-        run.sample_if_due(step, interrupts)
+    telling = Telling(section, step, accelerator.device)
+    with Interrupts() as interrupts, telling, run.failures_recorded():
+        run.sample_if_due(step, interrupts, telling)
         while step < section.max_train_steps and not run.ended:
             if received := _any_process(interrupts.received, accelerator):
                 checkpoints.save(step)
@@ -194,10 +195,10 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
             step += 1
             if averages is not None and not skipped:
                 averages.update(step)
-            run.log(step, measured, rates, time.perf_counter() - began, bar)
+            run.log(step, measured, rates, time.perf_counter() - began, telling)
             if step == section.max_train_steps or step % section.checkpointing_steps == 0:
                 checkpoints.save(step)
-            run.sample_if_due(step, interrupts)
+            run.sample_if_due(step, interrupts, telling)
         if run.ended:
             run.end_early(step)
         run.record_pictures()
@@ -235,11 +236,6 @@ class _Run:
             self.metrics = [MetricsFile(folder / "metrics.jsonl", start_step) for folder in folders]
             self.validations = [MetricsFile(folder / "validation.jsonl", start_step) for folder in folders]
 
-    def progress_bar(self, step: int) -> tqdm[Any]:
-        hidden = not self.accelerator.is_main_process
-        total = self.section.max_train_steps
-        return tqdm(total=total, initial=step, desc="training", unit="step", disable=hidden, dynamic_ncols=True)
-
     def clip(self, means: list[dict[str, float]], step: int, rates: dict[str, float]) -> list[dict[str, float]]:
         """Clip every lane's gradients to their norm, and return its losses with it."""
         measured = []
@@ -250,12 +246,11 @@ class _Run:
         return measured
 
     def log(
-        self, step: int, measured: list[dict[str, float]], rates: dict[str, float], seconds: float, bar: tqdm[Any]
+        self, step: int, measured: list[dict[str, float]], rates: dict[str, float], seconds: float, telling: Telling
     ) -> None:
         self.step = step
         loss = sum(row["loss"] for row in measured) / len(measured)
-        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{next(iter(rates.values())):.2e}", refresh=False)
-        bar.update()
+        telling.step(step, loss, next(iter(rates.values())), seconds)
         tracked: dict[str, float] = {}
         for number, (lane, row) in enumerate(zip(self.task.lanes, measured, strict=True)):
             own = {trainable.component: rates[trainable.key] for trainable in lane.trainables}
@@ -265,7 +260,7 @@ class _Run:
             tracked |= {key if lane.name is None else f"{lane.name}/{key}": value for key, value in values.items()}
         self.accelerator.log(tracked, step=step)
 
-    def sample_if_due(self, step: int, interrupts: Interrupts) -> None:
+    def sample_if_due(self, step: int, interrupts: Interrupts, telling: Telling) -> None:
         """Write and score the grid of a step that is due, if it is not there, and renew the report; ``finish`` writes
         the last one.
 
@@ -276,7 +271,7 @@ class _Run:
         if self.accelerator.is_main_process and due:
             averages = self.checkpoints.averages
             stop = lambda: bool(interrupts.received)  # noqa: E731
-            with nullcontext() if averages is None else averages.acting():
+            with telling.drawing(), nullcontext() if averages is None else averages.acting():
                 for number, lane in enumerate(self.task.lanes):
                     self._validate(lane, self.validations[number], step)
                     folder = lane.saving.output_dir / "samples" / f"step-{step:06d}"
