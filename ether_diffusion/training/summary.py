@@ -130,5 +130,5 @@ def _memory(start: Start[Any], lanes: Sequence[Lane]) -> str:
     trained = sum(each.num_parameters() for lane in lanes for each in lane.trainables)
     states = int((4 + OPTIMIZER_STATES[start.config.optimizer]) * trained)
     return (
-        f"{data_size(sum(held.values()))} of weights, {data_size(states)} of gradients and optimiser, activations more"
+        f"{data_size(sum(held.values()))} of weights, {data_size(states)} of gradients and optimiser, plus activations"
     )
