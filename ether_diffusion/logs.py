@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 PACKAGE = "ether_diffusion"
 
 
@@ -90,6 +88,8 @@ class Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message, unless it has been printed before."""
+        from tqdm import tqdm  # not for --help
+
         prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         text = prefix + self.format(record)
         if text not in self.said:
