@@ -170,9 +170,8 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
         )
     micro_batches = task.batches(step, section.max_train_steps)
     model.train()
-    telling = Telling(section, step, accelerator.device)
-    with Interrupts() as interrupts, telling, run.failures_recorded():
-        run.sample_if_due(step, interrupts, telling)
+    with Interrupts() as interrupts, run.telling, run.failures_recorded():
+        run.sample_if_due(step, interrupts)
         while step < section.max_train_steps and not run.ended:
             if received := _any_process(interrupts.received, accelerator):
                 checkpoints.save(step)
@@ -195,10 +194,10 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
             step += 1
             if averages is not None and not skipped:
                 averages.update(step)
-            run.log(step, measured, rates, time.perf_counter() - began, telling)
+            run.log(step, measured, rates, time.perf_counter() - began)
             if step == section.max_train_steps or step % section.checkpointing_steps == 0:
                 checkpoints.save(step)
-            run.sample_if_due(step, interrupts, telling)
+            run.sample_if_due(step, interrupts)
         if run.ended:
             run.end_early(step)
         run.record_pictures()
@@ -227,6 +226,7 @@ class _Run:
         self.ended = False
         self.before = float(task.lanes[0].provenance.content["seconds"])
         self.began = time.perf_counter()
+        self.telling = Telling(section, start_step, accelerator.device)
         self.metrics: list[MetricsFile] = []
         self.validations: list[MetricsFile] = []
         if accelerator.is_main_process:
@@ -245,12 +245,10 @@ class _Run:
             measured.append({**losses, "grad_norm": norm})
         return measured
 
-    def log(
-        self, step: int, measured: list[dict[str, float]], rates: dict[str, float], seconds: float, telling: Telling
-    ) -> None:
+    def log(self, step: int, measured: list[dict[str, float]], rates: dict[str, float], seconds: float) -> None:
         self.step = step
         loss = sum(row["loss"] for row in measured) / len(measured)
-        telling.step(step, loss, next(iter(rates.values())), seconds)
+        self.telling.step(step, loss, next(iter(rates.values())), seconds)
         tracked: dict[str, float] = {}
         for number, (lane, row) in enumerate(zip(self.task.lanes, measured, strict=True)):
             own = {trainable.component: rates[trainable.key] for trainable in lane.trainables}
@@ -260,7 +258,7 @@ class _Run:
             tracked |= {key if lane.name is None else f"{lane.name}/{key}": value for key, value in values.items()}
         self.accelerator.log(tracked, step=step)
 
-    def sample_if_due(self, step: int, interrupts: Interrupts, telling: Telling) -> None:
+    def sample_if_due(self, step: int, interrupts: Interrupts) -> None:
         """Write and score the grid of a step that is due, if it is not there, and renew the report; ``finish`` writes
         the last one.
 
@@ -271,7 +269,7 @@ class _Run:
         if self.accelerator.is_main_process and due:
             averages = self.checkpoints.averages
             stop = lambda: bool(interrupts.received)  # noqa: E731
-            with telling.drawing(), nullcontext() if averages is None else averages.acting():
+            with self.telling.drawing(), nullcontext() if averages is None else averages.acting():
                 for number, lane in enumerate(self.task.lanes):
                     self._validate(lane, self.validations[number], step)
                     folder = lane.saving.output_dir / "samples" / f"step-{step:06d}"
