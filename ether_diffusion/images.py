@@ -136,10 +136,17 @@ def is_picture_name(path: Path) -> bool:
 def list_images(
     folder: str | Path, nested: bool = False, more: Iterable[Path] = (), without: Path | None = None
 ) -> list[Path]:
-    """Return the pictures in ``folder``, sorted by their paths in it; each has been decoded once, in full.
+    """The pictures in ``folder``, as :func:`sort_files` finds them, with the same arguments and errors."""
+    return sort_files(folder, nested, more, without)[0]
 
-    Captions are passed over; any other file that is hidden or is no whole picture is left out with a logged warning
-    that names it. A text that is no picture's caption is warned of, too.
+
+def sort_files(
+    folder: str | Path, nested: bool = False, more: Iterable[Path] = (), without: Path | None = None
+) -> tuple[list[Path], list[Path]]:
+    """The pictures in ``folder`` and the files that are none, sorted by their paths in it.
+
+    Each picture has been decoded once, in full. Captions are passed over; any other file that is hidden or is no whole
+    picture is left out with a logged warning that names it. A text that is no picture's caption is warned of, too.
 
     Args:
         folder: of the pictures.
@@ -156,7 +163,10 @@ def list_images(
     folder = check_folder(folder)
     found = [path for path in {*list_files(folder, nested), *more} if not is_text(path) and path != without]
     found.sort(key=lambda path: path.relative_to(folder).as_posix())
-    paths = [path for path in found if _is_readable(path)]
+    paths: list[Path] = []
+    left_out: list[Path] = []
+    for path in found:
+        (paths if _is_readable(path) else left_out).append(path)
     if not paths:
         where = f"in {folder} and its sub-folders" if nested else f"directly in {folder} (sub-folders are not searched)"
         inside = [path for path in list_files(folder, nested=True) if is_picture_name(path)]
@@ -165,11 +175,11 @@ def list_images(
             advice += f"; {len(inside)} pictures are in sub-folders: move them up, or add --nested_folders to "
             advice += "train_dreambooth.py"
         raise ValueError(f"no readable picture {where}; {advice}")
-    if len(paths) < len(found):
-        logger.info("%d of %d files in %s are left out", len(found) - len(paths), len(found), folder)
+    if left_out:
+        logger.info("%d of %d files in %s are left out", len(left_out), len(found), folder)
     for place in dict.fromkeys([folder, *(path.parent for path in paths)]):
         _warn_of_unread_texts(place)
-    return paths
+    return paths, left_out
 
 
 def list_files(folder: Path, nested: bool = False) -> list[Path]:

@@ -53,7 +53,7 @@ def test_a_number_out_of_its_range_is_refused_by_name(settings: Any) -> None:
 @pytest.mark.parametrize("settings", [DreamBoothConfig, ControlConfig])
 def test_the_help_names_the_ranges(settings: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_config(settings, ["--help"])
+        parse_config(settings, ["--help=all"])
     shown = " ".join(capsys.readouterr().out.split())
     for name, allowed in settings.RANGES.items():
         own = shown[shown.rindex(f"--{name} ") :][:600]

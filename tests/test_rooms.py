@@ -24,7 +24,7 @@ FLOORS = (
     ("core",),
     (
         *("page", "arguments", "files", "reading", "images", "config", "registry", "recipes", "private", "ranges"),
-        *("logs", "placeholder"),
+        *("logs", "bars", "placeholder"),
     ),
 )
 """From the top down; rooms of one floor may use each other."""

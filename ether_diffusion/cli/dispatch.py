@@ -14,6 +14,7 @@ from types import FrameType
 
 from ether_diffusion.cli.verbs import ETHER, Group, Program
 from ether_diffusion.config import suggestion
+from ether_diffusion.logs import silence_libraries
 
 BAD_INPUT = 2
 """Exit status of a mistake that the user can mend; argparse's own."""
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: 2 after one line on the standard error for bad input, 130 after Ctrl-C; otherwise what the program
             ends with.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torchvision, which nothing needs
+    silence_libraries()
     try:
         _run(ETHER, ETHER.name, list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:

@@ -15,11 +15,13 @@ class Program:
         help: what it does, in one line.
         target: "module:function" of the program; it takes the rest of the command line. The module is imported when
             the verb is used.
+        settings: "module:class" of its config where importing that is quick: its settings can be completed in a shell.
     """
 
     name: str
     help: str
     target: str
+    settings: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,18 @@ ETHER = Group(
     "Finetune diffusion models with hyperplane reflections.",
     {
         "Training": (
-            Program("train", "teach a base a subject from a few photos", "ether_diffusion.training.launch:dreambooth"),
-            Program("control", "teach a base to follow maps, edges, depth", "ether_diffusion.training.launch:control"),
+            Program(
+                "train",
+                "teach a base a subject from a few photos",
+                "ether_diffusion.training.launch:dreambooth",
+                "ether_diffusion.training.dreambooth_config:DreamBoothConfig",
+            ),
+            Program(
+                "control",
+                "teach a base to follow maps, edges, depth",
+                "ether_diffusion.training.launch:control",
+                "ether_diffusion.training.control_config:ControlConfig",
+            ),
         ),
         "Pictures": (
             Program("sample", "draw with what a run learnt, at several strengths", "ether_diffusion.runs.sample:main"),
@@ -160,6 +172,7 @@ ETHER = Group(
                 "doctor", "what is installed, what can be trained, what is amiss", "ether_diffusion.doctor.report:main"
             ),
             CONFIG,
+            Program("completion", "a script for the completion of a shell", "ether_diffusion.cli.completion:main"),
         ),
     },
 )

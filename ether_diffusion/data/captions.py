@@ -18,7 +18,7 @@ import torch
 from ether_diffusion.data.metadata import Metadata, read_metadata
 from ether_diffusion.data.options import DEFAULTS, FolderOptions
 from ether_diffusion.data.randomness import generator
-from ether_diffusion.images import check_folder, list_images, load_captions
+from ether_diffusion.images import check_folder, load_captions, sort_files
 
 T = TypeVar("T")
 
@@ -40,10 +40,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """The pictures of a folder, sorted by name, and where their captions are listed, if they are."""
+    """What a folder holds.
+
+    Args:
+        pictures: sorted by name.
+        listing: the file with their captions, if there is one.
+        skipped: files that are no picture.
+    """
 
     pictures: list[Picture]
     listing: Path | None
+    skipped: list[Path]
 
 
 @dataclass(frozen=True)
@@ -85,15 +92,15 @@ def list_pictures(folder: str | Path, options: FolderOptions = DEFAULTS) -> Pict
     folder = check_folder(folder)
     metadata = read_metadata(folder, options.caption_column)
     if metadata is None:
-        paths = list_images(folder, options.nested_folders)
+        paths, skipped = sort_files(folder, options.nested_folders)
     else:
         named = [folder / name for name in metadata.captions]
-        paths = list_images(folder, options.nested_folders, named, without=metadata.path)
+        paths, skipped = sort_files(folder, options.nested_folders, named, without=metadata.path)
     pictures = []
     for path in paths:
         name = path.relative_to(folder).as_posix()
         pictures.append(Picture(path, name, _captions(path, name, metadata)))
-    return PictureFolder(pictures, None if metadata is None else metadata.path)
+    return PictureFolder(pictures, None if metadata is None else metadata.path, skipped)
 
 
 def prompts_of(picture: Picture, prompt: str, options: FolderOptions = DEFAULTS) -> Prompts:

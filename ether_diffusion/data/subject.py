@@ -60,6 +60,7 @@ class SubjectFolder:
     Attributes:
         pictures: with their own captions, sorted by name.
         listing: the metadata, if there are any.
+        skipped: the files that are no pictures that can be read.
         prompts_of: what each picture may be called.
         sizes: the target ``(height, width)`` of each.
         deterministic: whether no picture is augmented by chance, so that all latents may be cached.
@@ -88,6 +89,7 @@ class SubjectFolder:
         self.augmentation = augmentation
         found = list_pictures(folder, options)
         self.folder, self.prompt, self.listing, self.options = Path(folder), prompt, found.listing, options
+        self.skipped: list[Path] = found.skipped
         self.pictures: list[Picture] = found.pictures[:limit]
         self.prompts_of: list[Prompts] = [prompts_of(picture, prompt, options) for picture in self.pictures]
         self.use_buckets = use_buckets
@@ -166,12 +168,20 @@ class SubjectFolder:
         as_written = [prompts_of(each, self.prompt, plain) for each in self.pictures]
         return self.options.shuffle_tags and self.prompts_of == as_written
 
+    @property
+    def _factors(self) -> list[float]:
+        """By how much each picture is resized to cover its size."""
+        return [cover_size(own, size)[0] / own[0] for own, size in zip(self._original_sizes, self.sizes, strict=True)]
+
+    @property
+    def enlarged(self) -> list[int]:
+        """The indices of the pictures that are smaller than their size, the most enlarged first."""
+        factors = self._factors
+        return sorted((i for i in range(len(self)) if factors[i] > 1), key=lambda index: -factors[index])
+
     def _enlarged(self, among: str) -> list[str]:
         """A remark on the pictures that are enlarged to cover their sizes, the most enlarged first."""
-        factors = [
-            cover_size(own, size)[0] / own[0] for own, size in zip(self._original_sizes, self.sizes, strict=True)
-        ]
-        indices = sorted((i for i in range(len(self)) if factors[i] > 1), key=lambda index: -factors[index])
+        factors, indices = self._factors, self.enlarged
         if not indices:
             return []
         named = []

@@ -27,6 +27,23 @@ def interval(
     return f"{number(mean, spec)}{around}{ends}"
 
 
+def duration(seconds: float) -> str:
+    """A time in words: ``42 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def data_size(size: int) -> str:
+    """Bytes in words: ``1.6 MB``; a kilobyte is 1000 bytes."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size / 1e3:.1f} kB"
+
+
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:
     """A Markdown table whose ``text_columns`` stand to the left and whose others, of numbers, to the right."""
     rule = "".join("---|" if column in text_columns else "---:|" for column in range(len(heads)))

@@ -71,12 +71,18 @@ def base_path(base: str) -> str:
     return base if is_hub_id(base) else f"path/to/{public_name(base)}"
 
 
-def own_loading(base: str, config: str | None = None) -> tuple[str, str] | None:
+def full_path(name: str) -> str:
+    """A file or folder of this machine by its full path; anything else, such as an id on the Hub, as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def own_loading(base: str, config: str | None = None, here: bool = False) -> tuple[str, str] | None:
     """The import and the call that give a base which this library loads: an embedded one, or one in a single file.
 
     Args:
         base: its name.
         config: of a single file what has its settings, where it is known.
+        here: whether the code is for this machine, with its paths.
 
     Returns:
         None for a base that ``from_pretrained`` loads.
@@ -86,7 +92,8 @@ def own_loading(base: str, config: str | None = None) -> tuple[str, str] | None:
         return "from ether_diffusion import playground", call
     if base.endswith(SINGLE_FILE):
         settings = f"path/to/{public_name(config)}" if config else "path/to/settings"
-        call = f"load_single_file({literal(base_path(base))}, {literal(settings)})"
+        paths = (full_path(base), full_path(config)) if here and config else (base_path(base), settings)
+        call = f"load_single_file({', '.join(map(literal, paths))})"
         return "from ether_diffusion.pipelines.single_file import load_single_file", call
     return None
 

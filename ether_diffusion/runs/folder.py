@@ -48,6 +48,8 @@ INPUTS = frozenset(
 """Settings of the programs that name what a run reads, and must not be where it writes."""
 PATHS = INPUTS | {"output_dir", "resume"}
 """Settings that may name a place on this machine, of which others see the last part only."""
+OF_THE_COMMAND = frozenset({"overwrite", "resume", "quiet", "log_level"})
+"""Settings of one call of a program, which are not kept with the run."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def clear_run_folder(folder: Path) -> None:
 
 def write_config(run: RunSection) -> None:
     """Write the resolved settings as ``config.yaml``, which ``--config`` reads back, to start another such run."""
-    settings = {key: value for key, value in run.settings.items() if key not in ("overwrite", "resume")}
+    settings = {key: value for key, value in run.settings.items() if key not in OF_THE_COMMAND}
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     write_text(run.output_dir / "config.yaml", text)
 
@@ -144,7 +146,7 @@ def changed_settings(run: RunSection, base_hash: Mapping[str, str | None]) -> li
     if not isinstance(old, dict):
         raise DamagedFileError(f"{path} is damaged: it holds {shown(old)}, settings are expected")
     old["base_hash"] = read_provenance(run.output_dir).get("base_hash", base_hash)
-    ignored = {"resume", "overwrite", "output_dir", "prompt_chunks"}  # of the last the facts say the number
+    ignored = OF_THE_COMMAND | {"output_dir", "prompt_chunks"}  # of the last the facts say the number
     new = {key: value for key, value in run.settings.items() if key not in ignored} | {"base_hash": base_hash}
     return [f"{key}: {old[key]} → {new[key]}" for key in new if key in old and old[key] != new[key]]
 

@@ -94,7 +94,7 @@ def lora_code(run: Run) -> str:
     return "\n".join(
         [
             *lines,
-            f"pipe.load_lora_weights({cards.literal(_public_name(run))})",
+            f"pipe.load_lora_weights({cards.literal(_name(run))})",
             *_token_lines(run),
             cards.drawing_line(_prompt_code(run, prompt), run.base),
         ]
@@ -114,7 +114,7 @@ def _token_lines(run: Run) -> list[str]:
     """Loading of a new token with diffusers alone: from the folder, or of several text encoders by their keys."""
     if run.placeholder_token is None:
         return []
-    folder, token, keys = _public_name(run), cards.literal(run.placeholder_token), run.family.TOKEN_KEYS
+    folder, token, keys = _name(run), cards.literal(run.placeholder_token), run.family.TOKEN_KEYS
     if len(keys) == 1:
         return [f"pipe.load_textual_inversion({cards.literal(folder)})"]
     lines = [f"embeds = safetensors.torch.load_file({cards.literal(f'{folder}/{LEARNED_EMBEDS}')})"]
@@ -124,19 +124,25 @@ def _token_lines(run: Run) -> list[str]:
     return lines
 
 
-def loading_code(run: Run) -> str:
-    """The Python lines that load this run and draw one picture, whatever quotes its prompt holds."""
-    return _control_loading_code(run) if run.control else _subject_loading_code(run)
+def loading_code(run: Run, here: bool = False) -> str:
+    """The Python lines that load this run and draw one picture, whatever quotes its prompt holds.
+
+    Args:
+        run: what it learnt is loaded.
+        here: with the paths of this machine, so that the lines run in the current folder as they are; otherwise for
+            readers of the card, who have the run and a local base somewhere else.
+    """
+    return _control_loading_code(run, here) if run.control else _subject_loading_code(run, here)
 
 
-def _control_loading_code(run: Run) -> str:
+def _control_loading_code(run: Run, here: bool) -> str:
     """The same for a run that learned a control: whatever is loaded, the control encoder comes last."""
-    folder, base = cards.literal(_public_name(run)), _base_literal(run)
+    folder, base = cards.literal(_name(run, here)), _base_literal(run, here)
     imports = [ETHER, "from diffusers.utils import load_image"]
     if run.controlnet is not None:
         net = str(run.config["controlnet_model_name_or_path"])
         own = run.config["train_controlnet"] != "nothing"
-        named = cards.literal(cards.base_path(net))
+        named = cards.literal(cards.full_path(net) if here else cards.base_path(net))
         source = f'{folder}, subfolder="controlnet"' if own else named
         kind = str(run.family.CONTROLNET)
         imports.insert(1, f"from diffusers import ControlNetModel, {kind}")
@@ -144,7 +150,7 @@ def _control_loading_code(run: Run) -> str:
             f"controlnet = ControlNetModel.from_pretrained({source})",
             f"pipe = {kind}.from_pretrained({base}, controlnet=controlnet)",
         ]
-        if loading := _own_loading(run):
+        if loading := _own_loading(run, here):
             imports.insert(2, loading[0])
             lines[1] = f"pipe = {kind}.from_pipe({loading[1]}, controlnet=controlnet)"
     else:
@@ -153,12 +159,12 @@ def _control_loading_code(run: Run) -> str:
         if takes_image is None:
             imports.insert(1, "from diffusers import DiffusionPipeline")
         lines = [f"pipe = {kind}.from_pretrained({folder if run.method == 'full' else base})"]
-        if (loading := _own_loading(run)) and run.entry.saved_as != "pipeline":
+        if (loading := _own_loading(run, here)) and run.entry.saved_as != "pipeline":
             imports.insert(1, loading[0])
             lines = [f"pipe = {kind}.from_pipe({loading[1]})" if takes_image else f"pipe = {loading[1]}"]
     if run.peft_components:
         imports.append("from peft import PeftModel")
-        lines += _peft_lines(run)
+        lines += _peft_lines(run, here)
     elif run.entry.saved_as == "lora":
         lines.append(f"pipe.load_lora_weights({folder})")
     if run.controlnet is None or run.entry.is_own:
@@ -167,7 +173,7 @@ def _control_loading_code(run: Run) -> str:
         imports.remove(ETHER)
     prompt = next((sample["prompt"] for sample in run.prompts), "a photo of a dog")
     image = next((f"samples/{sample['condition']}" for sample in run.prompts if "condition" in sample), "control.png")
-    lines.append(f"control_image = load_image({cards.literal(f'{_public_name(run)}/{image}')})")
+    lines.append(f"control_image = load_image({cards.literal(f'{_name(run, here)}/{image}')})")
     if run.controlnet is not None:
         drawing = [cards.drawing_line(f"{_prompt_code(run, prompt)}, image=control_image", run.base)]
     elif run.family.CONTROL is not None:
@@ -180,34 +186,34 @@ def _control_loading_code(run: Run) -> str:
     return "\n".join([*imports, "", *lines, *drawing])
 
 
-def _public_name(run: Run) -> str:
-    """The folder's name, or its repository's id on the Hub."""
-    return str(run.config.get("hub_model_id") or run.folder.name)
+def _name(run: Run, here: bool = False) -> str:
+    """The run folder on this machine; for others its name, or its repository's id on the Hub."""
+    return str(run.folder if here else run.config.get("hub_model_id") or run.folder.name)
 
 
-def _base_literal(run: Run) -> str:
+def _base_literal(run: Run, here: bool = False) -> str:
     """The base as the arguments of ``from_pretrained``."""
-    name = cards.literal(cards.base_path(run.base))
+    name = cards.literal(cards.full_path(run.base) if here else cards.base_path(run.base))
     return ", ".join([name, *(f"{key}={cards.literal(value)}" for key, value in run.source.version.items())])
 
 
-def _own_loading(run: Run) -> tuple[str, str] | None:
+def _own_loading(run: Run, here: bool = False) -> tuple[str, str] | None:
     """The import and the call that load the base, where ``from_pretrained`` does not."""
-    return cards.own_loading(run.base, run.source.config)
+    return cards.own_loading(run.base, run.source.config, here)
 
 
-def _peft_lines(run: Run) -> list[str]:
+def _peft_lines(run: Run, here: bool) -> list[str]:
     """Loading of one peft folder per component."""
-    name = _public_name(run)
+    name = _name(run, here)
     adapted = "PeftModel.from_pretrained(pipe.{0}, {1}).get_base_model()"
     return [f"pipe.{c} = {adapted.format(c, cards.literal(f'{name}/{c}'))}" for c in run.peft_components]
 
 
-def _subject_loading_code(run: Run) -> str:
-    folder, base = cards.literal(_public_name(run)), _base_literal(run)
+def _subject_loading_code(run: Run, here: bool) -> str:
+    folder, base = cards.literal(_name(run, here)), _base_literal(run, here)
     imports = ["from diffusers import DiffusionPipeline"]
     pipeline = f"pipe = DiffusionPipeline.from_pretrained({base})"
-    if (loading := _own_loading(run)) and run.entry.saved_as != "pipeline":
+    if (loading := _own_loading(run, here)) and run.entry.saved_as != "pipeline":
         imports, pipeline = [loading[0]], f"pipe = {loading[1]}"
     if run.entry.saved_as == "pipeline":
         lines = [f"pipe = DiffusionPipeline.from_pretrained({folder})"]
@@ -217,7 +223,7 @@ def _subject_loading_code(run: Run) -> str:
         lines = [pipeline, f"ether.load(pipe, {folder})"]
     else:
         imports.append("from peft import PeftModel")
-        lines = [pipeline, *_peft_lines(run)]
+        lines = [pipeline, *_peft_lines(run, here)]
     if run.entry.is_own or run.family_settings.prompt_chunks > 1:
         imports.insert(0, ETHER)
     prompt = run.instance_prompt or next((sample["prompt"] for sample in run.prompts), "a photo of a dog")

@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar, cast, get_type_hints
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import FAMILIES
 from ether_diffusion.families.settings import FamilySettings
-from ether_diffusion.page.text import number
+from ether_diffusion.page.text import data_size, number
 from ether_diffusion.pipelines.file import FILE_NAME
 from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.reading import DamagedFileError, matches, parse_json, read_bytes, read_json, read_yaml, shown
@@ -288,7 +288,7 @@ class Run:
     def trained(self) -> str:
         """The trained parameters in words, with their size in fp32: ``398,592 parameters (1.6 MB)``."""
         count = sum(self.provenance.trained_parameters.values())
-        return f"{count:,} parameters ({_megabytes(4 * count)})"
+        return f"{count:,} parameters ({data_size(4 * count)})"
 
     @property
     def result_bytes(self) -> int:
@@ -467,10 +467,3 @@ def format_value(value: object) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _megabytes(size: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size / 1e3:.1f} kB"

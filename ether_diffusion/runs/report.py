@@ -17,7 +17,7 @@ from ether_diffusion.arguments import Parser
 from ether_diffusion.files import write_text
 from ether_diffusion.page.pictures import Picture, thumbnail
 from ether_diffusion.page.render import render
-from ether_diffusion.page.text import number
+from ether_diffusion.page.text import duration, number
 from ether_diffusion.pipelines.file import FILE_NAME
 from ether_diffusion.pipelines.learned_embeds import LEARNED_EMBEDS
 from ether_diffusion.runs.choosing import BEST, KEPT_CLIP_T
@@ -73,7 +73,7 @@ def report_page(run: Run, watched: str | None = None) -> str:
         {
             "value": format_value,
             "score": partial(number, missing="–"),
-            "duration": _duration,
+            "duration": duration,
             "date": _date,
             "short": short_path,
         },
@@ -230,14 +230,6 @@ def _grid(run: Run, steps: list[int]) -> list[tuple[SamplePrompt, list[Picture]]
             (prompt, [*([condition] if condition else []), *(_sample(run, prompt, step, size) for step in steps)])
         )
     return rows
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _date(iso: str) -> str:

@@ -15,8 +15,8 @@ import diffusers
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from ether_diffusion.bars import progress
 from ether_diffusion.data.cache import TensorCache, module_hash
 from ether_diffusion.data.captions import Prompts
 from ether_diffusion.data.control import ControlPairs
@@ -115,9 +115,7 @@ class TrainingSamples(Dataset[dict[str, Any]], Generic[Pictures]):
         }
 
 
-def encode_once(
-    subject: SubjectFolder, family: Family, cache: TensorCache, show: bool
-) -> list[tuple[dict[str, Tensor], str]]:
+def encode_once(subject: SubjectFolder, family: Family, cache: TensorCache) -> list[tuple[dict[str, Tensor], str]]:
     """Encode every picture of a deterministic folder to mean and deviation of its latents, through the cache.
 
     Returns:
@@ -140,7 +138,7 @@ def encode_once(
             cache.get_or_compute({**dependencies, **subject.fingerprint(index)}, partial(encode, index)),
             subject.prompts_of[index].first,
         )
-        for index in tqdm(range(len(subject)), desc="encoding pictures", disable=not show)
+        for index in progress(range(len(subject)), "encoding pictures")
     ]
 
 

@@ -6,8 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from tqdm import tqdm
-
+from ether_diffusion.bars import progress
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.images import is_picture_name, list_files
 from ether_diffusion.pipelines.fingerprint import base_hash
@@ -46,7 +45,7 @@ def generate_class_images(
     batches = [wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size)]
     batches = [indices for indices in batches if missing.intersection(indices)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
-    for indices in tqdm(batches, desc="class images", disable=not batches or not accelerator.is_main_process):
+    for indices in progress(batches, "class images"):
         images = sampler.images([prompt] * len(indices), [seed + index for index in indices])
         for index, image in zip(indices, images, strict=True):
             if index in missing:

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from ether_diffusion.config import suggestion
 from ether_diffusion.reading import read_yaml
 from ether_diffusion.recipes import find_config
+from ether_diffusion.training import help
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -37,7 +38,7 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
     """Read ``--config FILE.yaml`` and flags into a config; a mistake ends the program with one clear line.
 
     A flag that takes a list may be given several times; one for a yes or no may stand alone (``--random_flip``)
-    or have a value (``--random_flip false``).
+    or have a value (``--random_flip false``). ``--help`` prints the settings that most people need, ``--help=all`` all.
 
     Args:
         config_class: the dataclass of the program's settings.
@@ -47,20 +48,16 @@ def parse_config(config_class: type[Config], arguments: Sequence[str] | None = N
         SystemExit: an unknown flag, key or config (the nearest one is offered), a value of the wrong type, a missing
             setting, or ``--help``.
     """
-    parser = ArgumentParser(
-        prog=Path(sys.argv[0]).name,
-        description=(config_class.__doc__ or "").split("\n\n")[0],
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    config_help = "YAML file with any of the settings below, or the name of a recipe of the package"
-    parser.add_argument("--config", action="config", help=config_help)
+    prog, given = Path(sys.argv[0]).name, list(sys.argv[1:] if arguments is None else arguments)
+    if (flag := help.asked_for(given)) is not None:
+        if flag not in (*help.FLAGS, help.EVERYTHING):
+            raise SystemExit(f"{prog}: {flag} shows nothing: --help shows the common settings, {help.EVERYTHING} all")
+        print(help.help_of(config_class, prog, flag == help.EVERYTHING), end="")
+        raise SystemExit(0)
+    parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
     parser.add_class_arguments(config_class, as_group=False)
-    for action in parser._actions:
-        if (allowed := getattr(config_class, "RANGES", {}).get(action.dest)) is not None:
-            action.help = f"{str(action.help).rstrip('.')}; {allowed}."
     names = [field.name for field in dataclasses.fields(config_class)]
-    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         spelt = _files_first(_gather_lists(_spell_out_switches(given, config_class), config_class))
         values = parser.parse_args(spelt)

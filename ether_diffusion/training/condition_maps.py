@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from torch import device as Device
-from tqdm import tqdm
 
+from ether_diffusion.bars import progress
 from ether_diffusion.control.conditions import load_condition, palette_map
 from ether_diffusion.data.pairs import Pair, PairSource
 from ether_diffusion.files import atomic_path
@@ -28,7 +28,6 @@ class SegmentedPairs:
         segmenter: Hub id, folder or playground.
         folder: where the maps are kept.
         device: where the segmenter computes.
-        show: whether to show progress.
 
     Raises:
         OSError: the segmenter cannot be loaded.
@@ -38,13 +37,13 @@ class SegmentedPairs:
 
     endless = False
 
-    def __init__(self, source: PairSource, segmenter: str, folder: Path, device: Device, show: bool) -> None:
+    def __init__(self, source: PairSource, segmenter: str, folder: Path, device: Device) -> None:
         self.source = source
         judge = Segmenter(segmenter, device)
         seen = json.dumps([judge.identity["weights"], judge.identity["preprocessing"]])
         self.classes: list[str] = judge.names
         self.maps: list[Path] = []
-        for index in tqdm(range(len(source)), desc="semantic maps", disable=not show):
+        for index in progress(range(len(source)), "semantic maps"):
             image = source.pair(index).image
             content = hashlib.sha256(f"{seen} {image.size}".encode() + image.tobytes()).hexdigest()
             path = folder / f"{content}.png"

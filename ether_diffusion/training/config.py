@@ -20,6 +20,7 @@ Section = TypeVar("Section")
 
 Method = Literal[tuple(METHODS)]  # type: ignore[valid-type]
 Optimizer = Literal["adamw", "adamw8bit", "prodigy"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 Tracker = Literal["tensorboard", "wandb"]
 Schedule = Literal[
     "constant",
@@ -62,6 +63,9 @@ class TrainingConfig:
         overwrite: start anew in a run folder that already holds a run; what that run wrote is removed, nothing else.
         resume: continue the run in output_dir: "latest", "latest-good" (the newest that is not
             damaged), or the name of one of its checkpoints.
+        quiet: print nothing but warnings and errors.
+        log_level: the least that is printed: info is the summaries, the progress and the paths of samples; debug adds
+            the traceback of an error that is told in one line.
         seed: of everything random: the vectors, the order, augmentation, noise, timesteps.
         method: what is trained. ether, ether_plus, naive: adapters of this library; full: the weights themselves;
             lora, oft, boft, hra, peft: adapters of peft, for studies (extra "study"); none: no adapter, for controls
@@ -191,6 +195,8 @@ class TrainingConfig:
         "peft_config",
         "base_config",
         "initial_length",
+        "quiet",
+        "log_level",
     }
     """Settings that version 0.1 did not have; a class that has more adds theirs."""
 
@@ -202,6 +208,8 @@ class TrainingConfig:
     dry_run: bool = False
     overwrite: bool = False
     resume: str | None = None
+    quiet: bool = False
+    log_level: LogLevel = "info"
     seed: int = 0
 
     method: Method = "ether_plus"  # type: ignore[valid-type]
@@ -442,6 +450,8 @@ NOT_OF_THE_RESULT = frozenset(
         "dry_run",
         "overwrite",
         "resume",
+        "quiet",
+        "log_level",
         "dataloader_num_workers",
         "cache_dir",
         "validation_data_dir",

@@ -54,6 +54,7 @@ from ether_diffusion.training.sections import (
 )
 from ether_diffusion.training.seen import PLANNED, Stream, seen_by
 from ether_diffusion.training.setup import prepare_modules
+from ether_diffusion.training.summary import pairs_of, summary
 from ether_diffusion.training.trainables import check_trainables, make_trainables
 from ether_diffusion.training.validation import STREAM as STREAM_VALIDATION
 from ether_diffusion.training.validation import Validation
@@ -120,6 +121,7 @@ def _train(start: Start[ControlConfig], listing: list[PairFiles]) -> Path:
         validation=validation,
         seen=seen,
     )
+    start.summary = summary(start, [lane], pairs_of(pairs))
     make = partial(batches, pairs, batching, accelerator, family, objective)
     train(Task(family, model, make, [lane], start.begin), LoopSettings.of(config), accelerator, start.checkpoint)
     return finish(family.pipe, [lane], accelerator)
@@ -182,8 +184,7 @@ def make_source(config: ControlConfig, listing: list[PairFiles], accelerator: Ac
     if config.condition != "segmentation":
         return source
     folder = config.cache_folder / "maps"
-    show = accelerator.is_main_process
-    return SegmentedPairs(source, str(config.segmenter), folder, accelerator.device, show)
+    return SegmentedPairs(source, str(config.segmenter), folder, accelerator.device)
 
 
 def classes_of(config: ControlConfig, source: PairSource) -> list[str] | None:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from ether_diffusion.ranges import AMOUNT, POSITIVE, SHARE, Range
 from ether_diffusion.registry import Rate
 from ether_diffusion.training.config import TrainingConfig, known_rate
+from ether_diffusion.training.groups import CONTROL, Groups
 
 ENCODER_LEARNING_RATE = 1e-4
 """The control encoder's highest learning rate (App. C)."""
@@ -49,6 +50,8 @@ class ControlConfig(TrainingConfig):
     """
 
     targets: list[str] | str | None = None  # type: ignore[assignment]
+
+    GROUPS: ClassVar[Groups] = CONTROL
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **TrainingConfig.RANGES,

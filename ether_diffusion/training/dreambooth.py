@@ -56,6 +56,7 @@ from ether_diffusion.training.sections import (
 from ether_diffusion.training.seen import BUCKETS, PLANNED, Seen, Stream, seen_by
 from ether_diffusion.training.setup import prepare_modules
 from ether_diffusion.training.subjects import subjects_of
+from ether_diffusion.training.summary import pictures_of, summary
 from ether_diffusion.training.trainables import (
     ADAPTER_NAME,
     check_trainables,
@@ -175,6 +176,8 @@ def _train(start: Start[DreamBoothConfig]) -> Path:
         )
         for number, (name, each) in enumerate(subjects.items())
     ]
+    prior = streams[0][1].subject if len(lanes) == 1 and len(streams[0]) > 1 else None
+    start.summary = summary(start, lanes, pictures_of([own[0].subject for own in streams], prior))
     make = partial(batches, streams, batching, accelerator, family, objective)
     task = Task(family, model, make, lanes, start.begin, together)
     train(task, LoopSettings.of(config), accelerator, start.checkpoint)
@@ -360,10 +363,9 @@ def make_streams(
                 logger.warning("%s", remark)
         cached = None
         if subject.deterministic:
-            show = sampler.accelerator.is_main_process
             # the others read what the main process cached
             with sampler.accelerator.main_process_first(), present(sampler.accelerator.device, family.pipe.vae):
-                cached = encode_once(subject, family, TensorCache(config.cache_folder), show)
+                cached = encode_once(subject, family, TensorCache(config.cache_folder))
         return TrainingSamples(subject, name, config.seed, family, objective, config.noise_offset, cached)
 
     streams = [stream("instance", config.instance_data_dir, config.instance_prompt, options)]

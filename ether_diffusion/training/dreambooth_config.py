@@ -12,6 +12,7 @@ from ether_diffusion.placeholder import VECTORS_LIMIT, check_placeholder
 from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, Range
 from ether_diffusion.registry import METHODS
 from ether_diffusion.training.config import TrainingConfig
+from ether_diffusion.training.groups import DREAMBOOTH, Groups
 from ether_diffusion.training.sections import TOKENS
 
 NEW_TOKEN = ("placeholder_token", "initializer_token", "num_vectors", "token_lr", "token_steps")
@@ -62,6 +63,8 @@ class DreamBoothConfig(TrainingConfig):
             given.
         aspect_ratio_buckets: keep the photos' shapes, rounded to one of some sizes, instead of squares.
     """
+
+    GROUPS: ClassVar[Groups] = DREAMBOOTH
 
     RANGES: ClassVar[Mapping[str, Range]] = {
         **TrainingConfig.RANGES,

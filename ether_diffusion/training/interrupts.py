@@ -9,6 +9,8 @@ import sys
 import threading
 from types import FrameType
 
+from ether_diffusion.logs import is_first_process
+
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP is not None else [])]
 
@@ -55,7 +57,8 @@ class Interrupts:
         self._received = number
         if number == HANGUP:
             _leave_terminal()
-        print(f"\n{signal.Signals(number).name}: stopping after this step …", file=sys.stderr, flush=True)
+        if is_first_process():
+            print(f"\n{signal.Signals(number).name}: stopping after this step …", file=sys.stderr, flush=True)
 
 
 def _leave_terminal() -> None:

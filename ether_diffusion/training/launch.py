@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ether_diffusion.logs import is_first_process, show_logs
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
@@ -25,6 +26,7 @@ def dreambooth(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
     """
+    show_logs()
     with explained_to_launchers():
         config = parse_config(DreamBoothConfig, arguments)
         with collector_paused():
@@ -39,6 +41,7 @@ def control(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
     """
+    show_logs()
     with explained_to_launchers():
         config = parse_config(ControlConfig, arguments)
         with collector_paused():
@@ -57,8 +60,7 @@ def explained_to_launchers() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        first = os.environ.get("RANK", "0") == "0"
-        if isinstance(error.code, str) and LAUNCHED in os.environ and first:
+        if isinstance(error.code, str) and LAUNCHED in os.environ and is_first_process():
             error.code = f"{error.code}\n{LAUNCHER_NOTE}"
         raise
 

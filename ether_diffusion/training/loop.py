@@ -11,12 +11,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.families.protocol import Family
@@ -32,6 +31,7 @@ from ether_diffusion.training.optimizers import learning_rates, make_optimizer, 
 from ether_diffusion.training.samples import Sampler, Shown, has_samples, inactive, write_samples
 from ether_diffusion.training.sections import HubSection, LoopSection, OptimizerSection, SavingSection
 from ether_diffusion.training.seen import SEEN, Seen
+from ether_diffusion.training.telling import Telling
 from ether_diffusion.training.trainables import ADAPTER_NAME, Trainable, trained_state
 from ether_diffusion.training.validation import Validation
 
@@ -170,7 +170,7 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
         )
     micro_batches = task.batches(step, section.max_train_steps)
     model.train()
-    with Interrupts() as interrupts, run.progress_bar(step) as bar, run.failures_recorded():
+    with Interrupts() as interrupts, run.telling, run.failures_recorded():
         run.sample_if_due(step, interrupts)
         while step < section.max_train_steps and not run.ended:
             if received := _any_process(interrupts.received, accelerator):
@@ -195,7 +195,7 @@ def train(task: Task, settings: LoopSettings, accelerator: Accelerator, start: P
             step += 1
             if averages is not None and not skipped:
                 averages.update(step)
-            run.log(step, measured, rates, time.perf_counter() - began, bar)
+            run.log(step, measured, rates, time.perf_counter() - began)
             if step == section.max_train_steps or step % section.checkpointing_steps == 0:
                 checkpoints.save(step)
             run.sample_if_due(step, interrupts)
@@ -227,6 +227,7 @@ class _Run:
         self.ended = False
         self.before = float(task.lanes[0].provenance.content["seconds"])
         self.began = time.perf_counter()
+        self.telling = Telling(section, start_step, accelerator.device)
         self.metrics: list[MetricsFile] = []
         self.validations: list[MetricsFile] = []
         if accelerator.is_main_process:
@@ -235,11 +236,6 @@ class _Run:
             folders = [lane.saving.output_dir for lane in task.lanes]
             self.metrics = [MetricsFile(folder / "metrics.jsonl", start_step) for folder in folders]
             self.validations = [MetricsFile(folder / "validation.jsonl", start_step) for folder in folders]
-
-    def progress_bar(self, step: int) -> tqdm[Any]:
-        hidden = not self.accelerator.is_main_process
-        total = self.section.max_train_steps
-        return tqdm(total=total, initial=step, desc="training", unit="step", disable=hidden, dynamic_ncols=True)
 
     def clip(self, means: list[dict[str, float]], step: int, rates: dict[str, float]) -> list[dict[str, float]]:
         """Clip every lane's gradients to their norm, and return its losses with it."""
@@ -250,13 +246,10 @@ class _Run:
             measured.append({**losses, "grad_norm": norm})
         return measured
 
-    def log(
-        self, step: int, measured: list[dict[str, float]], rates: dict[str, float], seconds: float, bar: tqdm[Any]
-    ) -> None:
+    def log(self, step: int, measured: list[dict[str, float]], rates: dict[str, float], seconds: float) -> None:
         self.step = step
         loss = sum(row["loss"] for row in measured) / len(measured)
-        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{next(iter(rates.values())):.2e}", refresh=False)
-        bar.update()
+        self.telling.step(step, loss, next(iter(rates.values())), seconds)
         tracked: dict[str, float] = {}
         for number, (lane, row) in enumerate(zip(self.task.lanes, measured, strict=True)):
             own = {each.component: rates[each.key] if each.learns(step) else 0.0 for each in lane.trainables}
@@ -277,7 +270,7 @@ class _Run:
         if self.accelerator.is_main_process and due:
             averages = self.checkpoints.averages
             stop = lambda: bool(interrupts.received)  # noqa: E731
-            with nullcontext() if averages is None else averages.acting():
+            with self.telling.drawing(), nullcontext() if averages is None else averages.acting():
                 for number, lane in enumerate(self.task.lanes):
                     self._validate(lane, self.validations[number], step)
                     folder = lane.saving.output_dir / "samples" / f"step-{step:06d}"

@@ -18,10 +18,12 @@ from ether_diffusion.data.buckets import check_resolution
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.quantization import quantize
 from ether_diffusion.families.registry import family_of
+from ether_diffusion.logs import hide_loading_bars, informs, is_first_process, show_logs
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.pipelines.fingerprint import base_hashes
 from ether_diffusion.playground import GUIDANCE
 from ether_diffusion.runs.checksums import sha256
+from ether_diffusion.runs.ending import ending
 from ether_diffusion.runs.folder import (
     Provenance,
     changed_facts,
@@ -68,8 +70,8 @@ def run_program(config: Config, run: Callable[[Config], Path]) -> None:
     Raises:
         SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.getLogger("ether_diffusion").setLevel(logging.INFO)
+    show_logs(config.log_level, config.quiet)
+    hide_loading_bars()
     try:
         if config.dry_run:
             base = describe_base(config.section(BaseSection), config.mixed_precision or "no")
@@ -86,12 +88,21 @@ def run_program(config: Config, run: Callable[[Config], Path]) -> None:
         advice = "--gradient_checkpointing, --mixed_precision bf16, a smaller --train_batch_size or --resolution"
         raise SystemExit(f"error: out of memory ({first_line(error)}); what helps: {advice}") from None
     except TrainingInterruptedError as error:
-        print(error, file=sys.stderr)
+        if is_first_process():
+            print(error, file=sys.stderr)
         raise SystemExit(128 + error.signal) from None
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print("stopped", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
-    print(f"weights and samples: {config.output_dir}\nreport: {report}")
+    if informs():
+        print(ending(_results(config, report)), flush=True)
+
+
+def _results(config: TrainingConfig, report: Path) -> list[Path]:
+    """The run folders of a training: its own, or one for each of several subjects."""
+    if report.parent == config.output_dir:
+        return [config.output_dir]
+    return [config.output_dir / name for name in read_provenance(config.output_dir)["subjects"]]
 
 
 def raised_here(error: BaseException) -> bool:
@@ -115,6 +126,7 @@ class Start(Generic[Config]):
         records: of its run folders, which :meth:`begin` opens.
         training_adapter: what acts in training and not in drawing, if anything does.
         base_file: of a base in a single file its name and the SHA-256 of its content.
+        summary: of what is going to be trained, told when it begins.
     """
 
     config: Config
@@ -125,6 +137,7 @@ class Start(Generic[Config]):
     records: list[tuple[Provenance, TrainingConfig]] = field(default_factory=list)
     training_adapter: TrainingAdapter | None = None
     base_file: dict[str, str] | None = None
+    summary: str = ""
 
     def begin(self) -> None:
         """Make the run folders this run's own: replace the run before, write settings and provenance, open trackers."""
@@ -136,6 +149,7 @@ class Start(Generic[Config]):
             begin_record(config.output_dir)
             write_config(config.run)
             provenance.update(status="running")
+        logger.info("%s", self.summary)
         if self.config.report_to:
             self.accelerator.init_trackers("ether-diffusion", {k: str(v) for k, v in self.config.to_dict().items()})
 
@@ -181,6 +195,7 @@ def _start(config: Config, check: Callable[[], object], accelerator: Accelerator
     if config.resolution is not None and config.resolution % ALWAYS_RIGHT:  # told before the weights are read
         with suppress(BaseModelError):  # which loading tells better
             check_resolution(config.resolution, describe_base(section, accelerator.mixed_precision).divisor)
+    logger.info("loading the base %s", config.pretrained_model_name_or_path)
     pipe = load_base(section, accelerator.mixed_precision)
     family = family_of(pipe, config.family_settings)
     if (why := family.distilled) and config.training_adapter is None:

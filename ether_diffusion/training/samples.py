@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from PIL import Image
-from tqdm import tqdm
 
 from ether_diffusion.config import suggestion
 from ether_diffusion.families.protocol import Family
@@ -161,12 +160,13 @@ def write_samples(
         place, names = folder / f"step-{step:06d}", [Path(name) for name, _, _ in named]
         with atomic_path(place, beside=names) as temporary, inactive(trainables if step == 0 else []):
             temporary.mkdir()
-            for name, index, seed in tqdm(named, desc=f"samples of step {step}", leave=False):
+            for name, index, seed in named:
                 if stop():
                     raise SamplingInterruptedError
                 each = shown[index]
                 conditions = None if each.condition is None else [each.condition]
                 sampler.images([each.prompt], [seed], conditions)[0].save(temporary / name)
+        logger.info("samples of step %d: %s", step, place)
     except SamplingInterruptedError:
         logger.info("the samples of step %d are given up for the signal", step)
     except (torch.OutOfMemoryError, MemoryError) as error:

