@@ -31,8 +31,12 @@ Groups = Mapping[str, Group]
 COMMON: Groups = {
     "required": Group(("pretrained_model_name_or_path", "output_dir")),
     "data": Group(("resolution",), ("cache_dir",)),
-    "model": Group((), ("base_config", "revision", "variant", "training_adapter", "max_sequence_length")),
-    "adapter": Group(("method", "n_blocks", "targets"), ("two_sided", "rank", "peft_config", "train_text_encoder")),
+    "model": Group(
+        (), ("base_config", "revision", "variant", "training_adapter", "max_sequence_length", "prompt_chunks")
+    ),
+    "adapter": Group(
+        ("method", "n_blocks", "targets"), ("two_sided", "initial_length", "rank", "peft_config", "train_text_encoder")
+    ),
     "optimisation": Group(
         ("max_train_steps", "learning_rate", "train_batch_size", "gradient_accumulation_steps", "seed"),
         (
@@ -60,8 +64,9 @@ COMMON: Groups = {
 
 
 def with_own(own: Groups) -> Groups:
-    """The common groups with a program's own settings at their ends."""
-    return {heading: group + own.get(heading, Group()) for heading, group in COMMON.items()}
+    """The common groups with a program's own settings at their ends, and its own groups after them."""
+    shared = {heading: group + own.get(heading, Group()) for heading, group in COMMON.items()}
+    return shared | {heading: group for heading, group in own.items() if heading not in shared}
 
 
 DREAMBOOTH: Groups = with_own(
@@ -75,6 +80,7 @@ DREAMBOOTH: Groups = with_own(
                 "center_crop",
             ),
         ),
+        "new token": Group(("placeholder_token", "initializer_token"), ("num_vectors", "token_lr", "token_steps")),
         "validation": Group(("dino", "clip"), ("early_stopping", "validation_data_dir")),
     }
 )
@@ -107,6 +113,8 @@ UNITS: Mapping[str, str] = {
     "num_validation_images": "PICTURES",
     "num_inference_steps": "STEPS",
     "max_sequence_length": "TOKENS",
+    "num_vectors": "VECTORS",
+    "token_steps": "STEPS",
     "dataloader_num_workers": "PROCESSES",
     "num_class_images": "PICTURES",
     "sample_batch_size": "PICTURES",
