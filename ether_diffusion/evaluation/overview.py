@@ -123,7 +123,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
             for name, run in zip(distinct_names([run.folder for run in found.runs]), found.runs, strict=True)
         ],
         run_curves=loss_curves(found.runs),
-        title=", ".join(distinct_names(folders)),
+        names=distinct_names(folders),
     )
     write_text(output, page)
     return output
@@ -197,7 +197,8 @@ def _cell(benchmark: Benchmark, results: list[Result], prompt: str) -> tuple[Pic
         for row in result["images"]:
             if row.get("prompt") == prompt:
                 source = thumbnail(benchmark.picture(result, row["file"]), THUMBNAIL)
-                return Picture(source, f"{result['arm']}: {prompt}", f"{prompt}, seed {result['seed']}"), scores
+                asked = f"{prompt}, seed {result['seed']}"
+                return Picture(source, f"{result['arm']}: {asked}", asked), scores
     return None, scores
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ether_diffusion.page.palette import DARK, LIGHT
+from ether_diffusion.page.palette import DARK, LIGHT, THEME
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -39,7 +39,7 @@ def render(template: Path, filters: Mapping[str, Callable[..., Any]], **values: 
         lstrip_blocks=True,
     )
     environment.filters.update({"script": script, "script_hash": script_hash, **filters})
-    environment.globals["palette"] = list(zip(LIGHT, DARK, strict=True))
+    environment.globals.update(palette=list(zip(LIGHT, DARK, strict=True)), theme=THEME)
     return environment.get_template(template.name).render(**values)
 
 

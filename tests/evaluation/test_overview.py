@@ -342,3 +342,11 @@ def test_every_picture_is_shown_and_the_theme_turns(
     light = page.evaluate(paper)
     page.get_by_label("Switch between light and dark").press("Space")
     assert page.evaluate(paper) != light
+
+
+def test_every_picture_says_what_it_shows(bench: Path, run: Path, study: Path, tmp_path: Path) -> None:
+    page = write_report([bench, run, study], tmp_path / "page.html").read_text()
+    texts = set(re.findall(r'<img [^>]*alt="(.*?)"', page))
+    assert {"ether: a qwe dog &lt;1&gt;, seed 0", "Step 50: a qwe dog, seed 0"} <= texts
+    assert any(text.startswith("ETHER, step 2: ") for text in texts)
+    assert "" not in texts

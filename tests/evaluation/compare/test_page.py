@@ -119,6 +119,25 @@ def test_choices_are_counted_kept_saved_and_read_back(compared: Path, tmp_path: 
     assert "0 of 8 rows judged" in status.inner_text()
 
 
+def test_a_row_is_judged_by_the_tab_key_and_the_space_bar_alone(compared: Path, open_page: Opener) -> None:
+    page = open_page(compared)
+
+    def tab_to(name: str) -> None:
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.textContent") == name:
+                return
+        raise AssertionError(f"Tab does not reach {name!r}")
+
+    tab_to("Compare blind")
+    page.keyboard.press("Space")
+    tab_to(f"Choose B: {PROMPTS[0]}, seed 3")
+    page.keyboard.press("Space")
+    assert "1 of 8 rows judged" in page.locator("#blind [role=status]").inner_text()
+    assert page.evaluate("document.activeElement.ariaPressed") == "true"
+    tab_to(f"Choose C: {PROMPTS[0]}, seed 3")
+
+
 def test_damaged_choices_of_the_browser_are_left_out(compared: Path, open_page: Opener) -> None:
     page = open_page(compared)
     identity = page.locator("#blind").get_attribute("data-comparison")
