@@ -133,12 +133,13 @@ def benchmark_page(folder: Path) -> Path:
             for n in range(len(PROMPTS)):
                 path = folder / "images" / key / "images" / f"{n:04d}.png"
                 save_photo(path, 100_000 + 10_000 * place + 100 * number + n, 128)
-            result = {
+            result: dict[str, object] = {
                 "arm": arm, "learning_rate": rate, "subject": subject, "seed": 0, "images": images,
                 "references": [str(reference)], "folder": f"images/{key}/images",
                 "judges": {"dino": {"model": "facebook/dino-vits16", "weights": "abc"}},
             }  # fmt: skip
-            result |= {} if rate is None else {"trained_parameters": {"unet": 100_000 * (place + 1)}}
+            if rate is not None:
+                result["trained_parameters"] = {"unet": 100_000 * (place + 1)}
             path = folder / "results" / f"{key}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(result))
