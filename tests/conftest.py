@@ -17,8 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from page.chromium import open_page
 
 from ether_diffusion.playground.tiny import tiny_pipeline
+
+__all__ = ["open_page"]
+"""Of these fixtures that of pages in a browser comes from elsewhere."""
 
 ON_GPU = bool(os.environ.get("ETHER_TEST_GPU"))
 torch.set_num_threads(1)

@@ -161,6 +161,16 @@ ETHER = Group(
                 "ether_diffusion.evaluation.subjects.benchmark:main",
             ),
             STUDY,
+            Program(
+                "compare",
+                "runs, LoRA files and strengths side by side on one page",
+                "ether_diffusion.evaluation.compare.program:main",
+            ),
+            Program(
+                "votes",
+                "which column readers of such a page chose blind",
+                "ether_diffusion.evaluation.compare.votes:main",
+            ),
             Program("report", "one offline page of many runs", "ether_diffusion.evaluation.overview:main"),
         ),
         "Elsewhere": (

@@ -143,7 +143,7 @@ def write_report(folders: Sequence[Path], output: Path, steps: Path | None = Non
             for name, run in zip(distinct_names([run.folder for run in found.runs]), found.runs, strict=True)
         ],
         run_curves=loss_curves(found.runs),
-        title=", ".join(distinct_names(folders)),
+        names=distinct_names(folders),
     )
     write_text(output, page)
     return output
@@ -284,8 +284,8 @@ def _cell(benchmark: Benchmark, results: list[Result], prompt: str) -> tuple[Pic
     scores = [_mean(results, metric, prompt) for metric in by_subject(benchmark)]
     for result in results:
         if (path := _file(benchmark, result, prompt)) is not None:
-            title = f"{prompt}, seed {result['seed']}"
-            return Picture(thumbnail(path, THUMBNAIL), f"{result['arm']}: {prompt}", title), scores
+            asked = f"{prompt}, seed {result['seed']}"
+            return Picture(thumbnail(path, THUMBNAIL), f"{result['arm']}: {asked}", asked), scores
     return None, scores
 
 

@@ -102,6 +102,35 @@ def mean_interval(values: Iterable[float], level: float = LEVEL) -> Estimate:
     return Estimate(mean, mean - reach, mean + reach, p, count)
 
 
+def share_interval(values: Iterable[float], level: float = LEVEL) -> Estimate:
+    """Mean and interval of shares from 0 to 1, such as the wins of an arm in each unit.
+
+    Clopper and Pearson's interval (1934) of the binomial distribution, of as many trials as units, with the sum of the
+    shares for the successes. No other distribution of shares spreads more, so that it is wide rather than narrow; and
+    it has a width where all units agree, which Student's has not.
+
+    Args:
+        values: one share of each unit.
+        level: how often the interval is to hold the mean of all units that there could be.
+
+    Returns:
+        Without a p, since a share is not held against 0; without an interval of a single unit.
+
+    Raises:
+        ValueError: there are none, or one is not from 0 to 1.
+    """
+    found = sorted(float(value) for value in values)
+    if not found or not all(0 <= value <= 1 for value in found):
+        raise ValueError(f"shares from 0 to 1 are needed, not {found}")
+    count, total = len(found), math.fsum(found)
+    if count < 2:
+        return Estimate(total, None, None, None, count)
+    tail = (1 - level) / 2
+    low = float(stats.beta.ppf(tail, total, count - total + 1)) if total > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, total + 1, count - total)) if total < count else 1.0
+    return Estimate(total / count, low, high, None, count)
+
+
 def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -> Estimate:
     """Mean and interval of first - second over the units that both have.
 

@@ -15,6 +15,20 @@ DARK = ("#925af9", "#c3680e", "#86afff", "#feadcc", "#68ff5d", "#ff2668", "#ffff
 
 The first eight were searched for: the least distance between two of them, seen with any of four kinds of colour vision.
 """
+THEME = {
+    "paper": ("#fbfaf8", "#15161a"),
+    "card": ("#ffffff", "#1d1f24"),
+    "ink": ("#1c1d21", "#e9e8e4"),
+    "soft": ("#66676e", "#a0a1a8"),
+    "line": ("#e4e2dd", "#33353c"),
+    "edge": ("#8b8c92", "#7a7c85"),
+    "accent": ("#3a5bc7", "#8ea6ff"),
+    "second": ("#b55017", "#f0a063"),
+    "good": ("#2c7a4b", "#6fcf97"),
+    "bad": ("#b3312c", "#ff8a80"),
+}
+"""The colours of pages on light and dark paper: paper and cards, text and quiet text, rules and the edges of fields,
+links and what is active, and the states of a run: interrupted (second), finished (good), failed (bad)."""
 DASHES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX*"
 

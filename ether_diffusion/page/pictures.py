@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,7 +78,21 @@ def picture_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], heads: Seque
     return sheet
 
 
-def save_picture(picture: Image.Image, path: Path, facts: PngInfo | None = None) -> None:
-    """Write a PNG atomically, with what it says of itself in its text chunks."""
+def save_picture(picture: Image.Image, path: Path, facts: Mapping[str, object] | None = None) -> None:
+    """Write a PNG atomically, with facts about it in its text chunks: text as it is, all else as JSON."""
+    chunks = PngInfo()
+    for key, value in (facts or {}).items():
+        chunks.add_itxt(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     with atomic_path(path) as temporary:
-        picture.save(temporary, "PNG", pnginfo=facts)
+        picture.save(temporary, "PNG", pnginfo=chunks)
+
+
+def shared_size(count: int, largest: int, at_most: int) -> int:
+    """Pixels of the longer side of each of ``count`` pictures of a page.
+
+    Args:
+        count: how many pictures share the page.
+        largest: pixels that a side has at most.
+        at_most: so many pictures may have it; more of them get as many pixels as these, all together.
+    """
+    return min(largest, round(largest * math.sqrt(at_most / max(1, count))))

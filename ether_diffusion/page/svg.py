@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TEXT, RULE = "#010101", "#020202"
+TEXT, RULE, CARD = "#010101", "#020202", "#040404"
 COLOURS = tuple(f"#0303{number:02x}" for number in range(len(LIGHT)))
-"""What matplotlib draws with: stand-ins, which the page's theme replaces by its text, its lines and its palette."""
-_INK = {TEXT: "currentColor", RULE: "var(--line)"} | {ink: f"var(--c{place})" for place, ink in enumerate(COLOURS)}
+"""What matplotlib draws with: stand-ins, which the page's theme replaces by its text, lines, cards and palette."""
+_INK = {TEXT: "currentColor", RULE: "var(--line)", CARD: "var(--card)"} | {
+    ink: f"var(--c{place})" for place, ink in enumerate(COLOURS)
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def dress(axes: Axes, x_label: str, legend: bool) -> None:
     axes.margins(x=0.02)
     axes.yaxis.get_offset_text().set_color(TEXT)
     if legend:
-        axes.legend(frameon=False, labelcolor=TEXT)
+        axes.legend(facecolor=CARD, edgecolor="none", labelcolor=TEXT)  # lines do not cross its text
 
 
 def inline_svg(figure: Figure, title: str, label: str) -> Markup:

@@ -133,6 +133,17 @@ ORIGIN = "ether_export"
 """Key of the JSON in the header of a LoRA file that was made from adapters of this library."""
 
 
+def is_lora(path: Path) -> bool:
+    """Whether the keys of a safetensors file are those of a LoRA.
+
+    Raises:
+        SchemaError: the file is damaged.
+        OSError: the file cannot be read, or is a pipe or a device.
+    """
+    header, _ = read_header(path)
+    return any(key.endswith(LORA_ENDS) for key in header)
+
+
 def _lora(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> str | None:
     """That a file is a LoRA, from which adapter it was made, and which call loads it; None where it is none."""
     if not any(key.endswith(LORA_ENDS) for key in tensors):

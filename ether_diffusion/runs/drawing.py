@@ -72,8 +72,14 @@ def load_run(
     return pipe
 
 
-def set_strength(pipe: DiffusionPipeline, strength: float) -> None:
-    """Let what :func:`load_run` has loaded act at a strength: an adapter of this library, fused, or a LoRA.
+def set_strength(pipe: DiffusionPipeline, strength: float, fused: bool = True) -> None:
+    """Let what :func:`load_run` has loaded act at a strength: an adapter of this library, or a LoRA.
+
+    Args:
+        pipe: a pipeline with one of them.
+        strength: s of W + s ΔW.
+        fused: whether an adapter of this library is written into the weights, which is faster for many pictures and in
+            half precision rounds what it adds.
 
     Raises:
         ValueError: the pipeline has neither.
@@ -81,7 +87,8 @@ def set_strength(pipe: DiffusionPipeline, strength: float) -> None:
     if own := adapters(pipe):
         pipelines.unfuse(pipe)
         pipelines.set_adapters(pipe, list(own), strength)
-        pipelines.fuse(pipe)
+        if fused:
+            pipelines.fuse(pipe)
     elif names := pipe.get_active_adapters():
         pipe.set_adapters(names, strength)
     else:
@@ -151,16 +158,27 @@ def draw(
     num_inference_steps: int,
     guidance_scale: float,
     encoding: FamilySettings | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Iterator[Image.Image]:
-    """One picture per prompt and seed, at the base's own resolution; ``encoding`` of prompts as the run had it."""
+    """One picture per prompt and seed.
+
+    Args:
+        pipe: what draws.
+        asked: prompts and seeds.
+        batch_size: pictures at a time.
+        num_inference_steps: denoising steps.
+        guidance_scale: classifier-free guidance.
+        encoding: of prompts, as the run had it.
+        size: height and width in pixels; the base's own resolution by default.
+    """
     family = family_of(pipe, encoding)
-    side = family.native_resolution
+    height, width = size or (family.native_resolution, family.native_resolution)
     for start in range(0, len(asked.prompts), batch_size):
         part = slice(start, start + batch_size)
         prompts = list(asked.prompts[part])
         yield from pipe(
-            height=side,
-            width=side,
+            height=height,
+            width=width,
             num_inference_steps=num_inference_steps,
             generator=[torch.Generator().manual_seed(seed) for seed in asked.seeds[part]],
             **family.drawing(prompts, guidance_scale),

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from ether_diffusion.arguments import Parser
 from ether_diffusion.files import write_text
-from ether_diffusion.page.pictures import Picture, thumbnail
+from ether_diffusion.page.pictures import Picture, shared_size, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.text import duration, number
 from ether_diffusion.pipelines.file import FILE_NAME
@@ -221,8 +220,7 @@ def _sample(run: Run, prompt: SamplePrompt, step: int, size: int) -> Picture:
 
 def _grid(run: Run, steps: list[int]) -> list[tuple[SamplePrompt, list[Picture]]]:
     """Every prompt and seed with its control, if any, and its pictures at ``steps``; the more, the smaller each."""
-    count = max(1, len(run.prompts) * len(steps))
-    size = min(THUMBNAIL, round(THUMBNAIL * math.sqrt(FULL_SIZE_THUMBNAILS / count)))
+    size = shared_size(len(run.prompts) * len(steps), THUMBNAIL, FULL_SIZE_THUMBNAILS)
     rows = []
     for prompt in run.prompts:
         condition = _condition(run, prompt, size)

@@ -11,7 +11,6 @@ column for each seed. Strength 0 is the base; a new token that a run has learnt 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from typing import get_args
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from ether_diffusion import pipelines
@@ -95,16 +93,7 @@ def check_request(runs: Sequence[Run], request: Request, weights: Sequence[float
     """
     first = runs[0]
     name, own = first.folder.name, all(run.entry.is_own and run.control is None for run in runs)
-    for run in runs[1:]:
-        if run.source != first.source:
-            raise ValueError(
-                f"{run.folder.name} was trained on {run.source}, {name} on {first.source}: give runs on one base"
-            )
-        if _encoding(run) != _encoding(first):
-            raise ValueError(
-                f"{run.folder.name} encodes prompts with {_encoding(run)}, {name} with {_encoding(first)}: draw with "
-                "one of them at a time"
-            )
+    check_one_base(runs)
     if len(runs) > 1 and not own:
         raise ValueError("several runs must all be adapters of ETHER, ETHER+ or Naive without a control: give one run")
     if len(weights) != len(runs):
@@ -131,6 +120,26 @@ def _encoding(run: Run) -> str:
     """How a run's prompts are encoded, in words."""
     settings = run.family_settings
     return f"prompt_chunks={settings.prompt_chunks}, max_sequence_length={settings.max_sequence_length}"
+
+
+def check_one_base(runs: Sequence[Run]) -> None:
+    """See that runs can be drawn with one base, and one encoding of prompts.
+
+    Raises:
+        ValueError: one was trained on another base than the first, or encodes prompts in another way.
+    """
+    first, *others = runs
+    name = first.folder.name
+    for run in others:
+        if run.source != first.source:
+            raise ValueError(
+                f"{run.folder.name} was trained on {run.source}, {name} on {first.source}: give runs on one base"
+            )
+        if _encoding(run) != _encoding(first):
+            raise ValueError(
+                f"{run.folder.name} encodes prompts with {_encoding(run)}, {name} with {_encoding(first)}: draw with "
+                "one of them at a time"
+            )
 
 
 def load_runs(runs: Sequence[Run], device: str, dtype: torch.dtype) -> DiffusionPipeline:
@@ -204,14 +213,22 @@ def _resampling(maps: bool) -> Image.Resampling:
 def write_picture(drawn: Drawn, request: Request, dtype: str, folder: Path) -> None:
     """Write one PNG that says how it was drawn."""
     run = drawn.acting[0][0]
-    base, number = run.source, run.family_settings.prompt_chunks
     facts: dict[str, object] = {
         "prompt": drawn.prompt,
         "seed": drawn.seed,
         "strength": drawn.strength,
-        "adapters": [{"run": run.folder.name, "weight": weight} for run, weight in drawn.acting],
-        "base": {"name": public_name(base.name), **base.version},
+        "adapters": [{"run": each.folder.name, "weight": weight} for each, weight in drawn.acting],
         "control_image": None if request.condition is None else request.condition.name,
+        **drawing_facts(request, run, dtype),
+    }
+    save_picture(drawn.image, folder / NUMBERED.format(drawn.number, drawn.seed, drawn.strength), facts)
+
+
+def drawing_facts(request: Request, run: Run, dtype: str) -> dict[str, object]:
+    """How every picture of a request is drawn with a run's base, for the text chunks of its PNG."""
+    base, number = run.source, run.family_settings.prompt_chunks
+    return {
+        "base": {"name": public_name(base.name), **base.version},
         "dtype": dtype,
         "steps": request.steps,
         "guidance_scale": request.guidance,
@@ -219,10 +236,25 @@ def write_picture(drawn: Drawn, request: Request, dtype: str, folder: Path) -> N
         **({"prompt_chunks": str(number)} if number > 1 else {}),
         "ether_diffusion": version("ether-diffusion"),
     }
-    chunks = PngInfo()
-    for key, value in facts.items():
-        chunks.add_itxt(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    save_picture(drawn.image, folder / NUMBERED.format(drawn.number, drawn.seed, drawn.strength), chunks)
+
+
+def add_request(parser: Parser) -> None:
+    """Add the settings of what is drawn; :func:`request_of` reads them."""
+    parser.add_argument("--prompts", nargs="+", help="what to draw (default: the prompts of the run's own samples)")
+    parser.add_argument("--prompts_file", type=Path, help="a text file with a prompt on every line")
+    parser.add_argument("--seeds", nargs="+", type=SEED.of(int), default=[0, 1, 2, 3], help="(default: 0 1 2 3)")
+    parser.add_argument(
+        "--strengths", nargs="+", type=STRENGTH.of(float), default=[1.0], help="of each adapter (default: 1)"
+    )
+    parser.add_argument("--num_inference_steps", type=COUNT.of(int), help="(default: as the run's samples)")
+    parser.add_argument("--guidance_scale", type=AMOUNT.of(float), help="(default: as the run's samples)")
+    parser.add_argument("--height", type=COUNT.of(int), help="pixels (default: as the run's samples)")
+    parser.add_argument("--width", type=COUNT.of(int), help="pixels (default: as the run's samples)")
+    parser.add_argument("--batch_size", type=COUNT.of(int), default=4, help="pictures at a time (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
+    )
+    parser.add_argument("--dtype", choices=get_args(Dtype), help="(default: bfloat16 on GPUs, float32 elsewhere)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -233,31 +265,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; several are drawn with together")
-    parser.add_argument("--prompts", nargs="+", help="what to draw (default: the prompts of the run's own samples)")
-    parser.add_argument("--prompts_file", type=Path, help="a text file with a prompt on every line")
-    parser.add_argument("--seeds", nargs="+", type=SEED.of(int), default=[0, 1, 2, 3], help="(default: 0 1 2 3)")
-    parser.add_argument(
-        "--strengths",
-        nargs="+",
-        type=STRENGTH.of(float),
-        default=[1.0],
-        help="a row for each; 0 is the base (default: 1)",
-    )
+    add_request(parser)
     parser.add_argument("--weights", nargs="+", type=STRENGTH.of(float), help="of each run's adapter (default: 1)")
     parser.add_argument(
         "--per_prompt", action="store_true", help="the first run's adapter for the first prompt, and so on"
     )
     parser.add_argument("--control_image", type=Path, help="the condition, for a run that learnt a control")
     parser.add_argument("--output_dir", type=Path, default=Path("pictures"), help="new folder (default: %(default)s)")
-    parser.add_argument("--num_inference_steps", type=COUNT.of(int), help="(default: as the run's samples)")
-    parser.add_argument("--guidance_scale", type=AMOUNT.of(float), help="(default: as the run's samples)")
-    parser.add_argument("--height", type=COUNT.of(int), help="pixels (default: as the run's samples)")
-    parser.add_argument("--width", type=COUNT.of(int), help="pixels (default: as the run's samples)")
-    parser.add_argument("--batch_size", type=COUNT.of(int), default=4, help="pictures at a time (default: %(default)s)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
-    )
-    parser.add_argument("--dtype", choices=get_args(Dtype), help="(default: bfloat16 on GPUs, float32 elsewhere)")
     given = parser.parse_args(arguments)
     try:
         _main(given)
@@ -266,12 +280,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _main(given: argparse.Namespace) -> None:
-    if given.output_dir.exists() and (not given.output_dir.is_dir() or any(given.output_dir.iterdir())):
-        raise FileExistsError(f"{given.output_dir} is there already: name another --output_dir")
+    check_new(given.output_dir)
     weights = [1.0] * len(given.runs) if given.weights is None else given.weights
-    dtype = given.dtype or ("float32" if given.device == "cpu" else "bfloat16")
+    dtype = dtype_of(given)
     runs = [read_run(folder) for folder in given.runs]
-    request = _request(given, runs[0])
+    request = request_of(given, runs[0], given.control_image)
     check_request(runs, request, weights, given.per_prompt)
     pipe = load_runs(runs, given.device, getattr(torch, dtype))
     for remark in cut_remarks(family_of(pipe, runs[0].family_settings), request.prompts):
@@ -292,8 +305,33 @@ def _main(given: argparse.Namespace) -> None:
     print(f"{total} pictures and {len(grids)} grids in {given.output_dir.resolve()}")
 
 
-def _request(given: argparse.Namespace, run: Run) -> Request:
-    """What the command line asks for; what it leaves open is as the run's own samples."""
+def check_new(folder: Path) -> None:
+    """See that a folder is not there, or empty.
+
+    Raises:
+        FileExistsError: something is there.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already: name another --output_dir")
+
+
+def dtype_of(given: argparse.Namespace) -> str:
+    """The dtype that a command line asks for, by its name in torch."""
+    return str(given.dtype or ("float32" if given.device == "cpu" else "bfloat16"))
+
+
+def request_of(given: argparse.Namespace, run: Run, condition: Path | None = None) -> Request:
+    """What a command line with the settings of :func:`add_request` asks for.
+
+    Args:
+        given: the command line.
+        run: whose own samples say what it leaves open.
+        condition: what controls the pictures.
+
+    Raises:
+        ValueError: there is no prompt, or prompts are given twice.
+        OSError: the file of prompts cannot be read.
+    """
     if given.prompts is not None and given.prompts_file is not None:
         raise ValueError("give --prompts or --prompts_file, not both")
     prompts = given.prompts
@@ -313,7 +351,7 @@ def _request(given: argparse.Namespace, run: Run) -> Request:
         given.height or side,
         given.width or side,
         given.batch_size,
-        given.control_image,
+        condition,
     )
 
 

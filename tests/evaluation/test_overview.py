@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from page.chromium import found_by, needs_chromium, seen_at
+from page.chromium import Opener, needs_chromium, seen_at
 from PIL import Image
 
 from ether_diffusion.evaluation.controls.findings import write_differences, write_outline
@@ -314,47 +314,56 @@ def test_an_arm_without_pictures_of_a_subject_leaves_its_place_empty(bench: Path
     assert colours == [(0, 0, 255), (255, 255, 255), (255, 255, 255), (255, 0, 0)]  # reference, base, ether, lora
 
 
-PROBE = """<script>
-const table = document.querySelector("table.sortable");
-const heads = [...table.querySelectorAll("thead button")];
-const text = row => row.cells[0].textContent + row.cells[1].textContent;
-const names = () => [...table.tBodies[0].rows].map(text).join(" ");
-const found = [heads.length, names()];
-const dino = heads.find(head => head.textContent.startsWith("DINO"));
-for (const head of [dino, dino, heads[0]]) { head.click(); found.push(names()); }
-const pictures = [...document.images].filter(image => image.complete && image.naturalWidth > 0).length;
-found.push(pictures, document.images.length, matchMedia("(prefers-color-scheme: dark)").matches);
-found.push(getComputedStyle(document.body).backgroundColor);
-document.getElementById("theme").click();
-found.push(getComputedStyle(document.body).backgroundColor);
-document.title = JSON.stringify(found);
-</script></body>"""
+@needs_chromium
+@pytest.mark.parametrize("width", [360, 768, 1400])
+def test_it_fits_every_screen(
+    width: int, bench: Path, run: Path, study: Path, tmp_path: Path, open_page: Opener
+) -> None:
+    seen = seen_at(open_page, write_report([bench, study, run], tmp_path / "page.html"), width)
+    assert (seen["outside"], seen["broken"], seen["unreached"]) == ([], [], 0)
+    assert seen["large"] == width
 
 
 @needs_chromium
-def test_it_fits_every_screen(bench: Path, run: Path, study: Path, tmp_path: Path) -> None:
-    html = write_report([bench, study, run], tmp_path / "page.html").read_text()
-    for width, seen in seen_at(html, [360, 768, 1400], tmp_path).items():
-        assert seen["outside"] == [], width
-        assert seen["broken"] == [], width
-        assert seen["unreached"] == 0
-        assert seen["large"] == int(width)
+def test_a_click_on_a_heading_sorts(bench: Path, tmp_path: Path, open_page: Opener) -> None:
+    page = open_page(write_report([bench], tmp_path / "page.html"))
+    table = page.locator("table.sortable").first
+
+    def rows() -> list[str]:
+        return [" ".join(row.split()[:2]) for row in table.locator("tbody tr").all_inner_texts()]
+
+    before = rows()
+    assert table.locator("thead button").count() == 6
+    dino = table.get_by_role("button", name="DINO")
+    dino.click()
+    assert rows() == ["ether 0.06", "lora 0.001", "lora 0.01", before[0]]
+    assert table.get_by_role("columnheader", name="DINO").get_attribute("aria-sort") == "descending"
+    dino.press("Enter")
+    assert rows() == [before[0], "lora 0.01", "lora 0.001", "ether 0.06"]
+    table.get_by_role("button", name="Method").press("Space")
+    assert [row.split()[0] for row in rows()] == ["lora", "lora", "ether", "base"]
 
 
 @needs_chromium
-def test_it_works_in_a_browser_without_a_network(bench: Path, run: Path, tmp_path: Path) -> None:
-    """Sorting, pictures and both themes, driven by a script that is added to a copy of the page."""
-    page = write_report([bench, run], tmp_path / "page.html").read_text()
-    probed = tmp_path / "probed.html"
-    eager = page.replace('loading="lazy"', "").replace("<details>", "<details open>")
-    probed.write_text(eager.replace("</body>", PROBE))
-    found = found_by(probed, tmp_path / "profile")
-    heads, before, down, up, by_name, shown, images, dark, light_paper, dark_paper = found
-    assert heads == 6
-    assert before == "base ether0.06 lora0.001 lora0.01"
-    assert down == "ether0.06 lora0.001 lora0.01 base"
-    assert up == "base lora0.01 lora0.001 ether0.06"
-    assert by_name.split()[0].startswith(("base", "lora"))
-    assert shown == images > 10
-    assert dark is False
-    assert light_paper != dark_paper
+@pytest.mark.parametrize("scripts", [True, False])
+def test_every_picture_is_shown_and_the_theme_turns(
+    scripts: bool, bench: Path, run: Path, tmp_path: Path, open_page: Opener
+) -> None:
+    place = write_report([bench, run], tmp_path / "page.html")
+    place.write_text(place.read_text().replace('loading="lazy"', "").replace("<details>", "<details open>"))
+    page = open_page(place, scripts=scripts)
+    shown = page.locator("img").evaluate_all("all => all.map(each => each.naturalWidth > 0)")
+    assert all(shown)
+    assert len(shown) > 10
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(paper)
+    page.get_by_label("Switch between light and dark").press("Space")
+    assert page.evaluate(paper) != light
+
+
+def test_every_picture_says_what_it_shows(bench: Path, run: Path, study: Path, tmp_path: Path) -> None:
+    page = write_report([bench, run, study], tmp_path / "page.html").read_text()
+    texts = set(re.findall(r'<img [^>]*alt="(.*?)"', page))
+    assert {"ether: a qwe dog &lt;1&gt;, seed 0", "Step 50: a qwe dog, seed 0"} <= texts
+    assert any(text.startswith("ETHER, step 2: ") for text in texts)
+    assert "" not in texts

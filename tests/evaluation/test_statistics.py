@@ -15,6 +15,7 @@ from ether_diffusion.evaluation.statistics import (
     holm,
     mean_interval,
     paired_difference,
+    share_interval,
 )
 
 VALUES = [0.31, 0.52, 0.44, 0.69, 0.12, 0.40]
@@ -98,3 +99,40 @@ def test_a_comparison_of_single_units_has_no_p_and_does_not_count_for_the_others
     first, second = compare(arms, [("a", "b"), ("a", "c"), ("a", "d")])
     assert first.p_holm == first.difference.p
     assert (second.p_holm, second.separated) == (None, False)
+
+
+@pytest.mark.parametrize(("won", "count"), [(0, 5), (3, 5), (5, 5), (1, 2), (17, 40)])
+def test_the_interval_of_whole_wins_is_clopper_and_pearsons(won: int, count: int) -> None:
+    expected = stats.binomtest(won, count).proportion_ci(0.95, "exact")
+    found = share_interval([1.0] * won + [0.0] * (count - won))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.mean == won / count
+
+
+def test_shares_that_all_units_agree_on_have_an_interval_all_the_same() -> None:
+    found = share_interval([1.0] * 4)
+    assert found.high == 1
+    assert found.low == pytest.approx(0.025 ** (1 / 4))
+    assert share_interval([0.5]).low is None
+
+
+@pytest.mark.parametrize("values", [[], [1.2], [-0.1, 0.5], [math.nan]])
+def test_shares_outside_of_their_range_are_refused(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="shares from 0 to 1"):
+        share_interval(values)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_the_interval_of_shares_holds_the_truth_at_least_as_often_as_it_says(share: float, seeds: int) -> None:
+    """Shares of prompts that differ, each of a few votes, the same for all seeds of a prompt or independent."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        level = rng.beta(4 * share, 4 * (1 - share), 12)
+        values = rng.binomial(seeds, level) / seeds
+        found = share_interval(values)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= share <= found.high
+    assert held >= 0.95 * 2000 - 2 * math.sqrt(2000 * 0.95 * 0.05)

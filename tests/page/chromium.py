@@ -1,86 +1,107 @@
-"""A real browser for the tests of pages: it opens a file without a network and gives its DOM."""
+"""A real browser for the tests of pages: Chromium, driven by playwright, at any size, with and without scripts."""
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
-import subprocess
-from html import unescape
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None or find_spec("playwright") is None, reason="no Chromium, or no playwright, on this machine"
+)
+Opener = Callable[..., "Page"]
 
-
-def found_by(page: Path, profile: Path) -> Any:
-    """What a script of the page left in the title, as JSON, after four seconds of the browser's own time."""
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-quic"]
-    command += [f"--user-data-dir={profile}", "--virtual-time-budget=4000", "--dump-dom", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500).stdout
-    title = re.search(r"<title>(.*?)</title>", dom)
-    assert title is not None
-    return json.loads(unescape(title[1]))
-
-
-PROBE = """<!DOCTYPE html><title>?</title><body><script>
-const page = %s, widths = %s, found = {};
-const broken = root => {
-  const walker = root.createTreeWalker(root.body, NodeFilter.SHOW_TEXT), bad = [];
+BROKEN = """() => {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), bad = [];
   for (let node; node = walker.nextNode();) {
     if (["STYLE", "SCRIPT", "CODE"].includes(node.parentElement.tagName)) continue;
     for (const match of node.data.matchAll(/\\d[\\d.,]*\\d/g)) {
-      const range = root.createRange();
+      const range = document.createRange();
       range.setStart(node, match.index);
       range.setEnd(node, match.index + match[0].length);
       if (new Set([...range.getClientRects()].map(rect => Math.round(rect.top))).size > 1) bad.push(match[0]);
     }
   }
   return bad;
-};
-const look = width => new Promise(done => {
-  const frame = document.createElement("iframe");
-  frame.style = `width: ${width}px; height: 844px; border: 0`;
-  frame.srcdoc = page;
-  frame.onload = () => {
-    const root = frame.contentDocument, view = frame.contentWindow;
-    for (const details of root.querySelectorAll("details")) details.open = true;
-    const sticks = each => !each.closest(".scroll, svg") && each.getBoundingClientRect().right > width + 1;
-    const name = each => `${each.tagName}.${each.className}`;
-    const outside = [...root.querySelectorAll("body *")].filter(sticks).map(name);
-    const input = root.querySelector(".enlarge input"), image = root.querySelector(".enlarge img");
-    const small = image.getBoundingClientRect().width;
-    input.focus();
-    const outline = view.getComputedStyle(image).outlineStyle;
-    input.click();
-    const large = image.getBoundingClientRect().width;
-    input.click();
-    const again = image.getBoundingClientRect().width;
-    const unreached = [...root.querySelectorAll(".scroll")].filter(each => each.tabIndex !== 0).length;
-    found[width] = {outside, broken: broken(root), small, large, again, outline, unreached};
-    frame.remove();
-    done();
-  };
-  document.body.append(frame);
-});
-(async () => { for (const width of widths) await look(width); document.title = JSON.stringify(found); })();
-</script></body>"""
+}"""
+"""The numbers of a page that stand on two lines."""
+OUTSIDE = """() => [...document.querySelectorAll("body *")]
+  .filter(each => !each.closest(".scroll, svg") && each.getBoundingClientRect().right > innerWidth + 1)
+  .map(each => `${each.tagName}.${each.className}`)"""
+"""The elements that stick out of the window, apart from those in a region that scrolls."""
 
 
-def seen_at(html: str, widths: list[int], folder: Path) -> dict[str, Any]:
-    """What a page is like in frames of some widths: what sticks out, numbers that are broken over two lines, pictures.
+def launch(playwright: Any) -> Browser:
+    """Chromium without a window."""
+    browser: Browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    return browser
 
-    Args:
-        html: the page, without scripts of its own.
-        widths: in CSS pixels.
-        folder: for the probe and the browser's profile.
+
+@pytest.fixture
+def open_page() -> Iterator[Opener]:
+    """``open_page(file or address, width=1400, scheme="light", scripts=True)``: a page in a fresh profile.
+
+    A test fails where a page asks anything of another machine, has an error in a script, or shows a dialogue.
     """
-    probe = folder / "probe.html"
-    text = json.dumps(html.replace('loading="lazy"', "")).replace("</", "<\\/")
-    probe.write_text(PROBE % (text, json.dumps(widths)), encoding="utf-8")
-    found: dict[str, Any] = found_by(probe, folder / "profile")
+    from playwright.sync_api import sync_playwright
+
+    faults: list[str] = []
+    with sync_playwright() as playwright:
+        browser = launch(playwright)
+
+        def open_it(
+            place: Path | str,
+            width: int = 1400,
+            scheme: Literal["light", "dark"] = "light",
+            scripts: bool = True,
+        ) -> Page:
+            context = browser.new_context(
+                viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=scripts
+            )
+            page = context.new_page()
+            allowed = ("file:", "data:", "blob:", "http://127.0.0.1:")
+            page.on("request", lambda asked: asked.url.startswith(allowed) or faults.append(asked.url))
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
+            page.goto(place if isinstance(place, str) else place.as_uri())
+            return page
+
+        yield open_it
+        with suppress(Exception):  # a browser that a test has closed already
+            browser.close()
+    assert faults == []
+
+
+def seen_at(open_page: Opener, place: Path, width: int) -> dict[str, Any]:
+    """What a page is like at a width: what sticks out, numbers that are broken over two lines, the first picture."""
+    page = open_page(place, width)
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    box, image = page.locator(".enlarge input").first, page.locator(".enlarge img").first
+
+    def size() -> float:
+        found: float = image.evaluate("each => each.getBoundingClientRect().width")
+        return found
+
+    found = {
+        "outside": page.evaluate(OUTSIDE),
+        "broken": page.evaluate(BROKEN),
+        "unreached": page.locator(".scroll:not([tabindex='0'])").count(),
+        "small": size(),
+    }
+    box.focus()
+    found["outline"] = image.evaluate("each => getComputedStyle(each).outlineStyle")
+    page.keyboard.press("Space")
+    found["large"] = size()
+    page.keyboard.press("Space")
+    found["again"] = size()
+    page.context.close()
     return found

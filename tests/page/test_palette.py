@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from ether_diffusion.page.palette import DARK, LIGHT, Style, styles
+from ether_diffusion.page.palette import DARK, LIGHT, THEME, Style, styles
 from ether_diffusion.registry import METHODS
 
 VISIONS = {  # G. Machado et al., 2009, full severity; linear RGB to linear RGB
@@ -62,6 +62,17 @@ def lab(colour: str, vision: str) -> tuple[float, float, float]:
 def test_lines_stand_out_from_the_paper(paper: str) -> None:
     colours, ground = PAPERS[paper]
     assert min(contrast(colour, ground) for colour in colours) >= 3  # WCAG 2.2, 1.4.11
+
+
+@pytest.mark.parametrize("ground", ["paper", "card"])
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_and_edges_of_pages_reach_the_contrast_of_aa(theme: int, ground: str) -> None:
+    colours = {name: both[theme] for name, both in THEME.items()}
+    found = {name: contrast(colour, colours[ground]) for name, colour in colours.items()}
+    text = ("ink", "soft", "accent", "second", "good", "bad")
+    assert {name: found[name] for name in text if found[name] < 4.5} == {}  # WCAG 2.2, 1.4.3
+    assert found["edge"] >= 3  # 1.4.11
+    assert PAPERS["dark" if theme else "light"][1] == colours["card"]
 
 
 @pytest.mark.parametrize("vision", VISIONS)

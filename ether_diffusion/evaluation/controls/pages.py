@@ -121,11 +121,14 @@ def read_section(folder: Path, name: str) -> ControlSection:
 def _pictures(findings: Findings) -> list[tuple[str, list[Picture]]]:
     rows = []
     for place, entry in enumerate(shown_pairs(findings)):
-        shown = [_condition(entry), Picture(thumbnail(entry.image, THUMBNAIL), f"Original {entry.name}", entry.name)]
+        asked = entry.prompt or entry.name
+        shown = [_condition(entry), Picture(thumbnail(entry.image, THUMBNAIL), f"Original: {asked}", entry.name)]
         for arm, setting in findings.best.items():
             path = first_sample(findings, setting, place)
-            shown.append(Picture(thumbnail(path, THUMBNAIL), f"{arm}: {entry.name}", f"{arm}, {path.name}"))
-        rows.append((entry.prompt or entry.name, shown))
+            shown.append(
+                Picture(thumbnail(path, THUMBNAIL), f"{arm}, step {setting.last[0]['steps']}: {asked}", path.name)
+            )
+        rows.append((asked, shown))
     return rows
 
 
@@ -134,7 +137,7 @@ def _condition(entry: PairFiles) -> Picture:
     if entry.condition is not None:
         with suppress(OSError, ValueError):  # shown as missing
             source = data_uri(load_condition(entry.condition, True), THUMBNAIL, True)
-    return Picture(source, f"Condition {entry.name}", entry.name)
+    return Picture(source, f"Condition: {entry.prompt or entry.name}", entry.name)
 
 
 def _classes(best: Mapping[str, Setting]) -> list[tuple[str, list[float | None]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from page.chromium import found_by, needs_chromium
+from page.chromium import Opener, needs_chromium
 from PIL import Image
 
 from ether_diffusion.evaluation.overview import main, write_report
@@ -215,7 +215,7 @@ def test_every_number_leads_to_its_pictures_and_nothing_needs_scripts(bench: Pat
     assert 'class="off"' not in page
 
 
-PROBE = """<script>
+PROBE = """() => {
 const form = document.querySelector("form.methods");
 const [field, ...boxes] = form.querySelectorAll("input");
 const seen = label => [...document.querySelectorAll(`table[aria-label^="${label}"] tbody tr`)]
@@ -232,17 +232,14 @@ document.querySelectorAll("details").forEach(each => each.open = false);
 const link = document.querySelector('a[href="#b0-1-2"]');
 link.click();
 found.push(document.getElementById("b0-1-2").closest("details").open);
-document.title = JSON.stringify(found);
-</script></body>"""
+return found;
+}"""
 
 
 @needs_chromium
-def test_methods_are_filtered_by_text_and_by_box(bench: Path, tmp_path: Path) -> None:
-    page = write_report([bench], tmp_path / "page.html").read_text()
-    (tmp_path / "probed.html").write_text(page.replace("</body>", PROBE))
-    hidden, scores, heads, by_text, costly, fewer, told, by_box, strengths, opened = found_by(
-        tmp_path / "probed.html", tmp_path / "profile"
-    )
+def test_methods_are_filtered_by_text_and_by_box(bench: Path, tmp_path: Path, open_page: Opener) -> None:
+    page = open_page(write_report([bench], tmp_path / "page.html"))
+    hidden, scores, heads, by_text, costly, fewer, told, by_box, strengths, opened = page.evaluate(PROBE)
     assert hidden is False
     assert scores == "base dora ether_plus ether_plus_default"
     assert by_text == costly == "ether_plus ether_plus_default"

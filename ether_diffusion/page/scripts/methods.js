@@ -1,6 +1,5 @@
-{# A form.methods shows only the cells of the methods that are checked and contain all words of its field; a link to a
-   place inside closed details opens them. #}
-<script>
+// A form.methods shows only the cells of the methods that are checked and contain all words of its field; a link to a
+// place inside closed details opens them.
 for (const form of document.querySelectorAll("form.methods")) {
   const boxes = [...form.querySelectorAll("input[type=checkbox]")];
   const field = form.querySelector("input[type=search]");
@@ -21,4 +20,3 @@ for (const link of document.querySelectorAll('a[href^="#"]')) {
     if (details) details.open = true;
   });
 }
-</script>

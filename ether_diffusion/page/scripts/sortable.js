@@ -1,5 +1,4 @@
-{# Every table.sortable sorts by a click on a heading; data-kind="text" sorts by letters, else by data-value. #}
-<script>
+// Every table.sortable sorts by a click on a heading; data-kind="text" sorts by letters, else by data-value.
 for (const table of document.querySelectorAll("table.sortable")) {
   table.querySelectorAll("thead th").forEach((head, column) => {
     const button = document.createElement("button");
@@ -22,4 +21,3 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-</script>
