@@ -82,7 +82,7 @@ def main() -> None:
     right.set(xlabel="angle between û and v̂, degrees", ylim=(0, 2.2), xticks=range(0, 181, 45))
     right.set_title("distance from the identity, ‖T − I‖", fontsize=11)
     right.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, loc="center right")
+    right.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.05))
     with atomic_path(PICTURE) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None}, facecolor="white")
 
