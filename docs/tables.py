@@ -25,6 +25,7 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent / "examples")]
 
 import step_tables
+import study_tables
 from captions_table import Results, compared_table, methods_table, rates_table
 from step_tables import RESULTS, load
 
@@ -337,6 +338,7 @@ def setting(name: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     **step_tables.TABLES,
+    **study_tables.TABLES,
     "method-parameters": method_parameters,
     "mixing": mixing,
     "mixing-compared": mixing_compared,

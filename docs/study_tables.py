@@ -1,0 +1,96 @@
+"""The tables of planned studies in the docs, from the committed rows of every picture and the studies' configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from step_tables import RESULTS
+
+from ether_diffusion.evaluation.paper.learning_rates import widths_by_subject, widths_table
+from ether_diffusion.evaluation.paper.rate_losses import (
+    compare_losses,
+    loss_comparisons_table,
+    losses_table,
+    rate_losses,
+)
+from ether_diffusion.evaluation.statistics import Comparison
+from ether_diffusion.evaluation.subjects.compact import read_compact
+from ether_diffusion.evaluation.subjects.planned import planned_comparisons
+from ether_diffusion.evaluation.subjects.summary import BY_KEY, Result, summarize
+from ether_diffusion.evaluation.tables import comparison_cells, format_score
+from ether_diffusion.page.text import markdown_table, number
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+STUDIES = {"initial-length": "eval_initial_length", "learning-rates": "eval_playground_factors"}
+"""From the result file of a study to its config."""
+TRUTH = BY_KEY["truth"]
+
+
+def settings_of(study: str) -> dict[str, Any]:
+    """What the study's config says."""
+    found: dict[str, Any] = yaml.safe_load((CONFIGS / f"{STUDIES[study]}.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def results_of(study: str) -> list[Result]:
+    """The rows of all its pictures."""
+    return read_compact(RESULTS / f"{study}.json").results
+
+
+def cells(study: str) -> str:
+    """Truth-likeness and CLIP-T of every arm at every rate."""
+    rows = [
+        [
+            row["arm"],
+            number(row["learning_rate"], ".3g"),
+            format_score(row["scores"].get("truth")),
+            format_score(row["scores"].get("clip_t")),
+        ]
+        for row in summarize(results_of(study))
+        if row["learning_rate"] is not None or row["arm"] == "base"
+    ]
+    return markdown_table(["", "learning rate", "truth-likeness", "CLIP-T"], rows)
+
+
+def planned(study: str) -> str:
+    """The planned comparisons, and below them those that have no test."""
+    settings, results = settings_of(study), results_of(study)
+
+    def rows(found: list[Comparison], tested: bool) -> list[list[str]]:
+        blank = ["not tested", "", ""]
+        return [
+            [each.arm, *(comparison_cells(each) if tested else [comparison_cells(each)[0], *blank])] for each in found
+        ]
+
+    tested = planned_comparisons(results, settings["planned"], TRUTH)
+    shown = planned_comparisons(results, settings.get("secondary", {}), TRUTH)
+    heads = ["", "difference of truth-likeness, 95 % interval", "p (Holm)", "subjects", ""]
+    return markdown_table(heads, rows(tested, True) + rows(shown, False))
+
+
+def losses() -> str:
+    """What multiples of the found learning rate cost, and whether it costs others more than ETHER+."""
+    settings, results = settings_of("learning-rates"), results_of("learning-rates")
+    found = rate_losses(results, settings["tuned_rates"], TRUTH)
+    compared = compare_losses(found, 10, "ether_plus")
+    return losses_table(found, settings["tuned_rates"], TRUTH) + "\n" + loss_comparisons_table(compared, 10, TRUTH)
+
+
+def widths() -> str:
+    """The decades in which each method keeps most of its best gain."""
+    results = results_of("learning-rates")
+    return widths_table(
+        {arm: widths_by_subject(results, arm, TRUTH) for arm in settings_of("learning-rates")["tuned_rates"]}, TRUTH
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "initial-length": partial(cells, "initial-length"),
+    "initial-length-planned": partial(planned, "initial-length"),
+    "rate-losses": losses,
+    "rate-widths": widths,
+}
