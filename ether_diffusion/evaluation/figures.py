@@ -76,7 +76,7 @@ def write_figure(
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     if caption:
-        width = int(19 * figure.get_figwidth())  # characters at this size
+        width = int(17.5 * figure.get_figwidth())  # characters at this size
         figure.suptitle(textwrap.fill(" ".join(caption), width), fontsize=8, color="#55606e")
     handles = {h.get_label(): h for axes in grid for h in axes.get_legend_handles_labels()[0]}
     widest = 0.6 + 0.09 * max(map(len, handles), default=0)  # inches

@@ -29,7 +29,7 @@ class RateLoss:
 
     Attributes:
         arm: the method.
-        factor: the multiple, to two digits.
+        factor: the multiple, to one digit.
         by_subject: s(r*) - s(factor r*); of a training that diverged, s is the base's.
         mean: over the subjects, with Student's interval.
         share: the mean loss as a share of the mean gain, s(r*) less the base's.
@@ -67,7 +67,7 @@ def rate_losses(results: Sequence[Result], tuned: Mapping[str, float], metric: M
         for other, (scores, diverged) in sorted(by_rate.items()):
             lost = {subject: right[subject] - scores[subject] for subject in right.keys() & scores.keys()}
             estimate = mean_interval(lost.values())
-            factor = float(f"{other / rate:.2g}")
+            factor = float(f"{other / rate:.1g}")
             found.append(RateLoss(arm, factor, lost, estimate, estimate.mean / gain, diverged))
     return found
 
