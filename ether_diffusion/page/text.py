@@ -61,3 +61,8 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 picture``, ``1,200 pictures``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

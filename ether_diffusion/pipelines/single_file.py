@@ -25,6 +25,7 @@ from torch import nn
 from ether_diffusion.families.parts import left_out
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import family_named
+from ether_diffusion.logs import errors_only
 from ether_diffusion.pipelines.file import SINGLE_FILE, first_line
 
 logger = logging.getLogger(__name__)
@@ -204,7 +205,9 @@ def _modules(
             raise SingleFileError(f"diffusers reads no single files of {family.TITLE}: take a diffusers folder")
         dtype = dtypes.get(part, dtypes["default"])
         settings = {"config": str(config), "subfolder": part, "local_files_only": True}
-        yield part, kind.from_single_file(str(file), dtype=dtype, **settings)
+        with errors_only("diffusers.models.modeling_utils"):  # it warns of the cast that it makes itself
+            module = kind.from_single_file(str(file), dtype=dtype, **settings)
+        yield part, module
 
 
 def _from_folder(

@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict, TypeVar, cast, get_type_hints
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import FAMILIES
 from ether_diffusion.families.settings import FamilySettings
-from ether_diffusion.page.text import data_size, number
+from ether_diffusion.page.text import counted, data_size, number
 from ether_diffusion.pipelines.file import FILE_NAME
 from ether_diffusion.pipelines.schema import CONTROL
 from ether_diffusion.reading import DamagedFileError, matches, parse_json, read_bytes, read_json, read_yaml, shown
@@ -143,7 +143,7 @@ class Judging:
     def basis(self) -> str:
         """What a value rests on: ``8 pictures of 4 prompts, one training, one seed (0)``."""
         seed = "" if self.seed is None else f" ({self.seed})"
-        pictures, prompts = _count(self.images["finetuned"], "picture"), _count(self.prompts, "prompt")
+        pictures, prompts = counted(self.images["finetuned"], "picture"), counted(self.prompts, "prompt")
         return f"{pictures} of {prompts}, one training, one seed{seed}"
 
     @property
@@ -463,7 +463,3 @@ def format_value(value: object) -> str:
             return ", ".join(format_value(item) for item in value) or "–"
         case _:
             return str(value)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

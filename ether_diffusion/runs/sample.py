@@ -32,6 +32,7 @@ from ether_diffusion.families.registry import family_of
 from ether_diffusion.files import write_text
 from ether_diffusion.images import load_image
 from ether_diffusion.page.pictures import picture_grid, save_picture
+from ether_diffusion.page.text import counted
 from ether_diffusion.pipelines.file import AdapterFileError, public_name
 from ether_diffusion.pipelines.loaded import adapters
 from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range
@@ -302,7 +303,7 @@ def _main(given: argparse.Namespace) -> None:
         heads = [f"seed {seed}" for seed in request.seeds]
         save_picture(picture_grid(titles, heads), given.output_dir / f"grid-{number:02d}.png")
     write_text(given.output_dir / "prompts.txt", "".join(f"{prompt}\n" for prompt in request.prompts))
-    print(f"{total} pictures and {len(grids)} grids in {given.output_dir.resolve()}")
+    print(f"{counted(total, 'picture')} and {counted(len(grids), 'grid')} in {given.output_dir.resolve()}")
 
 
 def check_new(folder: Path) -> None:
