@@ -143,7 +143,7 @@ class Bench(Study[Subject]):
         text, missing = write_summary(self.output_dir, jobs)
         if self.rows is not None and (done := read_results(self.output_dir, jobs)[0]):
             text += "\n" + write_against(self.output_dir, done, self.rows)
-        if self.config.planned and not missing:
+        if (self.config.planned or self.config.secondary) and not missing:
             results = self.compared(all_results(self.output_dir))
             shown = (self.config.planned, self.config.secondary, primary(summarize(results)))
             text += "\n" + write_planned(self.output_dir, results, *shown)
@@ -199,6 +199,7 @@ class Bench(Study[Subject]):
             "judges": self.judges.identity,
             "judged_by": self._judged_by(job),
             "git_revision": git_revision(),
+            **self.drawn_as(job),
         }
         try:
             images = self._images(job)
@@ -209,6 +210,10 @@ class Bench(Study[Subject]):
         write_text(result, json.dumps(facts, default=str))
         if not self.config.keep_runs and run.exists():
             remove_training(run)
+
+    def drawn_as(self, job: Job[Subject]) -> dict[str, str]:
+        """What its result says of how its training is drawn: nothing, for it is drawn as it ended."""
+        return {}
 
     def _judged_by(self, job: Job[Subject]) -> dict[str, Any]:
         """What the scores of its images depend on: judges, truths, and the set of scores that there is."""

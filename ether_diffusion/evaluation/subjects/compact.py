@@ -29,9 +29,11 @@ JOBS = "jobs.json"
 """Beside it: the keys of all jobs, so that a reader sees what is missing."""
 DIGITS = 5
 """Of a score in the file."""
+WAY = "way"
+"""In the result of an arm that draws another arm's training in a further way: which."""
 FACTS = (
     *("arm", "learning_rate", "subject", "seed", "settings_hash", "base_hash", "trained_parameters", "bytes"),
-    *("diverged", "real", "distances"),
+    *("diverged", "real", "distances", WAY, "chosen_step", "chosen_by"),
 )
 """What the file keeps of a job beside its scores."""
 KINDS = tuple(dict.fromkeys(metric.rows for metric in METRICS))

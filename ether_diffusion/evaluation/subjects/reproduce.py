@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from ether_diffusion.evaluation.subjects.against import (
 )
 from ether_diffusion.evaluation.subjects.arms import ANCHORS, BenchmarkConfig
 from ether_diffusion.evaluation.subjects.benchmark import Bench
-from ether_diffusion.evaluation.subjects.compact import Compact, arm_key
+from ether_diffusion.evaluation.subjects.compact import WAY, Compact, arm_key
 from ether_diffusion.evaluation.subjects.summary import Metric, Result, all_results, primary, summarize, unit_values
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import markdown_table, number
@@ -164,10 +165,11 @@ def config_of(rows: Compact, arms: Sequence[str], given: argparse.Namespace) -> 
             what the file names ``protocol``, ``data_dir``, ``base``, ``dino``, ``clip`` and ``lpips``.
 
     Raises:
-        ValueError: the file has no such arm, or does not say an arm's settings.
+        ValueError: the file has no such arm, does not say an arm's settings, or the arm draws another arm's training.
     """
     protocol = rows.protocol
     assert protocol is not None, "read_rows refuses files without it"
+    _check_not_derived(rows, arms)
     known: dict[str, dict[str, Any]] = {}
     for result in rows.results:
         arm = result["arm"]
@@ -198,6 +200,21 @@ def config_of(rows: Compact, arms: Sequence[str], given: argparse.Namespace) -> 
         lpips=given.lpips,
         **asked,
     )
+
+
+def _check_not_derived(rows: Compact, arms: Sequence[str]) -> None:
+    """Refuse arms that are no trainings of their own.
+
+    Raises:
+        ValueError: one of ``arms``, or where none is named one of the file, draws the training of another.
+    """
+    derived = {result["arm"] for result in rows.results if WAY in result}
+    if wanted := sorted(derived & set(arms) if arms else derived):
+        others = [each for each in dict.fromkeys(r["arm"] for r in rows.results) if each not in (*ANCHORS, *derived)]
+        raise ValueError(
+            f"{rows.name}.json has {'; '.join(wanted)}, made of another arm's training, which only the study's own "
+            f"program does: run that, or name arms that are trained, --arms {' '.join(map(shlex.quote, others))}"
+        )
 
 
 def reproduce(config: BenchmarkConfig, rows: Compact) -> list[RowAgreement]:

@@ -166,6 +166,16 @@ def test_base_and_arms_are_drawn_with_the_chunks_of_the_training(
     assert lengths == {2 * 77}
 
 
+def test_comparisons_without_a_test_are_made_without_planned_ones_too(config: BenchmarkConfig, dog: Subject) -> None:
+    config.secondary = {"faster minus slower": [["ether@0.2"], ["ether@0.1"]]}
+    jobs = jobs_of(config, [dog])
+    assert run_jobs(jobs, config, judges()) == {}
+    text, missing = Bench(config, [dog], judges(), CPU).summarize(jobs)
+    assert missing == []
+    assert "| faster minus slower | " in text
+    assert (config.output_dir / "planned.md").read_text() in text
+
+
 def test_class_images_are_shared_by_the_subjects_of_a_class(config: BenchmarkConfig, dog: Subject) -> None:
     job = jobs_of(config, [dog])[1]
     assert training_of(job, config, Path("x")).class_data_dir is None
