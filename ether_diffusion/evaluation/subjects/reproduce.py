@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 
 from ether_diffusion.arguments import Parser
 from ether_diffusion.config import suggestion
+from ether_diffusion.evaluation.encoding import ENCODING
 from ether_diffusion.evaluation.runner import run_study
 from ether_diffusion.evaluation.subjects.against import (
     ANCHOR_TOLERANCE,
@@ -186,13 +187,14 @@ def config_of(rows: Compact, arms: Sequence[str], given: argparse.Namespace) -> 
     chosen = {arm: settings for arm, settings in known.items() if not arms or arm in arms}
     training = {key: value for key, value in protocol["base"].items() if value is not None}
     training |= {"pretrained_model_name_or_path": given.base} if given.base else {}
+    training |= {key: protocol["training"][key] for key in ENCODING if key in protocol["training"]}  # the base's, too
     asked: dict[str, Any] = dict(protocol["asked"])
     return BenchmarkConfig(
         output_dir=given.output_dir,
         protocol=given.protocol or protocol["name"],
         data_dir=given.data_dir,
         subjects=given.subjects or list(protocol["subjects"]),
-        arms={arm: {k: v for k, v in settings.items() if v != []} for arm, settings in chosen.items()},
+        arms={arm: _own(settings, training) for arm, settings in chosen.items()},
         training=training,
         seeds=given.seeds or sorted({result["seed"] for result in rows.results}),
         dino=given.dino or rows.judges["dino"]["model"],
@@ -200,6 +202,11 @@ def config_of(rows: Compact, arms: Sequence[str], given: argparse.Namespace) -> 
         lpips=given.lpips,
         **asked,
     )
+
+
+def _own(settings: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an arm that are not those of all, without an empty list of rates."""
+    return {key: value for key, value in settings.items() if value != [] and (key, value) not in training.items()}
 
 
 def _check_not_derived(rows: Compact, arms: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Arms that draw another arm's training: they train nothing of their own, and their facts are those of that training."""
+"""Arms that draw another arm's training: they train nothing of their own, and their facts are of that training."""
 
 from __future__ import annotations
 
