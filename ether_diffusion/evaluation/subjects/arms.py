@@ -14,7 +14,7 @@ from PIL import Image
 
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.evaluation.encoding import not_the_default, shared_encoding
-from ether_diffusion.evaluation.runner import Job, share_of
+from ether_diffusion.evaluation.runner import OF_A_PROGRAM, Job, share_of
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.images import list_images, load_image
@@ -28,7 +28,10 @@ from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 DRAWING = ("token", "images_per_prompt", "class_images", "num_inference_steps", "guidance_scale")
 """Settings of a benchmark that its images depend on, beside those of the training."""
-OWN = ("output_dir", "overwrite", "resume", "seed", "instance_data_dir", "instance_prompt", "class_prompt")
+OWN = (
+    *("output_dir", "overwrite", "resume", "seed", "instance_data_dir", "instance_prompt", "class_prompt"),
+    *OF_A_PROGRAM,
+)
 """Settings of the training that the benchmark sets itself."""
 
 

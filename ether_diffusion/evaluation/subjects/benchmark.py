@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from ether_diffusion import pipelines
+from ether_diffusion.bars import hidden
 from ether_diffusion.evaluation.runner import (
     Job,
     Study,
@@ -277,9 +278,8 @@ class Bench(Study[Subject]):
             drawn = draw(
                 pipe, asked, config.batch_size, config.num_inference_steps, config.guidance_scale, config.encoding
             )
-        for name, picture in zip(
-            asked.names, tqdm(drawn, total=len(asked.names), desc="draw", leave=False), strict=True
-        ):
+        bar = tqdm(drawn, total=len(asked.names), desc="draw", leave=False, disable=hidden())
+        for name, picture in zip(asked.names, bar, strict=True):
             picture.save(folder / name)
 
     def _score(self, job: Job[Subject], images: Path) -> dict[str, Any]:

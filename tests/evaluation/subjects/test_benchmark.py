@@ -144,6 +144,8 @@ def test_what_the_benchmark_sets_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="training: seed, instance_prompt is set by the benchmark") as told:
         BenchmarkConfig(Path("x"), training={**base, "seed": 5, "instance_prompt": "a dog"})
     assert "leave it out" in str(told.value)
+    with pytest.raises(ValueError, match="a: quiet, log_level is set by the benchmark"):
+        BenchmarkConfig(Path("x"), training=base, arms={"a": {"quiet": True, "log_level": "info"}})
     with pytest.raises(ValueError, match="a list of learning rates belongs to an arm"):
         BenchmarkConfig(Path("x"), training={**base, "learning_rate": [1e-3]})
 
