@@ -185,6 +185,12 @@ class BenchmarkConfig:
         for where, settings in self.arms.items():
             if taken := [name for name in BASE_SETTINGS if name in settings]:
                 raise ValueError(f"arm {where}: {', '.join(taken)} names a base; all arms share that of training")
+        for arm in self.arms:
+            if (learnt := self.settings_of(arm).get("placeholder_token")) not in (None, self.token):
+                raise ValueError(
+                    f"arm {arm} learns the placeholder_token {learnt}, and the prompts have the token {self.token}: "
+                    f"give the benchmark token={learnt}"
+                )
         check_ranges(self, self.RANGES)
         _ = self.encoding
         share_of(self.shard)
