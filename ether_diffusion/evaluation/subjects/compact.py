@@ -228,7 +228,13 @@ def in_order(results: list[Result], folder: Path) -> list[Result]:
     """The results in the order of the benchmark's jobs, as far as its folder says it."""
     jobs: list[str] = read_json(folder / JOBS, list[str]) if (folder / JOBS).is_file() else []
     place = {key: number for number, key in enumerate(jobs)}
-    return sorted(results, key=lambda r: place.get(f"{arm_key(r)}/{r['subject']}/seed-{r['seed']}", len(place)))
+
+    def place_of(result: Result) -> int:
+        arms = (arm_key(result), result["arm"])  # a rate that all arms share is in no folder's name
+        keys = (f"{arm}/{result['subject']}/seed-{result['seed']}" for arm in arms)
+        return next((place[key] for key in keys if key in place), len(place))
+
+    return sorted(results, key=place_of)
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
