@@ -224,15 +224,6 @@ def load_captions(image_path: str | Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for line in lines if (text := line.strip())))
 
 
-def load_caption(image_path: str | Path) -> str | None:
-    """The first of :func:`load_captions`; None where there is none.
-
-    Raises:
-        ValueError: the text is not UTF-8, or both files are there and differ.
-    """
-    return next(iter(load_captions(image_path)), None)
-
-
 def _refuse(error: OSError) -> None:
     """A sub-folder that cannot be read is not left out in silence."""
     raise error

@@ -159,9 +159,10 @@ def title_of(settings: Mapping[str, Any]) -> str:
 
 
 _BLOCKS, _RANK = ("n_blocks", "targets"), ("rank", "targets")
+_VECTORS = (*_BLOCKS, "initial_length")
 _ENTRIES = (
-    MethodEntry("ether", "ETHER", "ether", Rate(6e-3), Rate(1e-3), _BLOCKS, per_sample=True),
-    MethodEntry("ether_plus", "ETHER+", "ether", Rate(6e-3), Rate(1e-3), (*_BLOCKS, "two_sided"), per_sample=True),
+    MethodEntry("ether", "ETHER", "ether", Rate(6e-3), Rate(1e-3), _VECTORS, per_sample=True),
+    MethodEntry("ether_plus", "ETHER+", "ether", Rate(6e-3), Rate(1e-3), (*_VECTORS, "two_sided"), per_sample=True),
     MethodEntry("naive", "Naive", "ether", Rate(6e-5), Rate(1e-5), _BLOCKS),
     MethodEntry("full", "Full finetuning", "pipeline", Rate(5e-6), Rate(1e-5, "diffusers")),
     MethodEntry("lora", "LoRA", "lora", Rate(6e-4), Rate(1e-4, "diffusers"), _RANK, build=_lora),
@@ -203,7 +204,7 @@ _ENTRIES = (
         "ether",
         Rate(6e-3, "guessed"),
         Rate(1e-3, "guessed"),
-        _BLOCKS,
+        _VECTORS,
         per_sample=True,
         variant_of="ether",
     ),
@@ -213,7 +214,7 @@ _ENTRIES = (
         "ether",
         Rate(6e-3, "guessed"),
         Rate(1e-3, "guessed"),
-        (*_BLOCKS, "two_sided"),
+        (*_VECTORS, "two_sided"),
         per_sample=True,
         variant_of="ether_plus",
     ),

@@ -33,7 +33,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", "ether_diffusion/playground/README.md",
 BLOCK = re.compile(r"```(?:bash|sh)\n(?P<block>.*?)```", re.DOTALL)
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`(?P<span>(?:ether|accelerate launch|python) [^`]+)`")
-FOREIGN = ("git", "hf", "tar", "export", ".")
+FOREIGN = ("git", "hf", "npm", "tar", "export", ".")
 """Commands of others, which are not looked into."""
 VALUE = "1"
 """What stands for a variable of the shell: a number is also a text."""
@@ -170,7 +170,7 @@ def _program(words: Sequence[str]) -> tuple[Program | None, list[str]]:
             named = [extra for word in rest for extra in _extras(word)]
             _all_known("extra", named, extras["optional-dependencies"])
             return None, []
-        case ["python", "-c", *_] | ["python", "-m", "http.server", *_]:
+        case ["python", "-c" | "-X", *_] | ["python", "-m", "http.server", *_]:
             return None, []
         case [name, *_] if name in FOREIGN:
             return None, []
@@ -267,15 +267,17 @@ def _unknown(parser: argparse.ArgumentParser, arguments: list[str]) -> str | Non
 def _parser(program: Program) -> argparse.ArgumentParser:
     """The parser of a program."""
 
-    def shown(action: argparse.Action, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+    def asked(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         raise ParsedError(parser)
 
-    with mock.patch("argparse._HelpAction.__call__", shown):
+    with contextlib.ExitStack() as stack:
+        for kind in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+            stack.enter_context(mock.patch.object(kind, "parse_args", asked))
         try:
-            _run(program, ["--help"])
+            _run(program, [])
         except ParsedError as reached:
             return reached.parser
-    raise LookupError(f"{' '.join(program)} has no --help")
+    raise LookupError(f"{' '.join(program)} asks no parser")
 
 
 def _run(program: Program, arguments: list[str]) -> None:
@@ -297,7 +299,7 @@ def _run(program: Program, arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
-    """A folder with what the commands name: the checkout's configs and examples, and a recipe of one's own."""
+    """A folder with what the commands name: the checkout's configs and examples, a recipe and arms of one's own."""
     from ether_diffusion.recipes import find_config
 
     before = Path.cwd()
@@ -306,6 +308,7 @@ def workplace() -> Iterator[Path]:
         for each in ("configs", "examples"):
             (folder / each).symlink_to(ROOT / each)
         (folder / "my.yaml").write_bytes(find_config("dreambooth_sd15").read_bytes())
+        (folder / "mine.yaml").write_text("arms: {mine: {method: lora}}\n", encoding="utf-8")
         os.chdir(folder)
         try:
             yield folder

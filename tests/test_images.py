@@ -18,7 +18,6 @@ from ether_diffusion.images import (
     MissingDecoderError,
     UnreadableImageError,
     list_images,
-    load_caption,
     load_captions,
     load_image,
 )
@@ -187,15 +186,15 @@ def test_folder_that_cannot_be_used_says_what_to_do(tmp_path: Path) -> None:
 def test_caption_is_the_stripped_text_beside_the_picture(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("  ein süßer Hund\n", encoding="utf-8-sig")
     (tmp_path / "b.txt").write_text(" \n")
-    assert load_caption(tmp_path / "a.jpg") == "ein süßer Hund"
-    assert load_caption(tmp_path / "b.jpg") is None
-    assert load_caption(tmp_path / "c.jpg") is None
+    assert load_captions(tmp_path / "a.jpg") == ("ein süßer Hund",)
+    assert load_captions(tmp_path / "b.jpg") == ()
+    assert load_captions(tmp_path / "c.jpg") == ()
 
 
 def test_caption_in_another_encoding_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("süß".encode("latin-1"))
     with pytest.raises(ValueError, match=r"a\.txt is not UTF-8.*save it as UTF-8"):
-        load_caption(tmp_path / "a.jpg")
+        load_captions(tmp_path / "a.jpg")
 
 
 def make_fifo(path: Path) -> None:
@@ -227,7 +226,7 @@ def test_pipes_sockets_and_devices_are_named_and_never_opened(
         load_image(tmp_path / "a.png")
     SPECIAL[kind](tmp_path / "b.txt")
     with pytest.raises(OSError, match=rf"b\.txt is {kind}"):
-        load_caption(tmp_path / "b.png")
+        load_captions(tmp_path / "b.png")
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -269,16 +268,16 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.txt", "a.jpg.txt", "a.TXT", "a.jpg.TXT"])
 def test_a_caption_may_be_called_as_the_whole_file_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("a dog")
-    assert load_caption(tmp_path / "a.jpg") == "a dog"
+    assert load_captions(tmp_path / "a.jpg") == ("a dog",)
 
 
 def test_two_captions_of_a_picture_must_agree(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a dog")
     (tmp_path / "a.jpg.txt").write_text(" a dog ")
-    assert load_caption(tmp_path / "a.jpg") == "a dog"
+    assert load_captions(tmp_path / "a.jpg") == ("a dog",)
     (tmp_path / "a.jpg.txt").write_text("a cat")
     with pytest.raises(ValueError, match=r"a\.jpg has several captions that differ, a\.jpg\.txt and a\.txt"):
-        load_caption(tmp_path / "a.jpg")
+        load_captions(tmp_path / "a.jpg")
 
 
 def test_texts_that_nobody_reads_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -293,7 +292,6 @@ def test_texts_that_nobody_reads_are_named(tmp_path: Path, caplog: pytest.LogCap
 def test_every_line_of_a_text_is_a_caption_and_the_first_stands_for_all(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n a dog\r\n\r\none dog\ra dog", newline="")
     assert load_captions(tmp_path / "a.jpg") == ("a dog", "one dog")
-    assert load_caption(tmp_path / "a.jpg") == "a dog"
     assert load_captions(tmp_path / "b.jpg") == ()
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from ether_diffusion.families.settings import FamilySettings
 
+ENCODING = ("prompt_chunks", "max_sequence_length")
+"""Settings of a training that say how prompts are encoded, for its pictures, too."""
+
 
 def shared_encoding(training: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> FamilySettings:
     """The encoding of the prompts of all pictures, by the settings of training that all arms share.

@@ -28,6 +28,7 @@ from ether_diffusion.evaluation.subjects.summary import (
     AtStrength,
     Metric,
     Result,
+    arm_title,
     comparisons,
     strength_points,
     strength_rows,
@@ -234,11 +235,6 @@ def record(benchmark: Benchmark) -> dict[str, str]:
 def by_subject(benchmark: Benchmark) -> tuple[Metric, Metric]:
     """The scores that are shown for every subject and prompt: the one that decides, and CLIP-T."""
     return benchmark.primary, BY_KEY["clip_t"]
-
-
-def arm_title(row: dict[str, Any]) -> str:
-    """An arm and its learning rate: ``lora, 0.001``."""
-    return str(row["arm"]) if row["learning_rate"] is None else f"{row['arm']}, {number(row['learning_rate'], 'g')}"
 
 
 def subject_sections(benchmark: Benchmark) -> list[SubjectSection]:

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ether_diffusion.files import write_text
+from ether_diffusion.logs import hide_loading_bars
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.private import forget_accelerator
 from ether_diffusion.reading import read_bytes, read_text
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
+OF_A_PROGRAM = ("dry_run", "quiet", "log_level")
+"""Settings of a training program's console, which the trainings of a study do not have."""
 DISTRIBUTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 RESULTS = "results"
 """In the folder of a study: what its jobs found, and why some failed."""
@@ -128,6 +131,7 @@ def run_study(make: Callable[[torch.device], Study[Subject]], shard: str | None 
         SystemExit: a setting is impossible, a judge is missing, a signal came, or, in a single process, jobs failed.
     """
     (part, parts), (index, count) = share_of(shard), take_share()
+    hide_loading_bars()  # of which every job has several
     try:
         study = make(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         jobs = study.jobs()

@@ -99,21 +99,25 @@ def transforms(model: nn.Module, method: str) -> Iterator[tuple[str, Tensor]]:
                 yield path, of_layer(layer, layer.active_adapters[0]).float()
 
 
-def mean_distances(pipe: Components, base: Components, method: str) -> dict[str, float | None]:
+def mean_distances(
+    pipe: Components, base: Components, method: str, layers: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, float | None]:
     """The means of ‖W' - W‖_F over all trained layers and of ‖T - I‖_F over the transforms, None without any.
 
     Args:
         pipe: the finetuned components by name (:func:`components`), the adapters active.
         base: the components as they were.
         method: of train_dreambooth.py.
+        layers: paths of the trained layers by component, where ``pipe`` has no adapter any more that says them.
     """
     weights, moved = [], []
     for name, model in pipe.items():
         if not is_trained(name, model, base[name]):
             continue
-        paths = trained_layers(model)
+        paths = trained_layers(model) if layers is None else layers[name]
         before = dict(effective_weights(base[name], paths))
-        weights += [(after - before[path].to(after.device)).norm().item() for path, after in effective_weights(model)]
+        after = effective_weights(model, paths)
+        weights += [(weight - before[path].to(weight.device)).norm().item() for path, weight in after]
         moved += [(t - torch.eye(len(t), device=t.device)).norm().item() for _, t in transforms(model, method)]
     return {"weights": fmean(weights), "transforms": fmean(moved) if moved else None}
 

@@ -35,9 +35,10 @@ class EtherPeftConfig(PeftConfig):
 
     Attributes:
         variant: "ether", y = weight (H x) + bias, or "ether_plus", y = H⁺_out (weight (H⁺ x)) + bias; "anchored",
-            y = weight (H₀ H x) + bias with a frozen H₀, is not the paper's.
+            y = weight (H₀ H x) + bias with a frozen H₀, and "ether_plus_free", ETHER+ without the unit length, are not
+            the paper's.
         n_blocks: number of diagonal blocks; must divide the features of every target, and leave two per block.
-        two_sided: ETHER+ only: transform the output features as well.
+        two_sided: ETHER+, of free lengths as well: transform the output features as well.
         target_modules: names of Linears as PEFT takes them: a list of names or ends of paths, a regular expression,
             or "all-linear"; None means the usual ones of the architecture.
         exclude_modules: likewise, what is left out.

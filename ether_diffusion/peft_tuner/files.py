@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -23,8 +24,11 @@ from ether_diffusion.peft_tuner.config import VARIANTS, EtherPeftConfig
 from ether_diffusion.peft_tuner.model import NESTED
 from ether_diffusion.peft_tuner.registration import NAME, PREFIX
 from ether_diffusion.pipelines.file import AdapterFile
+from ether_diffusion.pipelines.learned_embeds import LEARNED_EMBEDS
 from ether_diffusion.pipelines.schema import COMPONENTS, VECTOR_PARTS, vector_shapes
 from ether_diffusion.reading import check_regular, parse_json
+
+logger = logging.getLogger(__name__)
 
 PEFT_ROOT = "base_model.model."
 """What PEFT's keys begin with."""
@@ -35,6 +39,8 @@ SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 def to_peft(source: str | Path, folder: str | Path) -> dict[str, Path]:
     """Write an adapter of ``ether.save`` as folders that ``PeftModel.from_pretrained`` loads.
+
+    A new token that was trained with it is left out, with a warning.
 
     Args:
         source: a folder, a file, or a repository of the Hugging Face Hub.
@@ -53,6 +59,13 @@ def to_peft(source: str | Path, folder: str | Path) -> dict[str, Path]:
     for component, config in file.configs.items():
         if config.method not in VARIANTS:
             raise ValueError(f"{component} of {source} is of {config.method}; the tuner has {', '.join(VARIANTS)}")
+    settings = {component: _settings(component, file) for component in file.configs}
+    if file.embeds is not None:
+        logger.warning(
+            "the new token %s is not in the PEFT folder: its embeddings are in %s beside the adapter",
+            file.embeds.token,
+            LEARNED_EMBEDS,
+        )
     places = {name: Path(folder) / name if len(file.configs) > 1 else Path(folder) for name in file.configs}
     for component, place in places.items():
         state = file.states[component]
@@ -60,7 +73,7 @@ def to_peft(source: str | Path, folder: str | Path) -> dict[str, Path]:
         tensors = {PEFT_ROOT + _peft_key(key): value.float().contiguous() for key, value in state.items()}
         with atomic_path(place / WEIGHTS) as temporary:
             temporary.write_bytes(serialize(tensors, metadata={"format": "pt"}))
-        _settings(component, file).save_pretrained(str(place))
+        settings[component].save_pretrained(str(place))
     return places
 
 
@@ -172,7 +185,7 @@ def _settings(component: str, file: AdapterFile) -> EtherPeftConfig:
             say.
     """
     config = file.configs[component]
-    if config.targets == ONE_SIDED_GEGLU and config.method == "ether_plus" and config.two_sided:
+    if config.targets == ONE_SIDED_GEGLU and config.acts_on_outputs:
         raise ValueError(
             f'an adapter with targets="{ONE_SIDED_GEGLU}" is one-sided on some projections only, and the settings of '
             "PEFT's tuner have one two_sided for all: use the adapter file itself, by ether.load, or its exact LoRA, "

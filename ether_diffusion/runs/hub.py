@@ -72,7 +72,8 @@ def adapter_card(pipe: DiffusionPipeline, repo_id: str, name: str, prompt: str |
     family, info = family_of(pipe), adapters(pipe)[name]
     base = str(pipe.config.get("_name_or_path") or "")
     tag = family.TAG or family.NAME.replace("_", "-")
-    methods = list(dict.fromkeys(METHODS[config.method].title for config in info.configs.values()))
+    entries = [METHODS[config.method] for config in info.configs.values()]
+    methods = list(dict.fromkeys(entry.title for entry in entries))
     tags = [*(["ether"] if methods else []), *(["controlnet"] if info.control else []), *cards.TAGS, tag]
     data = cards.card_data(base, tags, own=True, lora=lora_format is not None, instance_prompt=prompt)
     return str(
@@ -84,6 +85,8 @@ def adapter_card(pipe: DiffusionPipeline, repo_id: str, name: str, prompt: str |
             family=family.TITLE,
             info=info,
             methods=" and ".join(methods),
+            variant=any(entry.variant_of for entry in entries),
+            reflections=any(entry.is_reflection for entry in entries),
             loading=_loading_code(base, repo_id, prompt or "a photo of a dog", info.control),
             repository=cards.literal(repo_id),
             token=None if info.placeholder_token is None else cards.markdown(info.placeholder_token),

@@ -195,8 +195,6 @@ class TrainingConfig:
         "peft_config",
         "base_config",
         "initial_length",
-        "quiet",
-        "log_level",
     }
     """Settings that version 0.1 did not have; a class that has more adds theirs."""
 

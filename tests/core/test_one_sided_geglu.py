@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,11 @@ def test_its_lora_is_exact(tmp_path: Path) -> None:
     assert (ours - theirs).abs().max() < 1e-4 * ours.abs().max()
 
 
-def test_peft_has_no_settings_for_it_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["ether_plus", "ether_plus_free"])
+def test_peft_has_no_settings_for_it_and_says_so(method: str, tmp_path: Path) -> None:
     pipe = tiny_pipeline()
-    shake(ether.attach(pipe.unet, CONFIG, name="a"))
+    shake(ether.attach(pipe.unet, replace(CONFIG, method=method), name="a"))
     ether.save(pipe, tmp_path / "file", name="a")
     with pytest.raises(ValueError, match=r"one-sided on some projections only.*ether\.load.*ether export"):
         to_peft(tmp_path / "file", tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()

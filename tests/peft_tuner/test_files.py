@@ -20,6 +20,8 @@ from ether_diffusion.core.host import host_of
 from ether_diffusion.core.state import StateMismatchError
 from ether_diffusion.peft_tuner import EtherPeftConfig, from_peft, load, save, to_peft
 from ether_diffusion.pipelines.file import FILE_NAME, AdapterFile
+from ether_diffusion.pipelines.learned_embeds import LearnedEmbeds
+from ether_diffusion.pipelines.new_tokens import add_new_token
 
 KIND = pytest.mark.parametrize("kind", KINDS)
 
@@ -133,6 +135,16 @@ def trained_by_peft(folder: Path, **settings: object) -> Path:
     found = peft.get_peft_model(model, EtherPeftConfig(target_modules=["to_q"], **settings))  # type: ignore[arg-type]
     found.save_pretrained(folder)
     return folder
+
+
+def test_a_new_token_that_stays_behind_is_told(
+    pipe: DiffusionPipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shake(ether.attach(pipe.unet, ether.EtherConfig(), "dog"))
+    add_new_token(pipe, "dog", LearnedEmbeds("<dog>", {"text_encoder": torch.ones(1, 32)}, {"text_encoder": "<dog>"}))
+    ether.save(pipe, tmp_path / "file", name="dog")
+    to_peft(tmp_path / "file", tmp_path / "peft")
+    assert "the new token <dog> is not in the PEFT folder: its embeddings are in learned_embeds" in caplog.text
 
 
 def test_what_a_file_cannot_hold_is_refused(tmp_path: Path) -> None:

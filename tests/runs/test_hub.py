@@ -75,7 +75,9 @@ def test_a_new_token_goes_with_its_adapter(uploads: Uploads) -> None:
     add_new_token(pipe, "dog", LearnedEmbeds("<dog>", {"text_encoder": torch.ones(1, 32)}, {"text_encoder": "<dog>"}))
     ether.push_to_hub(pipe, "me/dog")
     folder = uploads[1][0]
-    assert r"\<dog\> in a prompt is a new token" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert r"\<dog\> in a prompt is a new token" in card
+    assert "nothing but their unit vectors and the embeddings of a new token." in card
     ether.load(other := tiny_pipeline(), folder)
     assert ether.adapters(other)["default"].placeholder_token == "<dog>"
 
@@ -131,6 +133,15 @@ def test_nothing_is_uploaded_that_cannot_be_written(uploads: Uploads) -> None:
     with pytest.raises(ValueError, match="no adapter 'cat'"):
         ether.push_to_hub(pipe, "me/dog", "cat")
     assert uploads == []
+
+
+@pytest.mark.parametrize("method", ["ether", "naive", "anchored", "ether_plus_free"])
+def test_what_the_card_says_of_a_method_is_true_of_it(method: str) -> None:
+    pipe = tiny_pipeline()
+    ether.attach(pipe.unet, ether.EtherConfig(method), "dog")
+    card = hub.adapter_card(pipe, "me/dog", "dog", None, None)
+    assert ("trains nothing but their unit vectors. It has" in card) == (method == "ether")
+    assert ("the paper does not have it" in card) == (method in ("anchored", "ether_plus_free"))
 
 
 def test_a_title_is_no_markup(uploads: Uploads) -> None:

@@ -109,6 +109,15 @@ def test_a_repository_is_named_where_one_can_be_loaded(entry: MethodEntry, tmp_p
     assert ("or its repository's id on the Hub" in body) == (entry.saved_as != "peft")
 
 
+@pytest.mark.parametrize("entry", [each for each in METHODS.values() if each.is_own], ids=lambda each: each.name)
+def test_what_is_said_of_a_method_is_true_of_it(entry: MethodEntry, tmp_path: Path) -> None:
+    """Of vectors that keep no unit length nobody is told so, and a variant is called one."""
+    body = read_card(make_run(tmp_path, method=entry.name))[1]
+    paper = entry.is_reflection and entry.variant_of is None
+    assert ("trains nothing but their unit vectors. 398,602" in body) == paper
+    assert ("the paper does not have it" in body) == (entry.variant_of is not None)
+
+
 def test_whole_weights_are_a_finetune_of_the_base(tmp_path: Path) -> None:
     header, _, _ = read_card(make_run(tmp_path, method="full"))
     assert (header["library_name"], header["base_model_relation"]) == ("diffusers", "finetune")
@@ -139,6 +148,7 @@ def test_a_new_token_is_told_with_the_file_that_it_is_in(tmp_path: Path, xl: boo
     _, body, _ = read_card(run)
     assert r"\<dog\> in the prompt is a new token of 2 vectors" in body
     assert r"| `placeholder_token` | \<dog\> |" in body
+    assert "trains nothing but their unit vectors and the embeddings of a new token." in body
     second = body.split("\n```python\n")[2].split("\n```\n")[0]
     loaded = "pipe.load_textual_inversion"
     expected = ["safetensors.torch.load_file", loaded, loaded] if xl else [loaded]

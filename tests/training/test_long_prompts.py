@@ -320,13 +320,16 @@ def test_runs_of_different_encodings_are_not_drawn_together(
     assert "run1 with prompt_chunks=1" in said
 
 
+@pytest.mark.parametrize("verb", ["sample", "compare"])
 def test_a_prompt_beyond_the_runs_chunks_is_told_in_drawing(
-    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    verb: str, train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = train(prompt_chunks=2)
     caplog.clear()
-    command = ["sample", str(run), "--prompts", LONG, "--seeds", "0", "--num_inference_steps", "1", "--device", "cpu"]
-    main([*command, "--output_dir", str(tmp_path / "out")])
+    command = [verb, str(run), "--prompts", LONG, "--seeds", "0", "--num_inference_steps", "1", "--device", "cpu"]
+    more = ["--strengths", "0.5", "1"] if verb == "compare" else []
+    main([*command, *more, "--output_dir", str(tmp_path / "out")])
+    assert caplog.text.count("it does not see") == 1
     assert f'it does not see "{LONG.removeprefix(words(150)).strip()}"' in caplog.text
 
 

@@ -19,10 +19,12 @@ from training.test_resume import assert_same_run
 
 import ether_diffusion as ether
 from ether_diffusion.families.registry import family_of
-from ether_diffusion.families.settings import ObjectiveSettings
+from ether_diffusion.families.settings import FamilySettings, ObjectiveSettings
 from ether_diffusion.pipelines.file import ADAPTER_FILES
+from ether_diffusion.pipelines.new_tokens import new_tokens
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.registry import OWN_METHODS
+from ether_diffusion.runs.drawing import load_run
 from ether_diffusion.training.batches import Batch
 from ether_diffusion.training.dreambooth_config import TOKEN_RATE, DreamBoothConfig
 from ether_diffusion.training.model import DenoisingModel
@@ -60,15 +62,19 @@ def batch(prompts: list[str], prior: list[bool] | None = None) -> Batch:
     return Batch(*drawn, times, prompts, sizes, torch.tensor(prior or [False] * len(prompts)))
 
 
-def model_of(pipe: DiffusionPipeline, tokens: list[Trainable], **changes: Any) -> DenoisingModel:
-    family = family_of(pipe)
+def model_of(
+    pipe: DiffusionPipeline, tokens: list[Trainable], encoding: FamilySettings | None = None, **changes: Any
+) -> DenoisingModel:
+    family = family_of(pipe, encoding)
     return DenoisingModel(family, tokens, family.objective(ObjectiveSettings()), **changes)
 
 
+@pytest.mark.parametrize("chunks", [1, 2])
 @pytest.mark.parametrize("xl", [False, True], ids=["sd", "sdxl"])
-def test_gradients_are_those_of_dense_tables_in_diffusers_own_way(xl: bool) -> None:
+def test_gradients_are_those_of_dense_tables_in_diffusers_own_way(xl: bool, chunks: int) -> None:
     """The oracle: the tables grown by diffusers itself, trained whole by autograd."""
-    prompts = [PROMPT, "a photo of an x", PROMPT]
+    said = " ".join(["x"] * 80 * (chunks - 1) + [PROMPT])  # of two chunks the second has the token
+    prompts = [said, "a photo of an x", said]
     pipe, stock = tiny_pipeline(xl), tiny_pipeline(xl)
     for each in (pipe, stock):
         each.vae.requires_grad_(False)
@@ -78,10 +84,11 @@ def test_gradients_are_those_of_dense_tables_in_diffusers_own_way(xl: bool) -> N
         getattr(pipe, name).requires_grad_(False)
         getattr(stock, name).requires_grad_(False)
     before = {name: {k: v.clone() for k, v in getattr(pipe, name).state_dict().items()} for name in encoders}
+    encoding = FamilySettings(prompt_chunks=chunks)
     tokens = make_token(family_of(pipe), section())
     with torch.no_grad():
-        known = {"a photo of an x": family_of(pipe).encode_prompt("a photo of an x")}
-    model = model_of(pipe, tokens, prompt_embeds=known, placeholder_token=TOKEN)
+        known = {"a photo of an x": family_of(pipe, encoding).encode_prompt("a photo of an x")}
+    model = model_of(pipe, tokens, encoding, prompt_embeds=known, placeholder_token=TOKEN)
     model([[batch(prompts)]])[0]["loss"].backward()
 
     if xl:
@@ -92,7 +99,7 @@ def test_gradients_are_those_of_dense_tables_in_diffusers_own_way(xl: bool) -> N
         rows = token.parameters()[0].detach()
         stock.load_textual_inversion({TOKEN: rows}, text_encoder=encoder, tokenizer=tokenizer)
         tables[name] = encoder.get_input_embeddings().weight.requires_grad_(True)
-    whole = model_of(stock, [])
+    whole = model_of(stock, [], encoding)
     whole([[batch(prompts)]])[0]["loss"].backward()
 
     for token, name in zip(tokens, encoders, strict=True):
@@ -294,6 +301,23 @@ def test_prompts_with_the_token_are_encoded_in_every_step_and_others_once(
     assert encoded.count(("an x",)) == 1
     assert encoded.count((PROMPT,)) >= 3  # two photos of one prompt are encoded once a step
     assert set(encoded) == {("an x",), (PROMPT,)}
+
+
+def test_its_vectors_count_in_chunks_and_are_drawn_in_as_many(train_with_samples: Train) -> None:
+    long = "a photo of <dog> with <dog> x"
+    many = WITH | {"num_vectors": 64, "instance_prompt": long, "validation_prompt": long, "token_lr": 0.3}
+    run = train_with_samples(**many, prompt_chunks="auto", learning_rate=0.3)
+    assert provenance(run)["prompt_chunks"] == 2
+    pipe = load_run(run)
+    said = ether.encode_prompts(pipe, long)
+    assert said["prompt_embeds"].shape[1] == 2 * 77
+    asked: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 7.5}
+    (image,) = pipe(**said, **asked, generator=torch.Generator().manual_seed(0)).images
+    drawn = pixels(run / "samples" / "step-000003" / "00.png").astype(int)
+    assert np.abs(np.asarray(image) - drawn).max() <= 1
+    with torch.no_grad():
+        new_tokens(pipe)["default"].rows["text_encoder"][-1] += 1  # which only the second chunk has
+    assert not torch.equal(ether.encode_prompts(pipe, long)["prompt_embeds"][:, 77:], said["prompt_embeds"][:, 77:])
 
 
 @pytest.mark.parametrize("resumed", [False, True])

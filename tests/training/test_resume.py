@@ -80,7 +80,10 @@ HARD: dict[str, Any] = {
 
 WARM_UP: dict[str, Any] = {"lr_scheduler": "piecewise_constant", "lr_step_rules": "0:2,1"}
 
+SHORT: dict[str, Any] = {"method": "ether_plus_free", "initial_length": 0.5, "train_text_encoder": True}
+
 CASES: dict[str, tuple[int, str | None, dict[str, Any]]] = {
+    "free vectors that begin short": (3, None, SHORT),
     "at a checkpoint": (4, None, {}),
     "between checkpoints": (3, None, {}),
     "everything on": (4, None, HARD),

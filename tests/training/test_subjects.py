@@ -64,6 +64,7 @@ def alone(train: Train, subjects: Path) -> Train:
 CASES: dict[str, dict[str, Any]] = {
     "ETHER+": {"method": "ether_plus"},
     "ETHER": {"method": "ether"},
+    "short": {"method": "ether_plus_free", "initial_length": 0.5},
     "prior and accumulation": {
         "method": "ether_plus",
         "with_prior_preservation": True,

@@ -46,7 +46,7 @@ def test_a_subject(train: Train, base_folder: Path, tmp_path: Path, summary: Cal
         "": "training ETHER+",
         "base": f"{base_folder} (Stable Diffusion 1.x and 2.x)",
         "trained": f"{count:,} parameters of unet",
-        "settings": "n_blocks 4, targets attention, two_sided yes, learning rate 0.006, constant",
+        "settings": "n_blocks 4, targets attention, initial_length 1, two_sided yes, learning rate 0.006, constant",
         "pictures": f"3 in {tmp_path / 'own'}, 32 x 32 pixels; 1 enlarged (2.png); 1 skipped (broken.jpg)",
         "steps": "6 of 2 pictures; each picture is shown 4 times",
         "samples": "none; a checkpoint every 4 steps",
@@ -76,7 +76,7 @@ def test_several_sizes_text_encoder_prior_and_samples(
     rows = summary()
     counts = provenance(run)["trained_parameters"]
     assert rows["trained"] == f"{sum(counts.values()):,} parameters of unet, text_encoder"
-    assert rows["settings"] == "n_blocks 4, targets attention, learning rate 0.5, cosine"
+    assert rows["settings"] == "n_blocks 4, targets attention, initial_length 1, learning rate 0.5, cosine"
     assert re.fullmatch(rf"4 in {wide_photos}, (\d+ x \d+, )+\d+ x \d+ pixels; 3 of the class", rows["pictures"])
     assert rows["samples"] == "2 every 50 steps; a checkpoint every 200"
 

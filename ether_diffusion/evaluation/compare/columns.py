@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ether_diffusion import pipelines
+from ether_diffusion.families.cut_prompts import cut_remarks
+from ether_diffusion.families.registry import family_of
 from ether_diffusion.page.text import distinct_names
 from ether_diffusion.pipelines.file import FILE_NAME, AdapterFileError
 from ether_diffusion.pipelines.schema import SchemaError, is_lora
@@ -19,6 +22,8 @@ from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run, s
 from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import Run, read_run
 from ether_diffusion.runs.sample import Request, check_one_base
+
+logger = logging.getLogger(__name__)
 
 MAX_COLUMNS = 12
 """More cannot be compared by eye."""
@@ -161,6 +166,8 @@ def draw_columns(
         if column.source is not None and column.source is not loaded:
             del pipe  # before the next one needs the memory
             loaded, pipe = column.source, _load(column.source, base, device, dtype)
+            for remark in cut_remarks(family_of(pipe, run.family_settings), request.prompts):
+                logger.warning("%s: %s", loaded.name, remark)
         if column.source is not None and column.source.has_strength:
             set_strength(pipe, column.strength, fused=False)
         images = draw(pipe, asked, request.batch_size, request.steps, request.guidance, run.family_settings, size)

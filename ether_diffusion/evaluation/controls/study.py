@@ -24,6 +24,7 @@ from ether_diffusion.data.pairs import read_listing
 from ether_diffusion.evaluation.controls.findings import PAIRS, read_findings, read_result, write_outline
 from ether_diffusion.evaluation.controls.pages import write_compared, write_study
 from ether_diffusion.evaluation.runner import (
+    OF_A_PROGRAM,
     RESULTS,
     Job,
     Study,
@@ -59,7 +60,7 @@ VARIED = ("learning_rate", "encoder_lr")
 """Settings of an arm that may be a list, which makes one job of each value."""
 STEADY = ("constant", "constant_with_warmup", "piecewise_constant")
 """Schedules that do not depend on how long the training will be."""
-OWN = ("output_dir", "overwrite", "resume", "max_train_steps")
+OWN = ("output_dir", "overwrite", "resume", "max_train_steps", *OF_A_PROGRAM)
 """Settings of the training that the study sets itself."""
 
 

@@ -76,6 +76,11 @@ class EnergyConfig(DerivedConfig):
 
     WAYS: ClassVar[tuple[str, ...]] = tuple(CHANGES)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strengths:
+            raise ValueError("strengths are of an adapter, and the changed weights have none: leave it out")
+
 
 class EnergyBench(DerivedBench):
     """The arms are drawn changed as well: ``naive, orthogonal`` and ``naive, row norms``."""

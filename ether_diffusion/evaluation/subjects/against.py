@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ether_diffusion.evaluation.encoding import ENCODING
 from ether_diffusion.evaluation.runner import hash_changes
 from ether_diffusion.evaluation.statistics import Comparison, compare
 from ether_diffusion.evaluation.subjects.arms import ANCHORS
@@ -72,6 +73,10 @@ def differences(theirs: Protocol, ours: Protocol) -> list[str]:
         for key in ASKED
         if ours["asked"].get(key) != theirs["asked"].get(key)
     ]
+    for key in ENCODING:
+        own, known = (each["training"].get(key, getattr(DreamBoothConfig, key)) for each in (ours, theirs))
+        if own != known:
+            found.append(f"another encoding of prompts: {key} is {shown(own)}, there {shown(known)}")
     found += [f"another base: {told}" for told in hash_changes(theirs["base_hashes"], ours["base_hashes"])]
     for judge in sorted(theirs["judged_by"].keys() | ours["judged_by"].keys()):
         if theirs["judged_by"].get(judge) != ours["judged_by"].get(judge):

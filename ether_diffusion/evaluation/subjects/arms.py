@@ -14,7 +14,7 @@ from PIL import Image
 
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.evaluation.encoding import not_the_default, shared_encoding
-from ether_diffusion.evaluation.runner import Job, share_of
+from ether_diffusion.evaluation.runner import OF_A_PROGRAM, Job, share_of
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.images import list_images, load_image
@@ -28,7 +28,10 @@ from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 DRAWING = ("token", "images_per_prompt", "class_images", "num_inference_steps", "guidance_scale")
 """Settings of a benchmark that its images depend on, beside those of the training."""
-OWN = ("output_dir", "overwrite", "resume", "seed", "instance_data_dir", "instance_prompt", "class_prompt")
+OWN = (
+    *("output_dir", "overwrite", "resume", "seed", "instance_data_dir", "instance_prompt", "class_prompt"),
+    *OF_A_PROGRAM,
+)
 """Settings of the training that the benchmark sets itself."""
 
 
@@ -182,6 +185,12 @@ class BenchmarkConfig:
         for where, settings in self.arms.items():
             if taken := [name for name in BASE_SETTINGS if name in settings]:
                 raise ValueError(f"arm {where}: {', '.join(taken)} names a base; all arms share that of training")
+        for arm in self.arms:
+            if (learnt := self.settings_of(arm).get("placeholder_token")) not in (None, self.token):
+                raise ValueError(
+                    f"arm {arm} learns the placeholder_token {learnt}, and the prompts have the token {self.token}: "
+                    f"give the benchmark token={learnt}"
+                )
         check_ranges(self, self.RANGES)
         _ = self.encoding
         share_of(self.shard)
@@ -194,13 +203,35 @@ class BenchmarkConfig:
             if len(sides) != 2 or not all(sides):
                 raise ValueError(f"comparison {title!r} needs two lists of arms: [[first], [second]]")
             for cell in (cell for side in sides for cell in side):
-                if cell_of(cell)[0] not in self.drawn_arms:
-                    raise ValueError(f"comparison {title!r} names {cell!r}, of no arm: {', '.join(self.drawn_arms)}")
+                self._check_cell(title, cell)
+
+    def _check_cell(self, title: str, cell: str) -> None:
+        """Refuse to compare what will have no results.
+
+        Raises:
+            ValueError: there is no such arm, or it is not trained at that rate.
+        """
+        arm, rate = cell_of(cell)
+        if arm not in self.drawn_arms:
+            raise ValueError(f"comparison {title!r} names {cell!r}, of no arm: {', '.join(self.drawn_arms)}")
+        rates = [each for each in self.rates_of(self.drawn_arms[arm]) if each is not None]
+        if rate is not None and rate not in rates:
+            known = f"its rates are {', '.join(f'{each:g}' for each in rates)}" if rates else "it names no rate"
+            raise ValueError(f"comparison {title!r} names {cell!r}, which {arm} is not trained at: {known}")
 
     @property
-    def drawn_arms(self) -> list[str]:
-        """The names of all arms that have results."""
-        return list(self.arms)
+    def drawn_arms(self) -> dict[str, str]:
+        """From the names of all arms that have results to the arm whose training they draw."""
+        return {arm: arm for arm in self.arms}
+
+    def rates_of(self, arm: str) -> list[float | None]:
+        """The learning rates that an arm is trained at; None for the method's own.
+
+        Raises:
+            ValueError: a learning rate is no number.
+        """
+        rates = self.settings_of(arm).get("learning_rate")
+        return [_rate(rate, arm) for rate in (rates if isinstance(rates, list) else [rates])]
 
     @property
     def base(self) -> Base:
@@ -337,11 +368,11 @@ def all_jobs(config: BenchmarkConfig, subjects: list[Subject]) -> list[Job[Subje
     """
     arms: list[tuple[str, dict[str, Any], float | None]] = []
     for name in config.arms:
-        settings = config.settings_of(name)
-        own, shared = config.arms[name].get("learning_rate"), settings.pop("learning_rate", None)
-        for rate in own if isinstance(own, list) else [own]:
-            value = _rate(shared if rate is None else rate, name)
-            arms.append((name, settings | ({} if value is None else {"learning_rate": value}), _rate(rate, name)))
+        settings, named = config.settings_of(name), config.arms[name].get("learning_rate") is not None
+        settings.pop("learning_rate", None)
+        for rate in config.rates_of(name):
+            own = settings if rate is None else {**settings, "learning_rate": rate}
+            arms.append((name, own, rate if named else None))
     return [
         Job(name, settings, subject, seed, rate)
         for subject in subjects

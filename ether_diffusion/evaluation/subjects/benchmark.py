@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from ether_diffusion import pipelines
+from ether_diffusion.bars import hidden
 from ether_diffusion.evaluation.runner import (
     Job,
     Study,
@@ -143,7 +144,7 @@ class Bench(Study[Subject]):
         text, missing = write_summary(self.output_dir, jobs)
         if self.rows is not None and (done := read_results(self.output_dir, jobs)[0]):
             text += "\n" + write_against(self.output_dir, done, self.rows)
-        if self.config.planned and not missing:
+        if (self.config.planned or self.config.secondary) and not missing:
             results = self.compared(all_results(self.output_dir))
             shown = (self.config.planned, self.config.secondary, primary(summarize(results)))
             text += "\n" + write_planned(self.output_dir, results, *shown)
@@ -199,6 +200,7 @@ class Bench(Study[Subject]):
             "judges": self.judges.identity,
             "judged_by": self._judged_by(job),
             "git_revision": git_revision(),
+            **self.drawn_as(job),
         }
         try:
             images = self._images(job)
@@ -209,6 +211,10 @@ class Bench(Study[Subject]):
         write_text(result, json.dumps(facts, default=str))
         if not self.config.keep_runs and run.exists():
             remove_training(run)
+
+    def drawn_as(self, job: Job[Subject]) -> dict[str, str]:
+        """What its result says of how its training is drawn: nothing, for it is drawn as it ended."""
+        return {}
 
     def _judged_by(self, job: Job[Subject]) -> dict[str, Any]:
         """What the scores of its images depend on: judges, truths, and the set of scores that there is."""
@@ -272,9 +278,8 @@ class Bench(Study[Subject]):
             drawn = draw(
                 pipe, asked, config.batch_size, config.num_inference_steps, config.guidance_scale, config.encoding
             )
-        for name, picture in zip(
-            asked.names, tqdm(drawn, total=len(asked.names), desc="draw", leave=False), strict=True
-        ):
+        bar = tqdm(drawn, total=len(asked.names), desc="draw", leave=False, disable=hidden())
+        for name, picture in zip(asked.names, bar, strict=True):
             picture.save(folder / name)
 
     def _score(self, job: Job[Subject], images: Path) -> dict[str, Any]:

@@ -29,9 +29,11 @@ JOBS = "jobs.json"
 """Beside it: the keys of all jobs, so that a reader sees what is missing."""
 DIGITS = 5
 """Of a score in the file."""
+WAY = "way"
+"""In the result of an arm that draws another arm's training in a further way: which."""
 FACTS = (
     *("arm", "learning_rate", "subject", "seed", "settings_hash", "base_hash", "trained_parameters", "bytes"),
-    *("diverged", "real", "distances"),
+    *("diverged", "real", "distances", WAY, "chosen_step", "chosen_by"),
 )
 """What the file keeps of a job beside its scores."""
 KINDS = tuple(dict.fromkeys(metric.rows for metric in METRICS))
@@ -226,7 +228,13 @@ def in_order(results: list[Result], folder: Path) -> list[Result]:
     """The results in the order of the benchmark's jobs, as far as its folder says it."""
     jobs: list[str] = read_json(folder / JOBS, list[str]) if (folder / JOBS).is_file() else []
     place = {key: number for number, key in enumerate(jobs)}
-    return sorted(results, key=lambda r: place.get(f"{arm_key(r)}/{r['subject']}/seed-{r['seed']}", len(place)))
+
+    def place_of(result: Result) -> int:
+        arms = (arm_key(result), result["arm"])  # a rate that all arms share is in no folder's name
+        keys = (f"{arm}/{result['subject']}/seed-{result['seed']}" for arm in arms)
+        return next((place[key] for key in keys if key in place), len(place))
+
+    return sorted(results, key=place_of)
 
 
 def settings_in(folder: Path) -> dict[str, Any]:

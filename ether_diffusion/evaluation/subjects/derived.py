@@ -10,10 +10,13 @@ from typing import Any, ClassVar
 from diffusers import DiffusionPipeline
 
 from ether_diffusion.evaluation.runner import PAUSE, Job, claimed
-from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig, is_anchor
+from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig, is_anchor, method_of
 from ether_diffusion.evaluation.subjects.benchmark import Bench
+from ether_diffusion.evaluation.subjects.compact import WAY
 from ether_diffusion.evaluation.subjects.protocols import Subject
-from ether_diffusion.metrics.distances import components, mean_distances
+from ether_diffusion.evaluation.subjects.summary import read_result
+from ether_diffusion.metrics.distances import components, mean_distances, trained_layers
+from ether_diffusion.training.loop import TrainingDivergedError
 
 
 @dataclass
@@ -35,9 +38,9 @@ class DerivedConfig(BenchmarkConfig):
             raise ValueError("keep_runs must stay true: the further ways are made of what was trained")
 
     @property
-    def drawn_arms(self) -> list[str]:
+    def drawn_arms(self) -> dict[str, str]:
         """Each arm as it ended, and in every further way."""
-        return [name for arm in self.arms for name in (arm, *(f"{arm}, {way}" for way in self.WAYS))]
+        return {name: arm for arm in self.arms for name in (arm, *(f"{arm}, {way}" for way in self.WAYS))}
 
 
 class DerivedBench(Bench):
@@ -69,20 +72,41 @@ class DerivedBench(Bench):
 
     def origin_of(self, job: Job[Subject]) -> Job[Subject]:
         """The job whose training this one draws; itself, unless it draws in a further way."""
-        arm, _, way = job.arm.rpartition(", ")
-        return replace(job, arm=arm) if way in self.config.WAYS and arm in self.config.arms else job
+        arm = self.config.drawn_arms.get(job.arm, job.arm)
+        return job if arm == job.arm else replace(job, arm=arm)
+
+    def drawn_as(self, job: Job[Subject]) -> dict[str, str]:
+        """The further way, where there is one."""
+        origin = self.origin_of(job)
+        return {} if origin is job else {WAY: job.arm.removeprefix(f"{origin.arm}, ")}
 
     def learnt(self, job: Job[Subject]) -> tuple[DiffusionPipeline, dict[str, Any]]:
-        """As the training ended, or in a further way."""
+        """As the training ended, or in a further way.
+
+        Raises:
+            TrainingDivergedError: the training diverged, now or before.
+        """
         origin = self.origin_of(job)
         if origin is job:
             return super().learnt(job)
         while True:  # another process may train it
             with claimed(self.output_dir, origin.key) as mine:
                 if mine:
-                    _, facts = super().learnt(origin)
+                    self._check_diverged(origin)
+                    ended, facts = super().learnt(origin)
                     break
             time.sleep(PAUSE)
-        pipe = self.derived(origin, job.arm.removeprefix(f"{origin.arm}, "))
-        facts["distances"] = mean_distances(components(pipe), components(self.base), str(origin.settings["method"]))
+        pipe = self.derived(origin, self.drawn_as(job)[WAY])
+        layers = {name: trained_layers(model) for name, model in components(ended).items()}
+        base, method = components(self.base), method_of(origin).name
+        facts["distances"] = mean_distances(components(pipe), base, method, layers)
         return pipe, facts
+
+    def _check_diverged(self, origin: Job[Subject]) -> None:
+        """Raise TrainingDivergedError where it did so already; another attempt would do the same."""
+        path = self._path("results", origin, ".json")
+        if path.is_file():
+            known = read_result(path)
+            self._check(known, path, origin)
+            if "diverged" in known:
+                raise TrainingDivergedError(known["diverged"])

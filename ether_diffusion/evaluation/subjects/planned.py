@@ -79,10 +79,13 @@ def write_planned(
     tested = planned_comparisons(results, planned, metric)
     shown = planned_comparisons(results, secondary, metric)
     heads = ["", f"difference of {metric.title}, 95 % interval", "p (Holm)", "subjects", ""]
-    text = markdown_table(heads, [[each.arm, *comparison_cells(each)] for each in tested])
+    parts = []
+    if tested:
+        parts.append(markdown_table(heads, [[each.arm, *comparison_cells(each)] for each in tested]))
     if shown:
         rows = [[each.arm, *comparison_cells(each)[:1]] for each in shown]
-        text += "\nNot tested:\n\n" + markdown_table(heads[:2], rows)
+        parts.append("Not tested:\n\n" + markdown_table(heads[:2], rows))
+    text = "\n".join(parts)
     content = {"score": metric.key, "planned": tested, "secondary": shown}
     write_text(folder / "planned.json", json.dumps(content, indent=1, default=asdict))
     write_text(folder / "planned.md", text)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 
 from ether_diffusion.arguments import Parser
 from ether_diffusion.config import suggestion
+from ether_diffusion.evaluation.encoding import ENCODING
 from ether_diffusion.evaluation.runner import run_study
 from ether_diffusion.evaluation.subjects.against import (
     ANCHOR_TOLERANCE,
@@ -34,7 +36,7 @@ from ether_diffusion.evaluation.subjects.against import (
 )
 from ether_diffusion.evaluation.subjects.arms import ANCHORS, BenchmarkConfig
 from ether_diffusion.evaluation.subjects.benchmark import Bench
-from ether_diffusion.evaluation.subjects.compact import Compact, arm_key
+from ether_diffusion.evaluation.subjects.compact import WAY, Compact, arm_key
 from ether_diffusion.evaluation.subjects.summary import Metric, Result, all_results, primary, summarize, unit_values
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import markdown_table, number
@@ -164,10 +166,11 @@ def config_of(rows: Compact, arms: Sequence[str], given: argparse.Namespace) -> 
             what the file names ``protocol``, ``data_dir``, ``base``, ``dino``, ``clip`` and ``lpips``.
 
     Raises:
-        ValueError: the file has no such arm, or does not say an arm's settings.
+        ValueError: the file has no such arm, does not say an arm's settings, or the arm draws another arm's training.
     """
     protocol = rows.protocol
     assert protocol is not None, "read_rows refuses files without it"
+    _check_not_derived(rows, arms)
     known: dict[str, dict[str, Any]] = {}
     for result in rows.results:
         arm = result["arm"]
@@ -184,13 +187,14 @@ def config_of(rows: Compact, arms: Sequence[str], given: argparse.Namespace) -> 
     chosen = {arm: settings for arm, settings in known.items() if not arms or arm in arms}
     training = {key: value for key, value in protocol["base"].items() if value is not None}
     training |= {"pretrained_model_name_or_path": given.base} if given.base else {}
+    training |= {key: protocol["training"][key] for key in ENCODING if key in protocol["training"]}  # the base's, too
     asked: dict[str, Any] = dict(protocol["asked"])
     return BenchmarkConfig(
         output_dir=given.output_dir,
         protocol=given.protocol or protocol["name"],
         data_dir=given.data_dir,
         subjects=given.subjects or list(protocol["subjects"]),
-        arms={arm: {k: v for k, v in settings.items() if v != []} for arm, settings in chosen.items()},
+        arms={arm: _own(settings, training) for arm, settings in chosen.items()},
         training=training,
         seeds=given.seeds or sorted({result["seed"] for result in rows.results}),
         dino=given.dino or rows.judges["dino"]["model"],
@@ -198,6 +202,26 @@ def config_of(rows: Compact, arms: Sequence[str], given: argparse.Namespace) -> 
         lpips=given.lpips,
         **asked,
     )
+
+
+def _own(settings: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an arm that are not those of all, without an empty list of rates."""
+    return {key: value for key, value in settings.items() if value != [] and (key, value) not in training.items()}
+
+
+def _check_not_derived(rows: Compact, arms: Sequence[str]) -> None:
+    """Refuse arms that are no trainings of their own.
+
+    Raises:
+        ValueError: one of ``arms``, or where none is named one of the file, draws the training of another.
+    """
+    derived = {result["arm"] for result in rows.results if WAY in result}
+    if wanted := sorted(derived & set(arms) if arms else derived):
+        others = [each for each in dict.fromkeys(r["arm"] for r in rows.results) if each not in (*ANCHORS, *derived)]
+        raise ValueError(
+            f"{rows.name}.json has {'; '.join(wanted)}, made of another arm's training, which only the study's own "
+            f"program does: run that, or name arms that are trained, --arms {' '.join(map(shlex.quote, others))}"
+        )
 
 
 def reproduce(config: BenchmarkConfig, rows: Compact) -> list[RowAgreement]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ether_diffusion.evaluation.subjects.summary import BY_KEY, AtStrength, Metric, Result
+from ether_diffusion.evaluation.subjects.summary import BY_KEY, AtStrength, Metric, Result, arm_title
 from ether_diffusion.page.palette import styles
 from ether_diffusion.page.pictures import Picture, thumbnail
 from ether_diffusion.page.svg import COLOURS, TEXT, Curve, dress, figure_style, inline_svg
@@ -37,12 +37,7 @@ def front_figure(points: Sequence[AtStrength], metric: Metric, where: str) -> Cu
     title = f"{metric.title} and {BY_KEY['clip_t'].title}: methods at their strengths"
     arms: dict[str, list[AtStrength]] = {}
     for each in sorted(points, key=lambda p: p.strength):
-        name = (
-            each.row["arm"]
-            if each.row["learning_rate"] is None
-            else f"{each.row['arm']}, {each.row['learning_rate']:g}"
-        )
-        arms.setdefault(name, []).append(each)
+        arms.setdefault(arm_title(each.row), []).append(each)
     with figure_style(f"{where} {title}"):
         height = FIGURE[1] + 0.11 * len(arms)
         figure = Figure(figsize=(FIGURE[0], height), layout="constrained")

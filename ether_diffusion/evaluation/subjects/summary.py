@@ -15,6 +15,7 @@ from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.statistics import Comparison, against_leader, mean_interval
 from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE, COPIES
 from ether_diffusion.metrics.choosing import rank
+from ether_diffusion.page.text import number
 from ether_diffusion.reading import DamagedFileError, matches, read_json, shown
 
 
@@ -307,6 +308,11 @@ def best_rates(rows: list[Row]) -> list[Row]:
         if known and (row["arm"] not in best or place(row) > place(best[row["arm"]])):
             best[row["arm"]] = row
     return list(best.values())
+
+
+def arm_title(row: Row) -> str:
+    """The arm of a row and its learning rate: ``lora, 0.001``."""
+    return str(row["arm"]) if row["learning_rate"] is None else f"{row['arm']}, {number(row['learning_rate'], 'g')}"
 
 
 def comparisons(results: list[Result]) -> list[Comparison]:

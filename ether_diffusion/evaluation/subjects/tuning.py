@@ -8,6 +8,7 @@ from typing import Any
 
 from ether_diffusion.evaluation.statistics import Comparison, compare
 from ether_diffusion.evaluation.subjects.arms import ANCHORS
+from ether_diffusion.evaluation.subjects.compact import WAY
 from ether_diffusion.evaluation.subjects.summary import Metric, Result, Row, unit_values
 from ether_diffusion.page.text import number
 from ether_diffusion.registry import METHODS, MethodEntry, title_of
@@ -53,7 +54,8 @@ def tunings(results: Sequence[Result], rows: Sequence[Row]) -> list[Ran]:
     """Of every method its default settings, also where they did not run, and below them what ran.
 
     Args:
-        results: of a benchmark, with their settings; those of pictures that existed have none and are left out.
+        results: of a benchmark, with their settings; those of pictures that existed have none and are left out, and so
+            are further ways of drawing another arm's training.
         rows: of its summary.
     """
     by_key = {(row["arm"], row[RATE]): row for row in rows}
@@ -62,7 +64,7 @@ def tunings(results: Sequence[Result], rows: Sequence[Row]) -> list[Ran]:
     seen = set()
     for result in results:
         key = (result["arm"], result[RATE])
-        if key in seen or result["arm"] in ANCHORS or "settings" not in result:
+        if key in seen or result["arm"] in ANCHORS or "settings" not in result or WAY in result:
             continue
         seen.add(key)
         settings = {"method": DreamBoothConfig.method, **result["settings"]}

@@ -100,6 +100,19 @@ def test_the_best_step_is_compared_by_its_folder(train: Train, tmp_path: Path) -
     assert np.array_equal(*(pixels(out / "pictures" / f"00-seed3-{place:02d}.png") for place in (1, 2)))
 
 
+def test_two_runs_with_one_token_are_compared(train: Train, tmp_path: Path) -> None:
+    token = {"placeholder_token": "<dog>", "num_vectors": 2, "token_lr": 0.3, "learning_rate": 0.3, "seed": 1}
+    said = {"instance_prompt": "a photo of <dog> x", "validation_prompt": "a photo of <dog> x"}
+    runs = [train(name, method="ether", num_validation_images=1, **token | said) for name in ("one", "two")]
+    out = tmp_path / "out"
+    compare(*runs, runs[0] / "ether_weights.safetensors", "--seeds", 0, "--output_dir", out)
+    base, *drawn = (pixels(out / "pictures" / f"00-seed0-{place:02d}.png") for place in range(4))
+    assert np.array_equal(drawn[0], drawn[1])
+    assert np.array_equal(drawn[0], drawn[2])  # the file's embeddings lie beside it
+    assert np.abs(drawn[0].astype(int) - pixels(runs[0] / "samples" / "step-000003" / "00.png")).max() <= 1
+    assert not np.array_equal(base, drawn[0])
+
+
 def test_hostile_names_and_prompts_are_text(train: Train, tmp_path: Path) -> None:
     hostile = "\"'><img src=x onerror=alert(1)>{{ 'jin' ~ 'ja!' }}"
     run, other = train("one", method="ether"), train("<b>two", method="ether", seed=2)

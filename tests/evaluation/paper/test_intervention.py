@@ -116,6 +116,12 @@ def test_what_was_trained_must_be_kept(tmp_path: Path) -> None:
         EnergyConfig(tmp_path, arms={"naive": {"method": "naive"}}, training=training, keep_runs=False)
 
 
+def test_changed_weights_have_no_strength(tmp_path: Path) -> None:
+    training = {"pretrained_model_name_or_path": "playground"}
+    with pytest.raises(ValueError, match="the changed weights have none: leave it out"):
+        EnergyConfig(tmp_path, arms={"naive": {"method": "naive"}}, training=training, strengths=[0.5])
+
+
 def test_only_naive_is_changed(tmp_path: Path) -> None:
     base = ["--training.pretrained_model_name_or_path=playground", "--dino=playground", "--clip=playground"]
     with pytest.raises(SystemExit, match="arm a: what is changed is Naive's, not LoRA's"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from ether_diffusion.evaluation.subjects.against import (
 from ether_diffusion.evaluation.subjects.benchmark import main as bench
 from ether_diffusion.evaluation.subjects.compact import Compact, Protocol, write_compact
 from ether_diffusion.evaluation.subjects.compact import main as table
-from ether_diffusion.evaluation.subjects.reproduce import AGREES, DIFFERS, MOSTLY, agreements
+from ether_diffusion.evaluation.subjects.reproduce import AGREES, DIFFERS, MOSTLY, agreements, config_of
 from ether_diffusion.evaluation.subjects.reproduce import main as reproduce
 
 ROOT = Path(__file__).parents[3]
@@ -135,6 +137,8 @@ Change = Callable[[Any], object]
     [
         (lambda p: p["asked"].update(guidance_scale=3.0), "guidance_scale is 3.0, there 4.0"),
         (lambda p: p["asked"].update(instance_prompt="a {class}"), "instance_prompt is 'a {class}', there"),
+        (lambda p: p["training"].update(prompt_chunks=2), "another encoding of prompts: prompt_chunks is 2"),
+        (lambda p: p["training"].update(max_sequence_length=96), "another encoding of prompts: max_sequence"),
         (lambda p: p["base_hashes"].update(text_encoder="u"), "another base: text_encoder t → u"),
         (lambda p: p["judged_by"]["dino"].update(weights="e"), "another judge dino"),
         (lambda p: p["judged_by"].update(scores=3), "the scores are of another version"),
@@ -176,6 +180,20 @@ def test_another_budget_or_seed_is_refused(rows: Compact) -> None:
     ]
     with pytest.raises(ValueError, match="it has no seed 7; it has 0, 1"):
         check_same(rows, protocol(rows), {}, [0, 7])
+
+
+def test_what_runs_again_encodes_prompts_as_the_file_says(tmp_path: Path) -> None:
+    training = {**SETTINGS["training"], "prompt_chunks": 2}
+    own = results({"base": 0.0, "lora": 0.2})
+    for each in own:
+        if "settings" in each:
+            each["settings"]["prompt_chunks"] = 2
+    write_compact(tmp_path / "chunks.json", own, SETTINGS | {"training": training})
+    given = Namespace(subjects=[], seeds=[], output_dir=tmp_path / "again")
+    vars(given).update(dict.fromkeys(("protocol", "data_dir", "base", "dino", "lpips")), clip="playground")
+    config = config_of(read_rows(tmp_path / "chunks.json"), ["lora"], given)
+    assert config.encoding.prompt_chunks == 2
+    assert config.settings_of("lora")["prompt_chunks"] == 2
 
 
 def test_a_file_of_means_is_no_file_to_compare_with() -> None:
@@ -223,7 +241,8 @@ def test_a_benchmark_beside_another_and_a_row_that_runs_again(
     bench(arguments("lora"))
     table([str(tmp_path / "lora"), str(tmp_path / "rows.json")])
     assert (tmp_path / "rows.json").read_text() == (tmp_path / "lora" / "results.json").read_text()
-    capsys.readouterr()
+    said = [line for line in re.split("[\r\n]", capsys.readouterr().err) if line.strip()]
+    assert [line for line in said if "job" not in line] == []  # of what each job does nothing: one bar for all
 
     bench(arguments("mine", "--against", str(tmp_path / "rows.json")))
     shown = capsys.readouterr().out

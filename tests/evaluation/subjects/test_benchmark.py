@@ -144,6 +144,8 @@ def test_what_the_benchmark_sets_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="training: seed, instance_prompt is set by the benchmark") as told:
         BenchmarkConfig(Path("x"), training={**base, "seed": 5, "instance_prompt": "a dog"})
     assert "leave it out" in str(told.value)
+    with pytest.raises(ValueError, match="a: quiet, log_level is set by the benchmark"):
+        BenchmarkConfig(Path("x"), training=base, arms={"a": {"quiet": True, "log_level": "info"}})
     with pytest.raises(ValueError, match="a list of learning rates belongs to an arm"):
         BenchmarkConfig(Path("x"), training={**base, "learning_rate": [1e-3]})
 
@@ -164,6 +166,30 @@ def test_base_and_arms_are_drawn_with_the_chunks_of_the_training(
     jobs = jobs_of(config, [dog])[:2]
     assert run_jobs(jobs, config, judges()) == {}
     assert lengths == {2 * 77}
+
+
+def test_a_new_token_is_the_one_in_the_prompts(config: BenchmarkConfig, dog: Subject) -> None:
+    arms = {"new": {"placeholder_token": "<dog>", "num_vectors": 2, "token_lr": 0.5, "learning_rate": 0.1}}
+    with pytest.raises(ValueError, match=r"arm new learns the placeholder_token <dog>, and the prompts .* token qwe"):
+        replace(config, arms=arms)
+    config = replace(config, arms=arms, token="<dog>", strengths=[0.5])
+    base, job = jobs_of(config, [dog])
+    assert run_jobs([base, job], config, judges()) == {}
+    found, of_base = rows_of(config, job), rows_of(config, base)
+    assert found["trained_parameters"]["tokens.text_encoder"] == 2 * 32
+    assert [row["prompt"] for row in found["images"]] == [row["prompt"] for row in of_base["images"]]
+    assert "a <dog> dog in snow" in {row["prompt"] for row in found["images"]}
+    assert list(found["at"]) == ["0.5"]
+
+
+def test_comparisons_without_a_test_are_made_without_planned_ones_too(config: BenchmarkConfig, dog: Subject) -> None:
+    config.secondary = {"faster minus slower": [["ether@0.2"], ["ether@0.1"]]}
+    jobs = jobs_of(config, [dog])
+    assert run_jobs(jobs, config, judges()) == {}
+    text, missing = Bench(config, [dog], judges(), CPU).summarize(jobs)
+    assert missing == []
+    assert "| faster minus slower | " in text
+    assert (config.output_dir / "planned.md").read_text() in text
 
 
 def test_class_images_are_shared_by_the_subjects_of_a_class(config: BenchmarkConfig, dog: Subject) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ether_diffusion.evaluation.subjects.choosing import main
+from ether_diffusion.evaluation.subjects.compact import read_compact
+from ether_diffusion.evaluation.subjects.reproduce import main as reproduce
 from ether_diffusion.reading import read_json
 
 STUDY = """
@@ -26,13 +28,13 @@ training:
   clip: playground
   validation_steps: 2
   num_validation_images: 1
-arms: {mine: {method: ether_plus, learning_rate: 3.0e-1}}
+arms: {mine: {learning_rate: 3.0e-1}}
 planned: {"best minus last": [["mine, best"], [mine]]}
 """
 
 
 @pytest.mark.slow
-def test_the_chosen_step_is_drawn_beside_the_last_one(tmp_path: Path) -> None:
+def test_the_chosen_step_is_drawn_beside_the_last_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     folder = tmp_path / "study"
     main([f"--config={tmp_path / 'study.yaml'}", f"--output_dir={folder}"])
@@ -43,6 +45,12 @@ def test_the_chosen_step_is_drawn_beside_the_last_one(tmp_path: Path) -> None:
     assert best["chosen_step"] == last["chosen_step"]
     same = best["distances"] == pytest.approx(last["distances"], rel=1e-4)
     assert same == (best["chosen_step"] == 4)
+    rows = {each["arm"]: each for each in read_compact(folder / "results.json").results}
+    assert rows["mine, best"]["way"] == "best"
+    assert rows["mine"]["chosen_by"] == last["chosen_by"]  # so that committed rows can be compared, too
+    with pytest.raises(SystemExit):
+        reproduce([str(folder / "results.json"), f"--output_dir={tmp_path / 'again'}"])
+    assert "results.json has mine, best, made of another arm's training" in capsys.readouterr().err
     others = [row["prompt"] for row in last["images"] if row["prompt"] not in last["chosen_by"]]
     assert len(others) == 7  # of ten, three of which are among the default prompts
     (found,) = read_json(folder / "planned.json", dict)["planned"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ether_diffusion.evaluation.subjects.compact import main, read_compact, write_compact
+from ether_diffusion.evaluation.subjects.compact import in_order, main, read_compact, write_compact
 from ether_diffusion.evaluation.subjects.summary import at_strength, comparisons, strength_rows, summarize
 from ether_diffusion.evaluation.tables import strengths_table
 from ether_diffusion.reading import DamagedFileError
@@ -99,6 +99,14 @@ def test_every_picture_keeps_its_scores_and_prompt(tmp_path: Path) -> None:
     assert known.protocol is not None
     assert known.protocol["base"]["pretrained_model_name_or_path"] == "base"
     assert "/home" not in (tmp_path / "rows.json").read_text()  # nor anything else of this machine
+
+
+def test_the_order_is_that_of_the_jobs_whoever_names_the_rate(tmp_path: Path) -> None:
+    jobs = ["base/dog/seed-0", "shared/dog/seed-0", "own@0.01/dog/seed-0"]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    rates = {"other": 0.01, "own": 0.01, "shared": 0.01, "base": None}
+    found = [{"arm": arm, "learning_rate": rate, "subject": "dog", "seed": 0} for arm, rate in rates.items()]
+    assert [each["arm"] for each in in_order(found, tmp_path)] == ["base", "shared", "own", "other"]
 
 
 def test_references_are_known_by_their_content(tmp_path: Path) -> None:

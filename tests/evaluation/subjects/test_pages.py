@@ -195,7 +195,19 @@ def test_default_and_tuned_settings_stand_together(bench: Path, tmp_path: Path) 
     for path in bench.glob("results/ether_plus_default/*/*.json"):
         path.unlink()
     not_run = rows_of(write_report([bench], tmp_path / "page.html").read_text(), "Default and tuned settings of")
-    assert ["ETHER+", "default", "not run", "0.006", "n_blocks 4, targets attention, two_sided yes", "", ""] in not_run
+    settings = "n_blocks 4, targets attention, initial_length 1, two_sided yes"
+    assert ["ETHER+", "default", "not run", "0.006", settings, "", ""] in not_run
+
+
+def test_a_shorter_start_is_no_default_and_a_further_way_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARMS, "short", {"method": "ether_plus", "initial_length": 0.5})
+    monkeypatch.setitem(LEVELS, "short", 0.5)
+    results = [result(arm, subject) for arm in ("base", "short", "ether_plus") for subject in SUBJECTS]
+    results += [result("ether_plus", subject) | {"arm": "ether_plus, best", "way": "best"} for subject in SUBJECTS]
+    default, short, other = tunings(results, summarize(results))
+    assert (default.arm, default.is_default) == (None, True)
+    assert (short.arm, short.settings) == ("short", "initial_length 0.5 (default 1)")
+    assert other.arm == "ether_plus"
 
 
 def test_every_number_leads_to_its_pictures_and_nothing_needs_scripts(bench: Path, tmp_path: Path) -> None:

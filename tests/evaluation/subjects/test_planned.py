@@ -77,6 +77,12 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert [each["arm"] for each in content["secondary"]] == ["high"]
 
 
+def test_comparisons_without_a_test_are_written_alone(tmp_path: Path) -> None:
+    text = write_planned(tmp_path, results(), {}, {"high": [["mine@1e-1"], ["other@1e-1"]]}, DINO)
+    assert text.startswith("Not tested")
+    assert "| high | +0.167" in text
+
+
 @pytest.mark.parametrize(
     ("sides", "told"),
     [
@@ -84,14 +90,24 @@ def test_what_is_written(tmp_path: Path) -> None:
         ([["mine"], []], "needs two lists of arms"),
         ([["mine"], ["unknown@1e-2"]], "of no arm: mine"),
         ([["mine"], ["mine@fast"]], "write arm or arm@rate"),
+        ([["mine@0.1"], ["mine@1e-2"]], "names 'mine@0.1', which mine is not trained at: its rates are 0.01, 0.3"),
+        ([["mine@0.3"], ["own@6e-3"]], "which own is not trained at: it names no rate"),
     ],
 )
 def test_a_comparison_that_cannot_be_made_is_refused_before_anything_runs(
     tmp_path: Path, sides: list[list[str]], told: str
 ) -> None:
     training = {"pretrained_model_name_or_path": "playground"}
+    arms = {"mine": {"learning_rate": ["1e-2", 0.3]}, "own": {}}
     with pytest.raises(ValueError, match=told):
-        BenchmarkConfig(tmp_path, arms={"mine": {}}, training=training, planned={"a": sides})
+        BenchmarkConfig(tmp_path, arms=arms, training=training, planned={"a": sides})
+
+
+def test_a_rate_that_all_arms_share_can_be_named(tmp_path: Path) -> None:
+    training = {"pretrained_model_name_or_path": "playground", "learning_rate": "1e-2"}
+    sides = [["mine@0.01"], ["other"]]
+    config = BenchmarkConfig(tmp_path, arms={"mine": {}, "other": {}}, training=training, secondary={"a": sides})
+    assert config.rates_of("mine") == [0.01]
 
 
 @pytest.mark.parametrize("name", ["unit_length", "initial_length", "blocks_rates", "energy"])
