@@ -60,6 +60,16 @@ STUDY = Group(
                 "ether_diffusion.evaluation.paper.blocks:main",
             ),
             Program(
+                "chosen_step",
+                "the step that each training chose beside its last one",
+                "ether_diffusion.evaluation.subjects.choosing:main",
+            ),
+            Program(
+                "energy_intervention",
+                "Naive made to keep the hyperspherical energy",
+                "ether_diffusion.evaluation.paper.intervention:main",
+            ),
+            Program(
                 "two_adapters",
                 "two subjects in one picture, by adapters that were trained apart",
                 "ether_diffusion.evaluation.mixing.study:main",

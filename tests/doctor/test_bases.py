@@ -34,7 +34,9 @@ def found() -> KnownBase:
 
 
 def test_a_base_that_diffusers_loads_from_the_cache_is_here(snapshot: Path) -> None:
-    assert found() == KnownBase(NAME, ("controlnet_sd15", "dreambooth_sd15", "eval_dreambooth"), "here")
+    assert found() == KnownBase(
+        NAME, ("controlnet_sd15", "controlnet_sd15_paper", "dreambooth_sd15", "eval_dreambooth"), "here"
+    )
     cache = snapshot.parents[2]
     assert StableDiffusionPipeline.from_pretrained(NAME, cache_dir=cache, local_files_only=True)
 

@@ -14,9 +14,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from ether_diffusion.evaluation.paper.intervention import EnergyConfig
 from ether_diffusion.evaluation.paper.learning_rates import RatesConfig
 from ether_diffusion.evaluation.subjects.arms import ANCHORS, all_jobs, is_anchor, training_of
 from ether_diffusion.evaluation.subjects.benchmark import main
+from ether_diffusion.evaluation.subjects.choosing import ChoosingConfig
 from ether_diffusion.evaluation.subjects.protocols import load_protocol
 from ether_diffusion.evaluation.subjects.summary import REAL
 
@@ -94,8 +96,9 @@ def test_the_configs_name_settings_that_exist(tmp_path: Path) -> None:
     others = ("control", "two_adapters")
     of_subjects = [p for p in (ROOT / "configs").glob("eval_*.yaml") if not any(other in p.name for other in others)]
     assert len(of_subjects) >= 6
+    kinds = {"eval_energy": EnergyConfig, "eval_chosen_step": ChoosingConfig}
     for path in sorted(of_subjects):
-        config = RatesConfig(output_dir=tmp_path, **yaml.safe_load(path.read_text()))
+        config = kinds.get(path.stem, RatesConfig)(output_dir=tmp_path, **yaml.safe_load(path.read_text()))
         for job in all_jobs(config, load_protocol("playground", None, tmp_path)):
             if not is_anchor(job):
                 training_of(job, config, tmp_path)
