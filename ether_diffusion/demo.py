@@ -37,7 +37,8 @@ def train(folder: Path, config: Path) -> Path:
         subprocess.CalledProcessError: the training failed; it has said why.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    command += ["--num_cpu_threads_per_process", str(os.cpu_count()), "-m", "ether_diffusion.cli", "train"]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())  # which the launcher sets to 1 by itself
+    command += ["--num_cpu_threads_per_process", threads, "-m", "ether_diffusion.cli", "train"]
     command += ["--config", str(config), "--instance_data_dir", str(folder / "subject")]
     run = folder / "run"
     unfinished = list_checkpoints(run / "checkpoints") and read_provenance(run).get("status") != "finished"
