@@ -44,7 +44,7 @@ class DerivedConfig(BenchmarkConfig):
 
 
 class DerivedBench(Bench):
-    """Its jobs are those of a benchmark, and after each training one for every further way."""
+    """Its jobs are those of a benchmark, and after all trainings those that draw them in further ways."""
 
     config: DerivedConfig
 
@@ -57,18 +57,16 @@ class DerivedBench(Bench):
         """Raise ValueError unless the arm can be drawn in all ways."""
 
     def jobs(self) -> list[Job[Subject]]:
-        """Every job, subject by subject.
+        """Every job of the benchmark, then the further ways, so that processes do not wait for each other's trainings.
 
         Raises:
             ValueError: an arm cannot be drawn in the further ways.
         """
-        found = []
-        for job in super().jobs():
-            found.append(job)
-            if not is_anchor(job):
-                self.check_arm(job)
-                found += [replace(job, arm=f"{job.arm}, {way}") for way in self.config.WAYS]
-        return found
+        trained = super().jobs()
+        origins = [job for job in trained if not is_anchor(job)]
+        for job in origins:
+            self.check_arm(job)
+        return trained + [replace(job, arm=f"{job.arm}, {way}") for job in origins for way in self.config.WAYS]
 
     def origin_of(self, job: Job[Subject]) -> Job[Subject]:
         """The job whose training this one draws; itself, unless it draws in a further way."""
