@@ -18,14 +18,19 @@ from ether_diffusion.evaluation.paper.rate_losses import (
     rate_losses,
 )
 from ether_diffusion.evaluation.statistics import Comparison
+from ether_diffusion.evaluation.subjects.choosing import on_other_prompts
 from ether_diffusion.evaluation.subjects.compact import read_compact
 from ether_diffusion.evaluation.subjects.planned import planned_comparisons
-from ether_diffusion.evaluation.subjects.summary import BY_KEY, Result, summarize
+from ether_diffusion.evaluation.subjects.summary import BY_KEY, Result, summarize, unit_values
 from ether_diffusion.evaluation.tables import comparison_cells, format_score
 from ether_diffusion.page.text import markdown_table, number
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-STUDIES = {"initial-length": "eval_initial_length", "learning-rates": "eval_playground_factors"}
+STUDIES = {
+    "initial-length": "eval_initial_length",
+    "learning-rates": "eval_playground_factors",
+    "chosen-step": "eval_chosen_step",
+}
 """From the result file of a study to its config."""
 TRUTH = BY_KEY["truth"]
 
@@ -37,8 +42,9 @@ def settings_of(study: str) -> dict[str, Any]:
 
 
 def results_of(study: str) -> list[Result]:
-    """The rows of all its pictures."""
-    return read_compact(RESULTS / f"{study}.json").results
+    """The rows of all its pictures, or of those that its plan compares."""
+    found = read_compact(RESULTS / f"{study}.json").results
+    return on_other_prompts(found) if study == "chosen-step" else found
 
 
 def cells(study: str) -> str:
@@ -72,6 +78,21 @@ def planned(study: str) -> str:
     return markdown_table(heads, rows(tested, True) + rows(shown, False))
 
 
+def chosen_steps() -> str:
+    """By subject the truth-likeness of the last and the chosen step, on other prompts, and which step it was."""
+    settings, results = settings_of("chosen-step"), results_of("chosen-step")
+    rows = []
+    for subject in settings["subjects"]:
+        cells = []
+        for arm in settings["arms"]:
+            both = {r["arm"]: r for r in results if r["subject"] == subject and r["arm"] in (arm, f"{arm}, best")}
+            values = {name: unit_values([result], TRUTH)[subject] for name, result in both.items()}
+            cells += [str(both[arm]["chosen_step"]), f"{values[arm]:.3f}", f"{values[f'{arm}, best']:.3f}"]
+        rows.append([subject, *cells])
+    heads = [f"{arm}: {what}" for arm in settings["arms"] for what in ("chosen step", "last", "chosen")]
+    return markdown_table(["", *heads], rows)
+
+
 def losses() -> str:
     """What multiples of the found learning rate cost, and whether it costs others more than ETHER+."""
     settings, results = settings_of("learning-rates"), results_of("learning-rates")
@@ -91,6 +112,8 @@ def widths() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "initial-length": partial(cells, "initial-length"),
     "initial-length-planned": partial(planned, "initial-length"),
+    "chosen-step": chosen_steps,
+    "chosen-step-planned": partial(planned, "chosen-step"),
     "rate-losses": losses,
     "rate-widths": widths,
 }

@@ -55,6 +55,7 @@ from ether_diffusion.registry import METHODS
 PAGES = (
     DOCS.parent / "README.md",
     DOCS / "evaluation.md",
+    DOCS / "choosing.md",
     DOCS / "performance.md",
     DOCS / "families.md",
     DOCS / "language.md",

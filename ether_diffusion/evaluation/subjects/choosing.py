@@ -54,11 +54,16 @@ class ChoosingBench(DerivedBench):
 
     def compared(self, results: list[Result]) -> list[Result]:
         """Without the pictures of prompts that the step was chosen by."""
-        chosen_by = {prompt for result in results for prompt in result.get("chosen_by", [])}
-        return [
-            {**result, "images": [row for row in result.get("images", []) if row["prompt"] not in chosen_by]}
-            for result in results
-        ]
+        return on_other_prompts(results)
+
+
+def on_other_prompts(results: Sequence[Result]) -> list[Result]:
+    """Results without the pictures of prompts that a step was chosen by."""
+    chosen_by = {prompt for result in results for prompt in result.get("chosen_by", [])}
+    return [
+        {**result, "images": [row for row in result.get("images", []) if row["prompt"] not in chosen_by]}
+        for result in results
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
