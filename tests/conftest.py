@@ -11,7 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.update({} if os.environ.get("ETHER_TEST_GPU") else {"CUDA_VISIBLE_DEVICES": ""})
 
+import logging
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ import torch
 from diffusers import DiffusionPipeline
 from page.chromium import open_page
 
+from ether_diffusion.logs import PACKAGE, Console
 from ether_diffusion.playground.tiny import tiny_pipeline
 
 __all__ = ["open_page"]
@@ -37,6 +40,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def console_as_before() -> Iterator[None]:
+    """A program that a test runs in this process prints its messages; it does not go on in the tests after it."""
+    root, package = logging.getLogger(), logging.getLogger(PACKAGE)
+    handlers, level = [each for each in root.handlers if isinstance(each, Console)], package.level
+    yield
+    for each in [each for each in root.handlers if isinstance(each, Console) and each not in handlers]:
+        root.removeHandler(each)
+    package.setLevel(level)
 
 
 @pytest.fixture
