@@ -13,7 +13,7 @@ from ether_diffusion.bars import progress
 from ether_diffusion.logs import PACKAGE, SILENCED, Silenced, informs, show_logs, silence_libraries
 
 OURS = logging.getLogger(f"{PACKAGE}.somewhere")
-LIBRARY = logging.getLogger("some.library")
+LIBRARY = logging.getLogger("some.package")
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from page.chromium import Opener, needs_chromium
+from page.serving import serving
 from PIL import Image
 
 from ether_diffusion.files import write_text
@@ -123,12 +123,8 @@ def test_without_scripts_there_is_all_but_the_extras(run: Path, open_page: Opene
 
 @pytest.fixture
 def server(run: Path) -> Iterator[ReportServer]:
-    with ReportServer(run, 0) as serving:
-        thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        yield serving
-        serving.shutdown()
-        thread.join()
+    with serving(run) as server:
+        yield server
 
 
 def grow(run: Path, step: int) -> None:

@@ -10,26 +10,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from page.serving import serving
 
 from ether_diffusion.evaluation.overview import main
 from ether_diffusion.files import write_text
-from ether_diffusion.runs.watch import ReportServer
 from ether_diffusion.training import finish, loop
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[ReportServer]:
-    with ReportServer(folder, 0) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def get(address: str, **headers: str) -> tuple[int, str, dict[str, str]]:

@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ether_diffusion.data.randomness import generator
 from ether_diffusion.evaluation.encoding import not_the_default, shared_encoding
 from ether_diffusion.evaluation.mixing.findings import ANCHORS, BASE, TRUTH, PairResult, write_findings
 from ether_diffusion.evaluation.mixing.ways import pipelines_of, ways_of
-from ether_diffusion.evaluation.runner import Job, Study, remove_training, run_study, train
+from ether_diffusion.evaluation.on_base import StudyOnBase
+from ether_diffusion.evaluation.runner import Job, remove_training, run_study, train
 from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.metrics.fidelity import pair_similarity, prompt_similarity, without_token
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges
-from ether_diffusion.pipelines import fingerprint
 from ether_diffusion.playground.world import (
     BACKGROUNDS,
     Subject,
@@ -42,7 +41,7 @@ from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range, check_ranges
 from ether_diffusion.reading import read_json
 from ether_diffusion.registry import METHODS, MethodEntry
 from ether_diffusion.runs.base import Base
-from ether_diffusion.runs.drawing import Asked, load_pipeline, own_guidance
+from ether_diffusion.runs.drawing import Asked, own_guidance
 from ether_diffusion.runs.drawing import draw as draw_asked
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.cli import parse_config
@@ -149,7 +148,7 @@ class Couple:
 
 
 @dataclass
-class Mixing(Study[Couple]):
+class Mixing(StudyOnBase[Couple]):
     """Where the pairs are trained, drawn and scored."""
 
     config: MixingConfig
@@ -179,16 +178,6 @@ class Mixing(Study[Couple]):
         """As given, or the base's own."""
         given = self.config.guidance_scale
         return own_guidance(self.config.base) if given is None else given
-
-    @cached_property
-    def base(self) -> DiffusionPipeline:
-        """The base model itself, loaded when it is first needed."""
-        return load_pipeline(self.config.base, self.device)
-
-    @cached_property
-    def base_hashes(self) -> dict[str, str | None]:
-        """The identity of the base, by component."""
-        return fingerprint.base_hashes(self.base)
 
     def jobs(self) -> list[Job[Couple]]:
         """Every pair with each anchor and each arm; every mistake in the settings shows here."""

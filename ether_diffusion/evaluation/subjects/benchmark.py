@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from tqdm import tqdm
 
 from ether_diffusion import pipelines
 from ether_diffusion.bars import hidden
+from ether_diffusion.evaluation.on_base import StudyOnBase
 from ether_diffusion.evaluation.runner import (
     Job,
-    Study,
     check_study_inputs,
     hash_changes,
     remove_training,
@@ -62,10 +61,9 @@ from ether_diffusion.images import list_images
 from ether_diffusion.metrics.distances import components, mean_distances
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
-from ether_diffusion.pipelines import fingerprint
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.reading import read_json
-from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run, own_guidance, set_strength
+from ether_diffusion.runs.drawing import Asked, draw, load_run, own_guidance, set_strength
 from ether_diffusion.runs.folder import git_revision
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import dreambooth
@@ -79,7 +77,7 @@ SCORES_VERSION = 2
 
 
 @dataclass
-class Bench(Study[Subject]):
+class Bench(StudyOnBase[Subject]):
     """Where the jobs of a benchmark are done.
 
     Attributes:
@@ -166,16 +164,6 @@ class Bench(Study[Subject]):
         found = protocol_of(asked_for, asdict(self.config))
         assert found is not None, "there is a subject"
         return found
-
-    @cached_property
-    def base(self) -> DiffusionPipeline:
-        """The base model itself, loaded when it is first needed."""
-        return load_pipeline(self.config.base, self.device)
-
-    @cached_property
-    def base_hashes(self) -> dict[str, str | None]:
-        """The identity of the base, by component."""
-        return fingerprint.base_hashes(self.base)
 
     def run_job(self, job: Job[Subject]) -> None:
         """Train, draw and score one subject, each unless it is there; the scores are written last.
