@@ -72,7 +72,15 @@ class Ether(EtherPeftConfig):
     variant: str = "ether"
 
 
-VARIANTS = (EtherPlus, OneSided, Ether)
+@dataclass
+class Anchored(EtherPeftConfig):
+    """Two reflections, of which one is fixed."""
+
+    n_blocks: int = 1
+    variant: str = "anchored"
+
+
+VARIANTS = (EtherPlus, OneSided, Ether, Anchored)
 START = "plain ETHER does not start as the identity"
 HALF = "vectors are fp32 even under autocast_adapter_dtype=False"
 DEPARTURES = (START, HALF)
@@ -83,7 +91,7 @@ NO_HUB = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "couldn't connect t
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1024}
 GATED = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2}
 STAND_INS: dict[str, Any] = {
-    "opt": lambda: transformers.OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32),
+    "opt": lambda: transformers.OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32, init_std=0.2),
     "gptj": lambda: transformers.GPTJConfig(
         n_embd=32, n_layer=2, n_head=4, rotary_dim=4, vocab_size=1024, initializer_range=0.2
     ),
