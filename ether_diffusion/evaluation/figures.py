@@ -1,4 +1,4 @@
-"""Figures of a study as files: panels side by side, lines with their spread."""
+"""Figures of a study as files: panels side by side, lines with their spread; differences with their intervals."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ether_diffusion.evaluation.statistics import Estimate
 from ether_diffusion.evaluation.subjects.summary import Metric
 from ether_diffusion.files import atomic_path
-from ether_diffusion.page.palette import LIGHT, Style, styles
+from ether_diffusion.page.palette import LIGHT, THEME, Style, styles
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,25 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     level: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row of a figure of differences.
+
+    Attributes:
+        label: to the left of it.
+        values: the difference of each unit, a dot.
+        estimate: their mean with its interval, a bar.
+        told: to the right of it, such as a p-value.
+        tested: whether a plan tests it; what is shown only is paler.
+    """
+
+    label: str
+    values: Sequence[float]
+    estimate: Estimate
+    told: str
+    tested: bool = True
 
 
 def score_line(label: str, x: Sequence[float], rows: Sequence[dict[str, Any]], metric: Metric) -> Line:
@@ -82,6 +102,38 @@ def write_figure(
     widest = 0.6 + 0.09 * max(map(len, handles), default=0)  # inches
     abreast = max(1, int(figure.get_figwidth() / widest))
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=abreast, frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def write_differences(path: Path, rows: Sequence[Difference], x_label: str) -> None:
+    """Write differences as a PNG, one below the other: a dot for each unit, a bar for the interval of the mean.
+
+    Args:
+        path: the file.
+        rows: from above.
+        x_label: what is compared, and of what one dot is.
+    """
+    soft, accent, ink = (THEME[name][0] for name in ("soft", "accent", "ink"))
+    figure = Figure(figsize=(9.2, 1.0 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color=soft, linewidth=1)
+    for height, row in enumerate(rows):
+        colour = accent if row.tested else soft
+        axes.plot(row.values, [height] * len(row.values), "o", color=colour, alpha=0.35, markersize=4, linewidth=0)
+        if row.estimate.low is not None and row.estimate.high is not None:
+            axes.plot([row.estimate.low, row.estimate.high], [height, height], color=colour, linewidth=2.4)
+        axes.plot([row.estimate.mean], [height], "D", color=colour, markersize=6)
+        axes.annotate(
+            *(row.told, (1.01, height)), xycoords=axes.get_yaxis_transform(), va="center", fontsize=9, color=ink
+        )
+    axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 44) for row in rows], fontsize=9)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(x_label, fontsize=9)
+    axes.grid(axis="x", color="#e4e2dd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

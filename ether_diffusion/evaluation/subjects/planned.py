@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
+from ether_diffusion.evaluation.figures import Difference, write_differences
 from ether_diffusion.evaluation.statistics import Comparison, compare
 from ether_diffusion.evaluation.subjects.arms import BASE, Sides, cell_of
 from ether_diffusion.evaluation.subjects.summary import Metric, Result, unit_values
 from ether_diffusion.evaluation.tables import comparison_cells
 from ether_diffusion.files import write_text
-from ether_diffusion.page.text import markdown_table
+from ether_diffusion.page.text import markdown_table, number
 
 
 def scores_of_cell(results: Sequence[Result], cell: str, metric: Metric) -> dict[str, float]:
@@ -42,6 +43,23 @@ def scores_or_base(mine: Sequence[Result], base: Sequence[Result], metric: Metri
     return {subject: scores[subject] for subject in scores.keys() & floor.keys()}, len(diverged)
 
 
+def scores_of_sides(
+    results: Sequence[Result], planned: Mapping[str, Sides], metric: Metric
+) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """The score of each subject on both sides of each comparison; of several cells, their mean.
+
+    Raises:
+        ValueError: a cell has no results.
+    """
+
+    def score(side: Sequence[str]) -> dict[str, float]:
+        cells = [scores_of_cell(results, cell, metric) for cell in side]
+        shared = set.intersection(*(set(cell) for cell in cells))
+        return {subject: fmean(cell[subject] for cell in cells) for subject in shared}
+
+    return {title: (score(sides[0]), score(sides[1])) for title, sides in planned.items()}
+
+
 def planned_comparisons(results: Sequence[Result], planned: Mapping[str, Sides], metric: Metric) -> list[Comparison]:
     """The difference of both sides of each comparison, paired by subject, corrected by Holm for all of them.
 
@@ -49,12 +67,40 @@ def planned_comparisons(results: Sequence[Result], planned: Mapping[str, Sides],
         ValueError: a cell has no results.
     """
     values: dict[str, dict[str, float]] = {}
-    for title, sides in planned.items():
-        for name, side in zip((title, f"{title}, second"), sides, strict=True):
-            cells = [scores_of_cell(results, cell, metric) for cell in side]
-            shared = set.intersection(*(set(cell) for cell in cells))
-            values[name] = {subject: fmean(cell[subject] for cell in cells) for subject in shared}
+    for title, (first, second) in scores_of_sides(results, planned, metric).items():
+        values |= {title: first, f"{title}, second": second}
     return compare(values, [(title, f"{title}, second") for title in planned])
+
+
+def draw_planned(
+    path: Path,
+    results: Sequence[Result],
+    planned: Mapping[str, Sides],
+    secondary: Mapping[str, Sides],
+    metric: Metric,
+) -> None:
+    """Draw every comparison: the difference of each subject, their mean, its interval, and p.
+
+    Args:
+        path: the picture.
+        results: of the benchmark.
+        planned: the comparisons that are tested.
+        secondary: those that have intervals and no test; paler.
+        metric: what is compared.
+
+    Raises:
+        ValueError: a cell has no results.
+    """
+    rows = []
+    for comparisons, tested in ((planned, True), (secondary, False)):
+        both = scores_of_sides(results, comparisons, metric)
+        for found in planned_comparisons(results, comparisons, metric):
+            first, second = both[found.arm]
+            values = [first[subject] - second[subject] for subject in sorted(first.keys() & second.keys())]
+            told = f"p = {number(found.p_holm, '.2g')}" if tested and found.p_holm is not None else "not tested"
+            told += ", separated" * (tested and found.separated)
+            rows.append(Difference(found.arm, values, found.difference, told, tested))
+    write_differences(path, rows, f"difference of {metric.title}; a dot is a subject, the bar the mean's 95 % interval")
 
 
 def write_planned(
@@ -64,7 +110,7 @@ def write_planned(
     secondary: Mapping[str, Sides],
     metric: Metric,
 ) -> str:
-    """Write ``planned.json`` and ``planned.md`` into ``folder``; return the tables.
+    """Write ``planned.json``, ``planned.md`` and ``planned.png`` into ``folder``; return the tables.
 
     Args:
         folder: where to.
@@ -89,4 +135,5 @@ def write_planned(
     content = {"score": metric.key, "planned": tested, "secondary": shown}
     write_text(folder / "planned.json", json.dumps(content, indent=1, default=asdict))
     write_text(folder / "planned.md", text)
+    draw_planned(folder / "planned.png", results, planned, secondary, metric)
     return text

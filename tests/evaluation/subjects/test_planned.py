@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from scipy import stats
 
+from ether_diffusion.evaluation.figures import Difference
 from ether_diffusion.evaluation.statistics import holm
+from ether_diffusion.evaluation.subjects import planned
 from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig, cell_of
-from ether_diffusion.evaluation.subjects.planned import planned_comparisons, scores_of_cell, write_planned
+from ether_diffusion.evaluation.subjects.planned import draw_planned, planned_comparisons, scores_of_cell, write_planned
 from ether_diffusion.evaluation.subjects.summary import BY_KEY
 
 DINO = BY_KEY["dino"]
@@ -75,6 +78,19 @@ def test_what_is_written(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "planned.json").read_text())
     assert content["planned"][0]["difference"]["mean"] == pytest.approx(1 / 3)
     assert [each["arm"] for each in content["secondary"]] == ["high"]
+    with Image.open(tmp_path / "planned.png") as figure:
+        assert figure.format == "PNG"
+
+
+def test_the_figure_has_the_difference_of_every_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Difference] = []
+    monkeypatch.setattr(planned, "write_differences", lambda path, rows, label: drawn.extend(rows))
+    low, high = {"low": [["mine@1e-2"], ["other@1e-2"]]}, {"high": [["mine@1e-1"], ["other@1e-1"]]}
+    draw_planned(tmp_path / "planned.png", results(), low, high, DINO)
+    assert drawn[0].values == pytest.approx([0.4, 0.2, 0.4])
+    assert [row.tested for row in drawn] == [True, False]
+    assert drawn[0].told == "p = 0.038, separated"  # (1/3) / ((.2 / sqrt(3)) / sqrt(3)) = 5 with two degrees of freedom
+    assert drawn[1].told == "not tested"
 
 
 def test_comparisons_without_a_test_are_written_alone(tmp_path: Path) -> None:
@@ -110,14 +126,14 @@ def test_a_rate_that_all_arms_share_can_be_named(tmp_path: Path) -> None:
     assert config.rates_of("mine") == [0.01]
 
 
-@pytest.mark.parametrize("name", ["unit_length", "initial_length", "blocks_rates", "energy"])
+@pytest.mark.parametrize("name", ["unit_length", "initial_length", "blocks_rates", "energy", "layers", "anchored"])
 def test_the_plans_of_the_studies_name_arms_and_rates_that_are_run(name: str) -> None:
     settings = yaml.safe_load((CONFIGS / f"eval_{name}.yaml").read_text())
-    comparisons = {**settings["planned"], **settings["secondary"]}
+    comparisons = {**settings["planned"], **settings.get("secondary", {})}
     for cell in (cell for sides in comparisons.values() for side in sides for cell in side):
         arm, rate = cell_of(cell)
         assert (
             rate is None
             or rate in settings["arms"][arm.removesuffix(", orthogonal").removesuffix(", row norms")]["learning_rate"]
         )
-    assert all(len(side[0]) == len(side[1]) for side in comparisons.values())
+    assert all(len(side[0]) == len(side[1]) for side in settings["planned"].values())
