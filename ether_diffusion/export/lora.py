@@ -16,10 +16,10 @@ from torch import Tensor
 from ether_diffusion.export.factors import ExportError, lora_layers
 from ether_diffusion.export.metadata import describe
 from ether_diffusion.export.names import keys_of, tensors_of
+from ether_diffusion.export.tokens import check_tokens, write_tokens
 from ether_diffusion.export.verify import Verified, verify
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.files import new_path
-from ether_diffusion.pipelines.learned_embeds import LEARNED_EMBEDS
 from ether_diffusion.pipelines.loaded import adapters, control_in
 from ether_diffusion.pipelines.new_tokens import new_tokens
 
@@ -44,6 +44,7 @@ class Exported:
         rank: the largest.
         size: bytes.
         verified: how far it is from the adapter.
+        embeds: files beside it with the embeddings of new tokens.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Exported:
     rank: int
     size: int
     verified: Verified
+    embeds: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
         """In one line."""
@@ -74,6 +76,9 @@ def export_lora(
 ) -> Exported:
     """Write adapters as one LoRA file that does what they do, W + Σ s ΔW, on this base.
 
+    A LoRA has no place for the embeddings of a new token: they are written beside it, as
+    :func:`ether_diffusion.export.tokens.embeds_paths` names them.
+
     Args:
         pipe: the pipeline that the adapters are loaded in, neither fused nor quantised.
         path: of the new file.
@@ -90,7 +95,7 @@ def export_lora(
     Raises:
         ExportError: the adapter has no low rank, the base cannot be read, the family has no such format, or the file
             does not do what the adapter does; nothing is written then.
-        FileExistsError: the path exists.
+        FileExistsError: the path exists, or other embeddings are where those of a new token belong.
         RuntimeError: adapters are fused.
     """
     path = Path(path)
@@ -101,6 +106,8 @@ def export_lora(
     if path.suffix != ".safetensors":
         raise ExportError(f"{path}: the file's name must end in .safetensors")
     strengths = _strengths(pipe, name, strength)
+    tokens = {embeds.token: embeds for name, embeds in new_tokens(pipe).items() if name in strengths}
+    check_tokens(path, tokens)
     family = family_of(pipe)
     layers = {f"{layer.component}.{layer.path}": layer for layer in lora_layers(pipe, strengths)}
     if not layers:
@@ -116,9 +123,15 @@ def export_lora(
                 f"read back, the file differs by {verified.difference:.1e} of the effect of a layer, and "
                 f"{dtype} may cost {TOLERANCE[dtype]:.0e}: it is not written; try dtype float32"
             )
-    return Exported(
-        path, format, len(layers), max(each.rank for each in layers.values()), path.stat().st_size, verified
-    )
+        embeds = write_tokens(path, tokens)
+    for token, beside in zip(tokens, embeds, strict=True):
+        logger.warning(
+            "the new token %s is no part of a LoRA: keep %s beside it, which diffusers loads by "
+            "pipe.load_textual_inversion, ComfyUI from its folder of embeddings (docs/tokens.md)",
+            *(token, beside),
+        )
+    rank = max(each.rank for each in layers.values())
+    return Exported(path, format, len(layers), rank, path.stat().st_size, verified, tuple(embeds))
 
 
 def _strengths(
@@ -142,12 +155,6 @@ def _strengths(
     control = control_in(pipe)
     for name in (name for name in names if control is not None and name in control.encoders):
         logger.warning("%s has a control encoder, which is no part of a LoRA: it stays in the ETHER file", name)
-    for name, token in ((name, embeds.token) for name, embeds in new_tokens(pipe).items() if name in names):
-        logger.warning(
-            "%s has the new token %s, which is no part of a LoRA: %s, beside the adapter, goes with it; diffusers "
-            "loads it by pipe.load_textual_inversion, ComfyUI from its folder of embeddings (docs/tokens.md)",
-            *(name, token, LEARNED_EMBEDS),
-        )
     return dict(zip(names, each, strict=True))
 
 

@@ -10,10 +10,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from ether_diffusion.export.factors import LoraLayer
+from ether_diffusion.export.tokens import told_of_token
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.pipelines.file import public_name
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.pipelines.loaded import hosts_of
+from ether_diffusion.pipelines.new_tokens import new_tokens
 from ether_diffusion.pipelines.schema import ORIGIN
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def describe(
 
 
 def _adapter(pipe: DiffusionPipeline, name: str) -> dict[str, object]:
-    """The settings of an adapter, and a hash of its vectors."""
+    """The settings of an adapter, a hash of its vectors, and its token, if it has one."""
     digest, configs = hashlib.sha256(), {}
     for component, host in sorted(hosts_of(pipe).items()):
         if name in host.adapters:
@@ -80,4 +82,5 @@ def _adapter(pipe: DiffusionPipeline, name: str) -> dict[str, object]:
             for key, value in sorted(adapter.state_dict().items()):
                 digest.update(f"{component}.{key}".encode())
                 digest.update(value.detach().to("cpu").contiguous().numpy().tobytes())
-    return {"config": configs, "sha256": digest.hexdigest()}
+    embeds = new_tokens(pipe).get(name)
+    return {"config": configs, "sha256": digest.hexdigest()} | ({} if embeds is None else told_of_token(embeds))

@@ -35,6 +35,7 @@ from ether_diffusion.pipelines.learned_embeds import (
 from ether_diffusion.pipelines.schema import (
     CONTROL,
     EMBEDS,
+    LORA_FILE,
     Description,
     EmbedsSettings,
     SchemaError,
@@ -188,11 +189,12 @@ class AdapterFile:
 
 
 def embeds_beside(adapter: Path) -> Path:
-    """Where the embeddings of an adapter file are: of ``dog.safetensors`` in ``dog.learned_embeds.safetensors``.
+    """Where the embeddings of an adapter or LoRA are: of ``dog.safetensors`` in ``dog.learned_embeds.safetensors``.
 
-    Beside the standard name of an adapter file they have theirs, ``learned_embeds.safetensors``.
+    Beside the standard name of either they have theirs, ``learned_embeds.safetensors``.
     """
-    return adapter.with_name(LEARNED_EMBEDS if adapter.name == FILE_NAME else f"{adapter.stem}.{LEARNED_EMBEDS}")
+    standard = adapter.name in (FILE_NAME, LORA_FILE)
+    return adapter.with_name(LEARNED_EMBEDS if standard else f"{adapter.stem}.{LEARNED_EMBEDS}")
 
 
 def _read_embeds(path: Path, described: EmbedsSettings, source: str | Path, hub: Hub | None) -> LearnedEmbeds:

@@ -36,6 +36,8 @@ NAME_LIMIT = 512
 """Characters of a key, a name or a pattern."""
 PATTERN_LIMIT = 4096
 """Patterns of an adapter; SDXL has some 800 projections."""
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""The name of a LoRA that diffusers looks for in a folder, or on the Hub."""
 ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes per number of the dtypes that vectors may have. What we write is F32."""
 

@@ -11,10 +11,10 @@ from huggingface_hub import ModelCard, create_repo, upload_folder
 from ether_diffusion import export
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.pipelines.loaded import adapters
+from ether_diffusion.pipelines.schema import LORA_FILE
 from ether_diffusion.pipelines.verbs import save
 from ether_diffusion.registry import METHODS
 from ether_diffusion.runs import cards
-from ether_diffusion.runs.lora import LORA_FILE
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

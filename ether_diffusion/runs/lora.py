@@ -10,13 +10,12 @@ from ether_diffusion import export
 from ether_diffusion.export.lora import Exported
 from ether_diffusion.images import UnreadableImageError, load_image
 from ether_diffusion.page.pictures import data_uri
+from ether_diffusion.pipelines.schema import LORA_FILE
 from ether_diffusion.runs.record import Run, read_run
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""The name that diffusers looks for in a folder, or on the Hub."""
 THUMBNAIL = 256
 """Pixels of its longer side."""
 

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import number
 from ether_diffusion.pipelines.learned_embeds import LEARNED_EMBEDS
+from ether_diffusion.pipelines.schema import LORA_FILE
 from ether_diffusion.runs import cards
-from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import BEST_FILE, Run, SamplePrompt, read_run
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")

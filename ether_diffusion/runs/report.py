@@ -19,10 +19,10 @@ from ether_diffusion.page.render import render
 from ether_diffusion.page.text import duration, number
 from ether_diffusion.pipelines.file import FILE_NAME
 from ether_diffusion.pipelines.learned_embeds import LEARNED_EMBEDS
+from ether_diffusion.pipelines.schema import LORA_FILE
 from ether_diffusion.runs.choosing import BEST, KEPT_CLIP_T
 from ether_diffusion.runs.curves import draw_curves, draw_sample_scores
 from ether_diffusion.runs.folder import PATHS
-from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import BEST_FILE, Run, RunRecordError, SamplePrompt, format_value, read_run
 
 MAX_STEPS = 12  # sample steps in the grid

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from ether_diffusion.pipelines.file import FILE_NAME
+from ether_diffusion.pipelines.schema import LORA_FILE
 from ether_diffusion.reading import DamagedFileError
 from ether_diffusion.runs.choosing import SAMPLE_SCORES
-from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import BEST_FILE, read_run
 from ether_diffusion.runs.report import report_page
 

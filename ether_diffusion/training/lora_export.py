@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 from ether_diffusion.core.adapter import Adapter
 from ether_diffusion.export.names import stem_of
 from ether_diffusion.families.protocol import Family
-from ether_diffusion.runs.lora import LORA_FILE, export_beside
+from ether_diffusion.pipelines.schema import LORA_FILE
+from ether_diffusion.runs.lora import export_beside
 from ether_diffusion.training.sections import SavingSection
 from ether_diffusion.training.trainables import Trainable
 

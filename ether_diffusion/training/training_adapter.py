@@ -18,11 +18,11 @@ from ether_diffusion.core.host import host_of
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.pipelines.file import FILE_NAME, first_line
 from ether_diffusion.pipelines.loaded import adapters
+from ether_diffusion.pipelines.schema import LORA_FILE
 from ether_diffusion.pipelines.verbs import load
 from ether_diffusion.runs.checksums import sha256
 
 NAME = "training_adapter"
-LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)

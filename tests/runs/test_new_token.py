@@ -52,12 +52,13 @@ def test_export_says_that_the_embeddings_go_with_the_lora(
     page = tmp_path / "page.html"
     with caplog.at_level(logging.WARNING):
         main(["export", str(run), str(tmp_path / "lora.safetensors"), "--dtype", "float32", "--page", str(page)])
-    assert f"has the new token {TOKEN}, which is no part of a LoRA: learned_embeds.safetensors" in caplog.text
+    beside = tmp_path / "lora.learned_embeds.safetensors"
+    assert f"the new token {TOKEN} is no part of a LoRA: keep {beside} beside it" in caplog.text
     assert int(capsys.readouterr().out.splitlines()[-1].split("differ by ")[1].split()[0]) <= 1
 
     stock, mine = load_pipeline(read_run(run).source), load_run(run)
     stock.load_lora_weights(str(tmp_path / "lora.safetensors"))
-    stock.load_textual_inversion(str(run))
+    stock.load_textual_inversion(str(beside))
     assert ether.adapters(mine)["default"].placeholder_token == TOKEN
 
 

@@ -12,14 +12,15 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ether_diffusion import pipelines
+from ether_diffusion.export.tokens import read_tokens
 from ether_diffusion.families.cut_prompts import cut_remarks
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.page.text import distinct_names
 from ether_diffusion.pipelines.file import FILE_NAME, AdapterFileError
-from ether_diffusion.pipelines.schema import SchemaError, is_lora
+from ether_diffusion.pipelines.new_tokens import add_new_token, token_misfits
+from ether_diffusion.pipelines.schema import LORA_FILE, SchemaError, is_lora
 from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, load_run, set_strength
-from ether_diffusion.runs.lora import LORA_FILE
 from ether_diffusion.runs.record import Run, read_run
 from ether_diffusion.runs.sample import Request, check_one_base
 
@@ -72,7 +73,7 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     Raises:
         FileNotFoundError: one is neither.
         ValueError: one is named twice, or a run learnt a control.
-        AdapterFileError: a file is no safetensors file, or damaged.
+        AdapterFileError: a file is no safetensors file, or damaged, or a LoRA's new token has no embeddings.
         DamagedFileError: a run's record is damaged.
     """
     places = [path.resolve() for path in paths]
@@ -96,9 +97,12 @@ def _source(path: Path, name: str) -> Source:
     if file is None:
         raise FileNotFoundError(f"{path} is neither a run folder nor a .safetensors file of an adapter or LoRA")
     try:
-        return Source(file, name, None, is_lora(file))
+        lora = is_lora(file)
     except SchemaError as error:
         raise AdapterFileError(f"{file} {error}") from error
+    if lora:
+        read_tokens(file)  # what is amiss is told before anything is drawn
+    return Source(file, name, None, lora)
 
 
 def first_run(sources: Sequence[Source]) -> Run:
@@ -187,4 +191,8 @@ def _load(source: Source, base: Base, device: str, dtype: torch.dtype) -> Diffus
     pipe.load_lora_weights(str(source.path))
     if not pipe.get_active_adapters():
         raise AdapterFileError(f"{source.path}: diffusers finds no layer of {base} in this LoRA, and would ignore it")
+    for embeds in read_tokens(source.path):
+        if problems := token_misfits(pipe, embeds.token, embeds.rows):
+            raise AdapterFileError(f"{source.path}: " + "\n".join(problems))
+        add_new_token(pipe, embeds.token, embeds)
     return pipe

@@ -113,6 +113,26 @@ def test_two_runs_with_one_token_are_compared(train: Train, tmp_path: Path) -> N
     assert not np.array_equal(base, drawn[0])
 
 
+def test_an_exported_lora_is_drawn_with_its_token_and_not_without(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("peft")
+    token = {"placeholder_token": "<dog>", "num_vectors": 2, "token_lr": 0.3, "learning_rate": 0.3}
+    said = {"instance_prompt": "a photo of <dog> x", "validation_prompt": "a photo of <dog> x"}
+    run = train(method="ether", num_validation_images=1, **token | said)
+    lora, embeds = tmp_path / "lora.safetensors", tmp_path / "lora.learned_embeds.safetensors"
+    ether.export_lora(run, lora, dtype="float32")
+    compare(run, lora, "--seeds", 0, "--output_dir", tmp_path / "out")
+    base, mine, exported = (pixels(tmp_path / "out" / "pictures" / f"00-seed0-{place:02d}.png") for place in range(3))
+    assert np.abs(mine.astype(int) - exported).max() <= 1
+    assert np.abs(mine.astype(int) - base).max() > 10
+    embeds.rename(tmp_path / "away")
+    with pytest.raises(SystemExit):
+        compare(run, lora, "--seeds", 0, "--output_dir", tmp_path / "again")
+    assert f"put {embeds.name} there" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
 def test_hostile_names_and_prompts_are_text(train: Train, tmp_path: Path) -> None:
     hostile = "\"'><img src=x onerror=alert(1)>{{ 'jin' ~ 'ja!' }}"
     run, other = train("one", method="ether"), train("<b>two", method="ether", seed=2)
