@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 PACKAGE = "ether_diffusion"
+TRAINING = f"{PACKAGE}.training"
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,16 @@ def _is_shown(record: logging.LogRecord) -> bool:
 
 
 class Console(logging.Handler):
-    """Prints to the standard error: above a progress bar, each message once, and of the first process alone.
+    """Prints to the standard error: above a progress bar, and each message once.
 
-    Information has no prefix, anything else its level. Of other processes errors are printed.
+    Information has no prefix, anything else its level.
+
+    Args:
+        lowest: of other processes than the first this level and higher ones are printed.
     """
 
-    def __init__(self) -> None:
-        super().__init__(logging.NOTSET if is_first_process() else logging.ERROR)
+    def __init__(self, lowest: int = logging.ERROR) -> None:
+        super().__init__(logging.NOTSET if is_first_process() else lowest)
         self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -107,12 +111,29 @@ def show_logs(level: str = "info", quiet: bool = False) -> None:
         level: debug, info, warning or error.
         quiet: at least warning.
     """
-    root, lowest = logging.getLogger(), getattr(logging, level.upper())
+    lowest = getattr(logging, level.upper())
+    _print_to(Console())
+    logging.getLogger(PACKAGE).setLevel(max(lowest, logging.WARNING) if quiet else lowest)
+    logging.getLogger(TRAINING).setLevel(logging.NOTSET)
+
+
+def show_study_logs() -> None:
+    """As :func:`show_logs` for a study, which makes many trainings and says itself how far it is.
+
+    Of trainings warnings and errors alone are printed; of every process, since each has jobs of its own.
+    """
+    _print_to(Console(logging.WARNING))
+    logging.getLogger(PACKAGE).setLevel(logging.INFO)
+    logging.getLogger(TRAINING).setLevel(logging.WARNING)
+
+
+def _print_to(console: Console) -> None:
+    """Put a console in the place of an earlier one."""
+    root = logging.getLogger()
     for handler in [each for each in root.handlers if isinstance(each, Console)]:
         root.removeHandler(handler)
-    root.addHandler(Console())
+    root.addHandler(console)
     silence_libraries()
-    logging.getLogger(PACKAGE).setLevel(max(lowest, logging.WARNING) if quiet else lowest)
 
 
 def informs() -> bool:

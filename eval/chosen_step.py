@@ -1,10 +1,6 @@
 """The chosen step and the last one: accelerate launch eval/chosen_step.py --config FILE --output_dir DIR"""
 
-import os
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torchvision, which nothing here needs
-
-from ether_diffusion.evaluation.subjects.choosing import main
+from ether_diffusion.cli import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("study", "chosen_step")

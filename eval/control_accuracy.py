@@ -1,10 +1,6 @@
 """Hold pictures against their conditions: python -m eval.control_accuracy --data DIR --generated DIR --task TASK …"""
 
-import os
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torchvision, which nothing here needs
-
-from ether_diffusion.evaluation.controls.accuracy import main
+from ether_diffusion.cli import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("study", "control_accuracy")

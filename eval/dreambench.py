@@ -1,10 +1,6 @@
 """Learn, draw and score many subjects with many methods: accelerate launch eval/dreambench.py --config FILE …"""
 
-import os
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torchvision, which nothing here needs
-
-from ether_diffusion.evaluation.subjects.benchmark import main
+from ether_diffusion.cli import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("bench")

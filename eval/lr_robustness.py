@@ -1,10 +1,6 @@
 """Quality against the learning rate: accelerate launch eval/lr_robustness.py --config FILE --output_dir DIR"""
 
-import os
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torchvision, which nothing here needs
-
-from ether_diffusion.evaluation.paper.learning_rates import main
+from ether_diffusion.cli import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("study", "lr_robustness")

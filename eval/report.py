@@ -1,10 +1,6 @@
 """One page of many runs: python -m eval.report RUN [RUN …]"""
 
-import os
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torchvision, which nothing here needs
-
-from ether_diffusion.evaluation.overview import main
+from ether_diffusion.cli import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("report")

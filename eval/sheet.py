@@ -1,10 +1,6 @@
 """One picture of a benchmark to show around: python -m eval.sheet RUN PICTURE"""
 
-import os
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torchvision, which nothing here needs
-
-from ether_diffusion.evaluation.overview import sheet_main
+from ether_diffusion.cli import run_script
 
 if __name__ == "__main__":
-    sheet_main()
+    run_script("study", "sheet")

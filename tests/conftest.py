@@ -21,7 +21,7 @@ import torch
 from diffusers import DiffusionPipeline
 from page.chromium import open_page
 
-from ether_diffusion.logs import PACKAGE, Console
+from ether_diffusion.logs import PACKAGE, TRAINING, Console
 from ether_diffusion.playground.tiny import tiny_pipeline
 
 __all__ = ["open_page"]
@@ -45,12 +45,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def console_as_before() -> Iterator[None]:
     """A program that a test runs in this process prints its messages; it does not go on in the tests after it."""
-    root, package = logging.getLogger(), logging.getLogger(PACKAGE)
-    handlers, level = [each for each in root.handlers if isinstance(each, Console)], package.level
+    root, loggers = logging.getLogger(), [logging.getLogger(name) for name in (PACKAGE, TRAINING)]
+    handlers, levels = [each for each in root.handlers if isinstance(each, Console)], [each.level for each in loggers]
     yield
     for each in [each for each in root.handlers if isinstance(each, Console) and each not in handlers]:
         root.removeHandler(each)
-    package.setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from ether_diffusion.bars import progress
-from ether_diffusion.logs import PACKAGE, SILENCED, Silenced, informs, show_logs, silence_libraries
+from ether_diffusion.logs import (
+    PACKAGE,
+    SILENCED,
+    TRAINING,
+    Silenced,
+    informs,
+    show_logs,
+    show_study_logs,
+    silence_libraries,
+)
 
 OURS = logging.getLogger(f"{PACKAGE}.somewhere")
 LIBRARY = logging.getLogger("some.package")
@@ -18,10 +27,10 @@ LIBRARY = logging.getLogger("some.package")
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    root, package = logging.getLogger(), logging.getLogger(PACKAGE)
-    handlers, level = list(root.handlers), package.level
+    root, package, training = (logging.getLogger(name) for name in (None, PACKAGE, TRAINING))
+    handlers, levels = list(root.handlers), (package.level, training.level)
     yield
-    root.handlers[:], package.level = handlers, level
+    root.handlers[:], (package.level, training.level) = handlers, levels
     logging.getLogger().manager._clear_cache()  # type: ignore[attr-defined]
 
 
@@ -71,6 +80,31 @@ def test_another_process_prints_errors_alone_and_shows_no_bar(
     speak()
     assert capsys.readouterr().err == "error: wrong\n"
     assert not informs()
+
+
+def say_as_study_and_training() -> None:
+    speak()
+    logging.getLogger(f"{TRAINING}.loop").info("step 1")
+    logging.getLogger(f"{TRAINING}.loop").warning("a prompt is cut")
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", ["told", "warning: odd"]), ("1", ["warning: odd"])])
+def test_a_study_prints_warnings_of_every_process_and_no_information_of_trainings(
+    rank: str, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    show_study_logs()
+    say_as_study_and_training()
+    expected = [*lines, "error: wrong", "warning: careful", "warning: a prompt is cut"]
+    assert capsys.readouterr().err == "".join(f"{line}\n" for line in expected)
+    assert informs() == (rank == "0")
+
+
+def test_a_training_after_a_study_informs_again(capsys: pytest.CaptureFixture[str]) -> None:
+    show_study_logs()
+    show_logs()
+    say_as_study_and_training()
+    assert "step 1\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

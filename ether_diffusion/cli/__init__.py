@@ -1,5 +1,5 @@
 """The console command ``ether``: one table of verbs, and what calls them."""
 
-from ether_diffusion.cli.dispatch import main
+from ether_diffusion.cli.dispatch import main, run_script
 
-__all__ = ["main"]
+__all__ = ["main", "run_script"]

@@ -30,9 +30,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: 2 after one line on the standard error for bad input, 130 after Ctrl-C; otherwise what the program
             ends with.
     """
+    with _ended_well():
+        _run(ETHER, ETHER.name, list(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_script(*words: str) -> None:
+    """A script of the repository: the program of a verb, with the words of the process and under the script's name.
+
+    Args:
+        words: the verb, such as "study", "coverage".
+
+    Raises:
+        SystemExit: as :func:`main`.
+    """
+    verb: Program | Group = ETHER
+    for word in words:
+        verb = verb.verbs[word] if isinstance(verb, Group) else verb
+    if not isinstance(verb, Program):
+        raise ValueError(f"{' '.join(words)} is no program")
+    with _ended_well():
+        _load(verb.target)(sys.argv[1:])
+
+
+@contextmanager
+def _ended_well() -> Iterator[None]:
+    """Run a program without messages that mean nothing; after Ctrl-C and bad input end with one line."""
     silence_libraries()
     try:
-        _run(ETHER, ETHER.name, list(sys.argv[1:] if arguments is None else arguments))
+        yield
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None

@@ -15,7 +15,7 @@ from pkgutil import resolve_name
 import pytest
 from cli.helpers import programs
 
-from ether_diffusion.cli import main
+from ether_diffusion.cli import main, run_script
 from ether_diffusion.cli.verbs import ETHER, STUDY, Group
 from ether_diffusion.recipes import recipes
 
@@ -31,23 +31,22 @@ SCRIPTS = {
 """The programs in the repository, and the verb that is the same."""
 
 
-def imported_main(script: Path) -> str:
-    """The program that a script calls, as "module:function"."""
-    (line,) = (
-        node
-        for node in ast.parse(script.read_text()).body
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ether_diffusion")
-    )
-    return f"{line.module}:{line.names[0].name}"
+def called(script: Path) -> str | tuple[str, ...]:
+    """What a script calls: the words of a verb, or a program as "module:function"."""
+    body = ast.parse(script.read_text()).body
+    (line,) = (node for node in body if isinstance(node, ast.ImportFrom))
+    if line.names[0].name != "run_script":
+        return f"{line.module}:{line.names[0].name}"
+    (call,) = (node for node in ast.walk(body[-1]) if isinstance(node, ast.Call))
+    return tuple(ast.literal_eval(word) for word in call.args)
 
 
 def test_every_script_of_the_repository_is_a_verb() -> None:
     found = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("train_*.py"), *ROOT.glob("eval/*.py")]}
     assert found == set(SCRIPTS)
     targets = {words: program.target for words, program in programs()}
-    assert {script: imported_main(ROOT / script) for script in SCRIPTS} == {
-        script: targets[words] for script, words in SCRIPTS.items()
-    }
+    for script, words in SCRIPTS.items():
+        assert called(ROOT / script) in (words, targets[words]), script
 
 
 def help_of(program: Callable[[list[str]], object], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -135,6 +134,28 @@ def test_nothing_heavy_is_imported_for_an_answer_from_the_table() -> None:
     assert "ether_diffusion" in loaded
     heavy = {"torch", "diffusers", "transformers", "accelerate", "peft", "matplotlib", "numpy", "PIL", "jsonargparse"}
     assert loaded & heavy == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 0, "usage: table.py [-h]"),
+        (["--subjects"], 2, "table.py: error: "),
+        (["nothing", "rows.json"], 2, "table.py: error: "),
+    ],
+)
+def test_a_script_has_its_own_name_and_ends_as_the_verb_does(arguments: list[str], status: int, said: str) -> None:
+    command = [sys.executable, "eval/table.py", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ended.returncode == status
+    assert said in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "gemm_4bit" not in ended.stderr
+
+
+def test_a_script_that_names_no_program_is_a_mistake_of_ours() -> None:
+    with pytest.raises(ValueError, match="study is no program"):
+        run_script("study")
 
 
 def test_nobody_need_read_the_help_to_its_end() -> None:

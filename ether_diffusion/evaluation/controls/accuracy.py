@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.tables import judges_line
 from ether_diffusion.files import write_text
+from ether_diffusion.logs import show_study_logs
 from ether_diffusion.metrics.backbones import load_clip
 from ether_diffusion.metrics.control import ControlScores, score_control
 from ether_diffusion.metrics.control_tasks import ControlTask, Measure
@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 if something was not scored, 2 if nothing could be.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    show_study_logs()
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.generated is None and given.run is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -36,6 +35,7 @@ from ether_diffusion.evaluation.runner import (
     train,
 )
 from ether_diffusion.files import write_text
+from ether_diffusion.logs import show_study_logs
 from ether_diffusion.metrics.backbones import Backbone, load_clip
 from ether_diffusion.metrics.control import ControlScores, score_control
 from ether_diffusion.metrics.control_tasks import ControlTask, Pair, Segmentation
@@ -404,6 +404,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: a setting is impossible, a judge is missing, a signal came, or jobs failed.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    show_study_logs()
     config = parse_config(ControlStudyConfig, arguments)
     run_study(lambda device: ControlStudy(config, device), config.shard)

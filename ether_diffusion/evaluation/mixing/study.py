@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -25,6 +24,7 @@ from ether_diffusion.evaluation.on_base import StudyOnBase
 from ether_diffusion.evaluation.runner import Job, remove_training, run_study, train
 from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.files import atomic_path, write_text
+from ether_diffusion.logs import show_study_logs
 from ether_diffusion.metrics.fidelity import pair_similarity, prompt_similarity, without_token
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges
@@ -330,6 +330,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: a setting is impossible, or jobs failed.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    show_study_logs()
     config = parse_config(MixingConfig, arguments)
     run_study(lambda device: Mixing.load(config, device), config.shard)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +31,7 @@ from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import ObjectiveSettings
 from ether_diffusion.files import write_text
+from ether_diffusion.logs import show_study_logs
 from ether_diffusion.page.text import markdown_table
 from ether_diffusion.registry import METHODS, OWN_METHODS
 from ether_diffusion.runs.drawing import load_pipeline
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: an arm is none of this library's methods, a setting is impossible, or jobs failed.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    show_study_logs()
     config = parse_config(BenchmarkConfig, arguments)
     configs = {}
     for arm in config.arms:

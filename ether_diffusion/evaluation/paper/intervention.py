@@ -8,7 +8,6 @@ docs/studies/energy.md has the plan.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,6 +25,7 @@ from ether_diffusion.evaluation.subjects.arms import method_of
 from ether_diffusion.evaluation.subjects.derived import DerivedBench, DerivedConfig
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.families.registry import family_of
+from ether_diffusion.logs import show_study_logs
 from ether_diffusion.runs.drawing import load_run
 from ether_diffusion.training.cli import parse_config
 
@@ -103,6 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: a setting is impossible, or jobs failed.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    show_study_logs()
     config = parse_config(EnergyConfig, arguments)
     run_study(lambda device: EnergyBench.load(config, device), config.shard)

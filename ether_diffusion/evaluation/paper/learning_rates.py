@@ -6,7 +6,6 @@ The study is a benchmark whose arms have many learning rates; its figure and tab
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -32,6 +31,7 @@ from ether_diffusion.evaluation.subjects.summary import (
 )
 from ether_diffusion.evaluation.tables import caption, format_score, judges_line
 from ether_diffusion.files import write_text
+from ether_diffusion.logs import show_study_logs
 from ether_diffusion.page.text import interval, markdown_table
 from ether_diffusion.training.cli import parse_config
 
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: a setting is impossible, jobs failed, or there is nothing to compare.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    show_study_logs()
     config = parse_config(RatesConfig, arguments)
     if not run_benchmark(config):
         print("other processes have jobs left; the last one to finish makes the figure")

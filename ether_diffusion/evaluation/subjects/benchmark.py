@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -58,6 +57,7 @@ from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.images import list_images
+from ether_diffusion.logs import show_study_logs
 from ether_diffusion.metrics.distances import components, mean_distances
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
@@ -408,5 +408,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: a setting is impossible, or jobs failed.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    show_study_logs()
     run_benchmark(parse_config(BenchmarkConfig, arguments))

@@ -5,7 +5,6 @@ docs/studies/choosing.md has the plan.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from ether_diffusion.evaluation.subjects.arms import method_of
 from ether_diffusion.evaluation.subjects.derived import DerivedBench, DerivedConfig
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.evaluation.subjects.summary import Result
+from ether_diffusion.logs import show_study_logs
 from ether_diffusion.runs.choosing import BEST
 from ether_diffusion.runs.drawing import load_pipeline
 from ether_diffusion.runs.record import read_run
@@ -72,6 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: a setting is impossible, or jobs failed.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    show_study_logs()
     config = parse_config(ChoosingConfig, arguments)
     run_study(lambda device: ChoosingBench.load(config, device), config.shard)

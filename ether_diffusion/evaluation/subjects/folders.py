@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.tables import write_tables
 from ether_diffusion.files import write_text
+from ether_diffusion.logs import show_study_logs
 from ether_diffusion.metrics.generated import pair_folders, read_pictures
 from ether_diffusion.metrics.judges import add_judges, judges_of
 from ether_diffusion.metrics.scoring import Judges, References, score_images
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 if something was not scored, 2 if nothing could be.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    show_study_logs()
     parser = Parser(
         description="DINO, CLIP-I, CLIP-T, LPIPS and DIV of generated images against a subject's own.",
     )
