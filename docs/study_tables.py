@@ -30,9 +30,12 @@ STUDIES = {
     "initial-length": "eval_initial_length",
     "learning-rates": "eval_playground_factors",
     "chosen-step": "eval_chosen_step",
+    "unit-length": "eval_unit_length",
 }
 """From the result file of a study to its config."""
 TRUTH = BY_KEY["truth"]
+DISTANCES = {"transforms": "‖T − I‖", "weights": "‖W′ − W‖"}
+"""From the distances that a result has to how they are written."""
 
 
 def settings_of(study: str) -> dict[str, Any]:
@@ -47,19 +50,21 @@ def results_of(study: str) -> list[Result]:
     return on_other_prompts(found) if study == "chosen-step" else found
 
 
-def cells(study: str) -> str:
-    """Truth-likeness and CLIP-T of every arm at every rate."""
+def cells(study: str, distances: bool = False) -> str:
+    """Truth-likeness and CLIP-T of every arm at every rate; if asked for, how far its transforms went."""
     rows = [
         [
             row["arm"],
             number(row["learning_rate"], ".3g"),
             format_score(row["scores"].get("truth")),
             format_score(row["scores"].get("clip_t")),
+            *([number(row.get("distances", {}).get(each), ".3g") for each in DISTANCES] if distances else []),
         ]
         for row in summarize(results_of(study))
         if row["learning_rate"] is not None or row["arm"] == "base"
     ]
-    return markdown_table(["", "learning rate", "truth-likeness", "CLIP-T"], rows)
+    heads = ["", "learning rate", "truth-likeness", "CLIP-T", *(DISTANCES.values() if distances else [])]
+    return markdown_table(heads, rows)
 
 
 def planned(study: str) -> str:
@@ -112,6 +117,8 @@ def widths() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "initial-length": partial(cells, "initial-length"),
     "initial-length-planned": partial(planned, "initial-length"),
+    "unit-length": partial(cells, "unit-length", distances=True),
+    "unit-length-planned": partial(planned, "unit-length"),
     "chosen-step": chosen_steps,
     "chosen-step-planned": partial(planned, "chosen-step"),
     "rate-losses": losses,
