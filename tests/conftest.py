@@ -30,6 +30,8 @@ __all__ = ["open_page"]
 ON_GPU = bool(os.environ.get("ETHER_TEST_GPU"))
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts the tests in the background
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

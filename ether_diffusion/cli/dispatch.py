@@ -15,6 +15,7 @@ from types import FrameType
 from ether_diffusion.cli.verbs import ETHER, Group, Program
 from ether_diffusion.config import suggestion
 from ether_diffusion.logs import silence_libraries
+from ether_diffusion.terminal import may_close
 
 BAD_INPUT = 2
 """Exit status of a mistake that the user can mend; argparse's own."""
@@ -57,7 +58,8 @@ def _ended_well() -> Iterator[None]:
     """Run a program without messages that mean nothing; after Ctrl-C and bad input end with one line."""
     silence_libraries()
     try:
-        yield
+        with may_close():
+            yield
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import sys
 import threading
 from types import FrameType
 
 from ether_diffusion.logs import is_first_process
+from ether_diffusion.terminal import leave_terminal
 
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP is not None else [])]
@@ -56,14 +56,6 @@ class Interrupts:
             raise KeyboardInterrupt
         self._received = number
         if number == HANGUP:
-            _leave_terminal()
+            leave_terminal()
         if is_first_process():
             print(f"\n{signal.Signals(number).name}: stopping after this step …", file=sys.stderr, flush=True)
-
-
-def _leave_terminal() -> None:
-    """Let what is written to a closed terminal go nowhere: otherwise the next line would be an error."""
-    with open(os.devnull, "w") as nowhere:
-        for descriptor in (1, 2):
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-                os.dup2(nowhere.fileno(), descriptor)

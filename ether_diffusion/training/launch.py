@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ether_diffusion.logs import is_first_process, show_logs
+from ether_diffusion.terminal import may_close
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
@@ -27,7 +28,7 @@ def dreambooth(arguments: Sequence[str] | None = None) -> None:
         SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
     """
     show_logs()
-    with explained_to_launchers():
+    with may_close(), explained_to_launchers():
         config = parse_config(DreamBoothConfig, arguments)
         with collector_paused():
             from ether_diffusion.training.dreambooth import run
@@ -42,7 +43,7 @@ def control(arguments: Sequence[str] | None = None) -> None:
         SystemExit: one clear line for what a user can mend; 128 + signal after Ctrl-C or SIGTERM, as shells do.
     """
     show_logs()
-    with explained_to_launchers():
+    with may_close(), explained_to_launchers():
         config = parse_config(ControlConfig, arguments)
         with collector_paused():
             from ether_diffusion.training.control import run

@@ -71,7 +71,10 @@ def updates(model: nn.Module) -> dict[str, LoraLayer]:
 
 @pytest.mark.parametrize("name", ["chroma", "flux", "flux2", "sd3", "z_image"])
 def test_every_layer_is_where_the_reader_of_checkpoints_finds_it(name: str) -> None:
-    """The reader moves rows; so it moves those of up, and down has the columns."""
+    """The reader moves rows; so it moves those of up, and down has the columns.
+
+    Two products are equal if they are on a few random vectors; whole ones of FLUX.1 have 66 M numbers.
+    """
     kind, model = denoisers()[name]
     family = object.__new__(kind)
     family.pipe = SimpleNamespace(transformer=model)
@@ -89,9 +92,11 @@ def test_every_layer_is_where_the_reader_of_checkpoints_finds_it(name: str) -> N
         checkpoint |= dict.fromkeys(marks, torch.zeros(6))
     reader = getattr(single_file_utils, f"convert_{name}_transformer_checkpoint_to_diffusers")
     read = reader(checkpoint)
+    rng = torch.Generator().manual_seed(1)
     for where, layer in layers.items():
-        update = read[f"{layer.path}.weight"] @ tensors[keys[where].down]
-        torch.testing.assert_close(update, layer.up @ layer.down, rtol=0, atol=1e-12, msg=where)
+        probes = torch.randn(layer.down.shape[1], 3, generator=rng, dtype=torch.float64)
+        seen = read[f"{layer.path}.weight"] @ (tensors[keys[where].down] @ probes)
+        torch.testing.assert_close(seen, layer.up @ (layer.down @ probes), rtol=0, atol=1e-10, msg=where)
 
 
 def test_diffusers_draws_from_it(tmp_path: Path) -> None:

@@ -200,6 +200,34 @@ def test_a_closed_terminal_ends_the_program_with_a_checkpoint(
     assert_saved(run, step_of(list_checkpoints(run / "checkpoints")[-1]))
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no terminals")
+def test_a_program_that_ignores_the_hangup_goes_on_without_its_terminal(
+    flags: Flags, program: list[str], one_thread: dict[str, str], tmp_path: Path
+) -> None:
+    """As after ``trap '' HUP`` in the shell: bars, messages and the lines of its end go nowhere."""
+    run = tmp_path / "run"
+    terminal, own = os.openpty()
+    command = [*program, *flags(run, max_train_steps=60, resolution=16, validation_steps=10)]
+    process = subprocess.Popen(
+        ["env", "--ignore-signal=HUP", *command],
+        env=one_thread,
+        stdin=own,
+        stdout=own,
+        stderr=own,
+        start_new_session=True,
+    )
+    os.close(own)
+    try:
+        os.read(terminal, 1)
+        os.close(terminal)
+        assert process.wait(timeout=300) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert provenance(run)["status"] == "finished"
+    assert step_of(list_checkpoints(run / "checkpoints")[-1]) == 60
+
+
 def _drain(terminal: int) -> None:
     """Read what is said, until the terminal is closed."""
     try:
