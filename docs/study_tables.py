@@ -31,6 +31,8 @@ STUDIES = {
     "learning-rates": "eval_playground_factors",
     "chosen-step": "eval_chosen_step",
     "unit-length": "eval_unit_length",
+    "anchored": "eval_anchored",
+    "anchored-rates": "eval_anchored_rates",
 }
 """From the result file of a study to its config."""
 TRUTH = BY_KEY["truth"]
@@ -65,6 +67,22 @@ def cells(study: str, distances: bool = False) -> str:
     ]
     heads = ["", "learning rate", "truth-likeness", "CLIP-T", *(DISTANCES.values() if distances else [])]
     return markdown_table(heads, rows)
+
+
+def fully_scored() -> str:
+    """Every arm of the comparison of anchored, with what leaked into the class and drift."""
+    keys = ("truth", "clip_t", "pres_scaled", "drift_scaled")
+    rows = [
+        [
+            row["arm"],
+            number(row["learning_rate"], ".3g"),
+            f"{row['parameters']:,}" if row.get("parameters") else "",
+            *(format_score(row["scores"].get(key)) for key in keys),
+        ]
+        for row in summarize(results_of("anchored"))
+        if row["learning_rate"] is not None or row["arm"] == "base"
+    ]
+    return markdown_table(["", "learning rate", "parameters", *(BY_KEY[key].heading for key in keys)], rows)
 
 
 def planned(study: str) -> str:
@@ -119,6 +137,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "initial-length-planned": partial(planned, "initial-length"),
     "unit-length": partial(cells, "unit-length", distances=True),
     "unit-length-planned": partial(planned, "unit-length"),
+    "anchored": fully_scored,
+    "anchored-rates": partial(cells, "anchored-rates"),
+    "anchored-planned": partial(planned, "anchored"),
     "chosen-step": chosen_steps,
     "chosen-step-planned": partial(planned, "chosen-step"),
     "rate-losses": losses,
