@@ -31,6 +31,7 @@ STUDIES = {
     "learning-rates": "eval_playground_factors",
     "chosen-step": "eval_chosen_step",
     "unit-length": "eval_unit_length",
+    "energy": "eval_energy",
     "anchored": "eval_anchored",
     "anchored-rates": "eval_anchored_rates",
 }
@@ -137,6 +138,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "initial-length-planned": partial(planned, "initial-length"),
     "unit-length": partial(cells, "unit-length", distances=True),
     "unit-length-planned": partial(planned, "unit-length"),
+    "energy": partial(cells, "energy", distances=True),
+    "energy-planned": partial(planned, "energy"),
     "anchored": fully_scored,
     "anchored-rates": partial(cells, "anchored-rates"),
     "anchored-planned": partial(planned, "anchored"),
