@@ -18,9 +18,11 @@ from training.test_choosing import JUDGED, Likeness, likeness
 from training.test_resume import assert_same_run
 
 import ether_diffusion as ether
+from ether_diffusion.export.tokens import read_tokens
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import FamilySettings, ObjectiveSettings
 from ether_diffusion.pipelines.file import ADAPTER_FILES
+from ether_diffusion.pipelines.learned_embeds import read_embeds
 from ether_diffusion.pipelines.new_tokens import new_tokens
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.registry import OWN_METHODS
@@ -340,3 +342,16 @@ def test_a_family_without_a_loader_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Stable Diffusion 3.* can learn no new token here, only Stable Diffusion 1"):
         make_token(family, section())
     assert TOKEN not in family.pipe.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("averaged", [{}, {"ema_decay": 0.5}], ids=["last", "averaged"])
+def test_the_lora_beside_the_result_goes_with_the_embeddings_that_lie_there(
+    train: Train, averaged: dict[str, Any]
+) -> None:
+    pytest.importorskip("peft")
+    run = train(export_lora="diffusers", **WITH | averaged)
+    (embeds,) = read_tokens(run / "pytorch_lora_weights.safetensors")
+    assert embeds.hash == read_embeds(run / "learned_embeds.safetensors").hash
+    train(export_lora="diffusers", resume="latest", **WITH | averaged | {"max_train_steps": 5})
+    (again,) = read_tokens(run / "pytorch_lora_weights.safetensors")
+    assert again.hash != embeds.hash
