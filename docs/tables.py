@@ -52,17 +52,11 @@ from ether_diffusion.files import write_text
 from ether_diffusion.page.text import markdown_table, number
 from ether_diffusion.registry import METHODS
 
-PAGES = (
-    DOCS.parent / "README.md",
-    DOCS / "evaluation.md",
-    DOCS / "choosing.md",
-    DOCS / "performance.md",
-    DOCS / "families.md",
-    DOCS / "language.md",
-    DOCS / "peft.md",
-    DOCS / "settings.md",
-)
 BLOCK = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
+PAGES = [
+    page for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))) if BLOCK.search(page.read_text("utf-8"))
+]
+"""Those with such a table."""
 SETTINGS = ("steps", "rate", "strength", "photos", "blocks", "text-encoder")
 """Those of docs/settings.md, in its order."""
 SIZES = {"naive": "n = 4", "lora": "r = 4", "oft": "n = 4", "boft": "n = 4", "hra": "r = 8"}
