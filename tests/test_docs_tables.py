@@ -23,7 +23,9 @@ def tables() -> ModuleType:
     return module
 
 
-PAGES = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if "<!-- table: " in page.read_text("utf-8")]
+PAGES = [
+    page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if "<!-- table: " in page.read_text("utf-8")
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
