@@ -32,6 +32,7 @@ STUDIES = {
     "chosen-step": "eval_chosen_step",
     "unit-length": "eval_unit_length",
     "energy": "eval_energy",
+    "blocks": "eval_blocks_rates",
     "anchored": "eval_anchored",
     "anchored-rates": "eval_anchored_rates",
 }
@@ -138,6 +139,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "initial-length-planned": partial(planned, "initial-length"),
     "unit-length": partial(cells, "unit-length", distances=True),
     "unit-length-planned": partial(planned, "unit-length"),
+    "blocks": partial(cells, "blocks", distances=True),
+    "blocks-planned": partial(planned, "blocks"),
     "energy": partial(cells, "energy", distances=True),
     "energy-planned": partial(planned, "energy"),
     "anchored": fully_scored,
