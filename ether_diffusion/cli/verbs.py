@@ -94,7 +94,7 @@ STUDY = Group(
         ),
         "Pictures of a study": (
             Program(
-                "sheet", "one picture of a benchmark to show around", "ether_diffusion.evaluation.overview:sheet_main"
+                "sheet", "one picture of a benchmark to show around", "ether_diffusion.evaluation.subjects.sheet:main"
             ),
         ),
         "Weights": (

@@ -15,7 +15,9 @@ from page.chromium import Opener, needs_chromium, seen_at
 from PIL import Image
 
 from ether_diffusion.evaluation.controls.findings import write_differences, write_outline
-from ether_diffusion.evaluation.overview import MAX_PICTURES, main, sheet_main, write_report
+from ether_diffusion.evaluation.overview import main, write_report
+from ether_diffusion.evaluation.subjects.sections import MAX_PICTURES
+from ether_diffusion.evaluation.subjects.sheet import main as sheet_main
 from ether_diffusion.evaluation.subjects.summary import best_rates, summarize
 from ether_diffusion.evaluation.tables import write_tables
 from ether_diffusion.page.pictures import GAP, SIDE, TITLE
@@ -256,7 +258,7 @@ def test_settings_and_provenance_of_benchmarks_and_runs_are_shown(bench: Path, r
 
 def test_a_large_benchmark_leaves_prompts_out_and_says_so(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_PICTURES > 1000
-    monkeypatch.setattr("ether_diffusion.evaluation.overview.MAX_PICTURES", 6)
+    monkeypatch.setattr("ether_diffusion.evaluation.subjects.sections.MAX_PICTURES", 6)
     page = write_report([bench], bench / "report.html").read_text()
     assert page.count("1 more prompts are not shown") == 2
     assert page.count("data:image/webp") == 2 * (1 + 3)
