@@ -1,0 +1,185 @@
+"""The tables of the benchmark of subjects, of pairs, of controls and of intervals, from their result files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from step_tables import RESULTS, load
+
+from ether_diffusion.evaluation.mixing.findings import comparisons_table as pairs_compared
+from ether_diffusion.evaluation.mixing.findings import planned
+from ether_diffusion.evaluation.mixing.findings import scores_table as scores_table_of_pairs
+from ether_diffusion.evaluation.statistics import compare, coverage_table, mean_interval
+from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE
+from ether_diffusion.evaluation.subjects.compact import read_compact
+from ether_diffusion.evaluation.subjects.summary import (
+    BY_KEY,
+    Result,
+    Row,
+    best_rates,
+    comparisons,
+    summarize,
+    unit_values,
+)
+from ether_diffusion.evaluation.tables import comparisons_table, format_difference, format_score
+from ether_diffusion.page.text import markdown_table, number
+from ether_diffusion.registry import METHODS
+
+SIZES = {"naive": "n = 4", "lora": "r = 4", "oft": "n = 4", "boft": "n = 4", "hra": "r = 8"}
+"""In the studies whose results are in the tables."""
+TITLES = {
+    **{name: f"{entry.title} {SIZES[name]}" if name in SIZES else entry.title for name, entry in METHODS.items()},
+    "full": METHODS["full"].title.lower(),
+    **{"truth": "*truth*", "base": "*base*", "copies": "*copies of the references*", "noise": "*noise*"},
+}
+MINUS = "−"
+
+
+def benchmark(name: str) -> list[Result]:
+    """The jobs of a benchmark's result file."""
+    return read_compact(RESULTS / f"{name}.json").results
+
+
+def with_interval(row: Row, key: str) -> str:
+    """A score's mean with its interval."""
+    return format_score({**row["scores"][key], "spread": None}) if key in row["scores"] else ""
+
+
+def subjects() -> str:
+    """README: the benchmark of eight subjects."""
+    return _subjects(("truth", "dino", "clip_t"))
+
+
+def subjects_whole() -> str:
+    """docs: the same with all scores."""
+    return _subjects(("truth", "dino", "dino_nearest", "clip_i", "clip_t", "pres_scaled", "drift_scaled"))
+
+
+def _subjects(keys: tuple[str, ...]) -> str:
+    rows = summarize(benchmark("playground"))
+    methods = [row for row in rows if row["arm"] in TITLES and row["arm"] not in ANCHORS]
+    methods.sort(key=lambda row: -row["scores"]["truth"]["mean"])
+    by_arm = {row["arm"]: row for row in rows}
+    order = [by_arm["truth"], *methods, by_arm["base"], by_arm["copies"], by_arm["noise"]]
+    lines = [
+        [
+            TITLES[row["arm"]],
+            number(row["learning_rate"], "g"),
+            f"{row['parameters']:,}" if row["parameters"] else "",
+            with_interval(row, keys[0]),
+            *("" if key not in row["scores"] else f"{row['scores'][key]['mean']:.3f}" for key in keys[1:]),
+        ]
+        for row in order
+    ]
+    heads = ["method", "learning rate", "parameters", *(BY_KEY[key].heading for key in keys)]
+    return markdown_table(heads, lines)
+
+
+def subjects_compared() -> str:
+    """The leader of the benchmark against every other method."""
+    found = comparisons(benchmark("playground"))
+    titled = [replace(each, arm=TITLES[each.arm], rival=TITLES[each.rival]) for each in found]
+    return comparisons_table(titled, BY_KEY["truth"])
+
+
+def anchors() -> str:
+    """Truth-likeness of the truth, copies, the base and noise on every subject."""
+    results = benchmark("playground")
+    values = {arm: unit_values([r for r in results if r["arm"] == arm], BY_KEY["truth"]) for arm in ANCHORS}
+    arms = ("truth", "copies", BASE, "noise")
+    rows = [[name, *(f"{values[arm][name]:.3f}" for arm in arms)] for name in values[BASE]]
+    rows.append(["**mean**", *(f"{mean_interval(values[arm].values()).mean:.3f}" for arm in arms)])
+    return markdown_table(["subject", *(TITLES[arm].strip("*") for arm in arms)], rows)
+
+
+def rates() -> str:
+    """The learning rates on the tuning subjects: truth-likeness at each, the chosen one in bold."""
+    rows = [row for row in summarize(benchmark("rates")) if row["learning_rate"] is not None]
+    best = {row["arm"]: row["learning_rate"] for row in best_rates(rows)}
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        of_arm = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["learning_rate"])
+        cells = []
+        for row in of_arm:
+            cell = f"{row['learning_rate']:g}: {row['scores']['truth']['mean']:.3f}"
+            cells.append(f"**{cell}**" if row["learning_rate"] == best[arm] else cell)
+        lines.append([TITLES[arm], ", ".join(cells)])
+    return markdown_table(["method", "learning rate: truth-likeness"], lines, text_columns=(0, 1))
+
+
+def both_bases() -> str:
+    """ETHER+ at three rates on the tuning subjects, on both embedded bases: truth-likeness, and DINO in brackets."""
+    lines = []
+    for name, title in (("rates", "UNet"), ("flow-rates", "flow transformer")):
+        results = [each for each in benchmark(name) if each["arm"] in (BASE, "ether_plus")]
+        tried = sorted({each["learning_rate"] for each in benchmark("flow-rates") if each["arm"] == "ether_plus"})
+        for rate in (None, *tried):
+            arm = BASE if rate is None else "ether_plus"
+            chosen = [
+                each for each in results if each["arm"] == arm and (rate is None or each["learning_rate"] == rate)
+            ]
+            truth, dino = (unit_values(chosen, BY_KEY[key]) for key in ("truth", "dino"))
+            cells = [f"{truth[subject]:.3f} ({dino[subject]:.3f})" for subject in truth]
+            mean = f"{mean_interval(truth.values()).mean:.3f} ({mean_interval(dino.values()).mean:.3f})"
+            lines.append([title, "*base*" if rate is None else f"ETHER+ {rate:g}", *cells, mean])
+            title = ""
+    return markdown_table(["", "", *truth, "mean"], lines, text_columns=(0, 1))
+
+
+def mixing() -> str:
+    """docs: two adapters in one picture."""
+    return scores_table_of_pairs(load("mixing")["scores"])
+
+
+def mixing_compared() -> str:
+    """docs: the planned comparisons of that."""
+    return pairs_compared(planned(load("mixing")["scores"]["truth"]))
+
+
+def control() -> str:
+    """The study of controls over three seeds of the training."""
+    found: Mapping[str, Any] = load("control")
+    arms = {
+        arm: {str(seed): value for seed, value in zip(found["seeds"], entry["miou"], strict=True)}
+        for arm, entry in found["arms"].items()
+    }
+    alone = found["alone"]
+    compared = {each.arm: each for each in compare(arms, [(arm, alone) for arm in arms if arm != alone])}
+    lines = []
+    for arm, entry in found["arms"].items():
+        each = compared.get(arm)
+        lines.append(
+            [
+                arm,
+                f"{entry['parameters']:,}",
+                ", ".join(f"{value:.3f}" for value in entry["miou"]),
+                f"{mean_interval(entry['miou']).mean:.3f}",
+                "" if each is None else format_difference(each.difference),
+                number(None if each is None else each.p_holm, ".2f"),
+            ]
+        )
+    seeds = ", ".join(map(str, found["seeds"]))
+    heads = ["method", "adapter", f"mIoU, seeds {seeds}", "mean", f"{MINUS} {alone}, 95 % interval", "p (Holm)"]
+    return markdown_table(heads, lines)
+
+
+def coverage() -> str:
+    """How often intervals hold the true mean."""
+    found = load("coverage")
+    return coverage_table(found["rows"], found["rounds"])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "subjects": subjects,
+    "subjects-whole": subjects_whole,
+    "subjects-compared": subjects_compared,
+    "anchors": anchors,
+    "rates": rates,
+    "both-bases": both_bases,
+    "mixing": mixing,
+    "mixing-compared": mixing_compared,
+    "control": control,
+    "coverage": coverage,
+}
