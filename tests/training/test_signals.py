@@ -7,7 +7,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -175,28 +176,34 @@ def test_a_killed_process_always_leaves_a_checkpoint_that_loads(train: Train, tm
     assert all(torch.isfinite(value).all() for value in trained(run, newest + 1).values())
 
 
+@contextmanager
+def on_a_terminal(command: list[str], environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A process on a terminal of its own, and the other end of this; the process is gone afterwards."""
+    terminal, own = os.openpty()
+    process = subprocess.Popen(command, env=environment, stdin=own, stdout=own, stderr=own, start_new_session=True)
+    os.close(own)
+    try:
+        yield process, terminal
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no terminals")
 def test_a_closed_terminal_ends_the_program_with_a_checkpoint(
     flags: Flags, program: list[str], one_thread: dict[str, str], tmp_path: Path
 ) -> None:
     """What the program says from then on goes nowhere, and is no error."""
     run = tmp_path / "run"
-    terminal, own = os.openpty()
     command = [*program, *flags(run, max_train_steps=10_000, resolution=16)]
-    process = subprocess.Popen(command, env=one_thread, stdin=own, stdout=own, stderr=own, start_new_session=True)
-    os.close(own)
-    reader = threading.Thread(target=_drain, args=(terminal,), daemon=True)
-    try:
-        reader.start()
+    with on_a_terminal(command, one_thread) as (process, terminal):
+        threading.Thread(target=_drain, args=(terminal,), daemon=True).start()
         while not (run / "metrics.jsonl").is_file() or len(metrics(run)) < 2:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGHUP)
         os.close(terminal)
         assert process.wait(timeout=300) == 128 + signal.SIGHUP
-    finally:
-        process.kill()
-        process.wait()
     assert_saved(run, step_of(list_checkpoints(run / "checkpoints")[-1]))
 
 
@@ -206,24 +213,11 @@ def test_a_program_that_ignores_the_hangup_goes_on_without_its_terminal(
 ) -> None:
     """As after ``trap '' HUP`` in the shell: bars, messages and the lines of its end go nowhere."""
     run = tmp_path / "run"
-    terminal, own = os.openpty()
     command = [*program, *flags(run, max_train_steps=60, resolution=16, validation_steps=10)]
-    process = subprocess.Popen(
-        ["env", "--ignore-signal=HUP", *command],
-        env=one_thread,
-        stdin=own,
-        stdout=own,
-        stderr=own,
-        start_new_session=True,
-    )
-    os.close(own)
-    try:
+    with on_a_terminal(["env", "--ignore-signal=HUP", *command], one_thread) as (process, terminal):
         os.read(terminal, 1)
         os.close(terminal)
         assert process.wait(timeout=300) == 0
-    finally:
-        process.kill()
-        process.wait()
     assert provenance(run)["status"] == "finished"
     assert step_of(list_checkpoints(run / "checkpoints")[-1]) == 60
 
