@@ -26,7 +26,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from ether_diffusion.evaluation.compare.columns import columns_of, read_sources
-from ether_diffusion.evaluation.compare.program import write_comparison
+from ether_diffusion.evaluation.compare.comparison import write_comparison
 from ether_diffusion.evaluation.controls.findings import write_differences, write_outline
 from ether_diffusion.evaluation.overview import write_report as write_overview
 from ether_diffusion.page.text import markdown_table

@@ -12,8 +12,8 @@ from ether_diffusion.evaluation.mixing.findings import comparisons_table as pair
 from ether_diffusion.evaluation.mixing.findings import planned
 from ether_diffusion.evaluation.mixing.findings import scores_table as scores_table_of_pairs
 from ether_diffusion.evaluation.statistics import compare, coverage_table, mean_interval
-from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE
 from ether_diffusion.evaluation.subjects.compact import read_compact
+from ether_diffusion.evaluation.subjects.settings import ANCHORS, BASE
 from ether_diffusion.evaluation.subjects.summary import (
     BY_KEY,
     Result,

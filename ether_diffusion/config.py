@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from ether_diffusion.registry import METHODS, OWN_METHODS
+
+LoraFormat = Literal["diffusers", "kohya", "comfyui", "original"]
+"""Whose names an exported LoRA has; a family offers some of them."""
+LoraDtype = Literal["float16", "bfloat16", "float32"]
+"""Of the numbers in an exported LoRA."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The main job from end to end on a laptop: draw a subject, learn it, load the result, score it.
 
-``ether demo FOLDER`` needs neither the Hub nor a GPU: the base and its judges are the playground's.
+It needs neither the Hub nor a GPU: the base and its judges are the playground's.
 """
 
 from __future__ import annotations
@@ -9,23 +9,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from ether_diffusion import playground
-from ether_diffusion.arguments import Parser
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.playground.same_image import same_image
 from ether_diffusion.playground.world import write_subject
-from ether_diffusion.recipes import find_config
 from ether_diffusion.runs.folder import list_checkpoints, read_provenance
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.runs.scores import score_run
 
 SUBJECT = "striped-robot"
-RECIPES = {playground.NAME: "demo", playground.FLOW: "dreambooth_playground_flow"}
-"""How the subject is learnt on each embedded base."""
 
 
 def train(folder: Path, config: Path) -> Path:
@@ -68,37 +63,26 @@ def _inside(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.exists() else []
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the demo in the folder that the command line names.
+def run_demo(folder: Path, config: Path) -> bool:
+    """Draw the subject, learn it, score the run, and draw its sample again in a fresh pipeline; print what came out.
+
+    Args:
+        folder: where the photos and the run are written.
+        config: of the training.
+
+    Returns:
+        Whether the fresh pipeline drew the same picture.
 
     Raises:
-        SystemExit: 2 if the folder cannot be written or the config does not exist, the training's status if it
-            failed, 1 if the saved adapter does not draw the same picture again.
+        OSError: the folder cannot be written, or holds other files.
+        subprocess.CalledProcessError: the training failed; it has said why.
     """
-    parser = Parser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the photos and the run are written")
-    parser.add_argument(
-        "--base", choices=list(RECIPES), default=playground.NAME, help="the embedded base (default: %(default)s)"
-    )
-    parser.add_argument("--config", help="a YAML file or a recipe's name (default: the base's own)")
-    given = parser.parse_args(arguments)
-    try:
-        config = find_config(given.config or RECIPES[given.base])
-        draw_photos(given.folder / "subject")
-    except OSError as error:
-        parser.error(str(error))
-    try:
-        run = train(given.folder, config)
-    except subprocess.CalledProcessError as failed:
-        raise SystemExit(failed.returncode) from None
+    draw_photos(folder / "subject")
+    run = train(folder, config)
     scores = score_run(run, load_judges(playground.NAME, playground.NAME))
     for metric, row in scores.items():
         print(f"{metric:26} base {row['base']:.3f}, finetuned {row['finetuned']:.3f}")
     same = same_image(Path(playground.base_folder(read_run(run).base)), run)
     print(f"loaded into a fresh pipeline, the same sample bit for bit: {'yes' if same else 'NO'}")
     print(f"report: {(run / 'report.html').resolve()}")
-    raise SystemExit(0 if same else 1)
-
-
-if __name__ == "__main__":
-    main()
+    return same

@@ -27,11 +27,11 @@ import yaml
 from helpers import before_file_calls, die
 from PIL import Image, ImageDraw
 
-from ether_diffusion.evaluation.controls.study import main as control_study
-from ether_diffusion.evaluation.subjects.benchmark import main as benchmark
+from ether_diffusion.cli.programs.export import main as export_run
+from ether_diffusion.cli.programs.studies import bench as benchmark
+from ether_diffusion.cli.programs.studies import controls as control_study
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.private import forget_accelerator
-from ether_diffusion.runs.export import main as export_run
 from ether_diffusion.runs.folder import list_checkpoints
 from ether_diffusion.training.dreambooth import main as dreambooth
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ether_diffusion.evaluation.controls.accuracy import main as accuracy
+from ether_diffusion.cli.programs.control_accuracy import main as accuracy
 from ether_diffusion.runs.report import main as report
 
 

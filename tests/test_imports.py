@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from cli.helpers import programs
 
 import ether_diffusion
 
@@ -48,24 +49,29 @@ def test_programs_answer_help_and_mistakes_before_heavy_imports(name: str, argum
     assert not HEAVY & after
 
 
-@pytest.mark.parametrize("arguments", [["train", "--help"], ["control", "--help"]])
-def test_the_command_answers_help_before_heavy_imports(arguments: list[str]) -> None:
-    code = f"from ether_diffusion.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass"
+def test_every_verb_answers_help_and_mistakes_before_heavy_imports() -> None:
+    asked = [[*words, last] for words, _ in programs() for last in ("--help", "--no_such_setting=1")]
+    code = (
+        "from ether_diffusion.cli import main\n"
+        f"for arguments in {asked!r}:\n"
+        "    try:\n        main(arguments)\n    except SystemExit as ended:\n        assert ended.code in (0, 2)\n"
+        "    else:\n        raise AssertionError(arguments)"
+    )
     after = imported(code)
-    assert "ether_diffusion.cli.verbs" in after
+    assert "ether_diffusion.cli.programs.control_accuracy" in after
     assert not HEAVY & after
 
 
 def test_the_collector_pauses_for_first_imports_alone_and_runs_again_after_them() -> None:
     code = (
-        "import gc\nfrom ether_diffusion.training.launch import collector_paused\n"
-        "with collector_paused():\n    assert not gc.isenabled()\n    import diffusers\n"
+        "import gc\nfrom ether_diffusion.first_imports import first_imports\n"
+        "with first_imports():\n    assert not gc.isenabled()\n    import diffusers\n"
         "assert gc.isenabled() and gc.get_freeze_count() > 10_000\n"
         "frozen = gc.get_freeze_count()\n"
-        "with collector_paused():\n    assert gc.isenabled()\n    kept = [[] for _ in range(1000)]\n"
+        "with first_imports():\n    assert gc.isenabled()\n    kept = [[] for _ in range(1000)]\n"
         "assert gc.isenabled() and gc.get_freeze_count() <= frozen\n"
         "gc.unfreeze()\ngc.disable()\nimport sys\ndel sys.modules['diffusers']\n"
-        "with collector_paused():\n    pass\n"
+        "with first_imports():\n    pass\n"
         "assert not gc.isenabled(), 'the user turned it off'"
     )
     assert "diffusers.utils" in imported(code)

@@ -15,9 +15,9 @@ import pytest
 from training.helpers import QUIET, SMALL, draw_photo
 
 import ether_diffusion
-from ether_diffusion.evaluation.controls import study as control_study
+from ether_diffusion.cli.programs.studies import bench as bench_main
+from ether_diffusion.cli.programs.studies import controls as controls_main
 from ether_diffusion.evaluation.overview import write_report
-from ether_diffusion.evaluation.subjects import benchmark
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.private import forget_accelerator
 from ether_diffusion.training import control, dreambooth
@@ -104,7 +104,7 @@ def benchmarked() -> None:
     Path("out", "protocol.json").write_text(json.dumps(subjects))
     Path("out", "recipe.json").write_text(json.dumps(recipe))
     for _ in range(2):
-        benchmark.main(["--config", "out/recipe.json"])
+        bench_main(["--config", "out/recipe.json"])
     write_report([Path("out")], Path("out/report.html"))
 
 
@@ -118,7 +118,7 @@ def studied() -> None:
     }
     Path("out", "recipe.json").write_text(json.dumps(recipe))
     for _ in range(2):
-        control_study.main(["--config", "out/recipe.json"])
+        controls_main(["--config", "out/recipe.json"])
 
 
 @pytest.mark.parametrize("program", [trained, several, controlled, benchmarked, studied])

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import ether_diffusion
-from ether_diffusion.evaluation.controls.study import ControlStudyConfig
-from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig
+from ether_diffusion.evaluation.controls.settings import ControlStudyConfig
+from ether_diffusion.evaluation.subjects.settings import BenchmarkConfig
 from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SHARE, Range
-from ether_diffusion.runs.drawing import Drawing
+from ether_diffusion.runs.control_drawing import Drawing
 from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.control_config import ControlConfig
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig

@@ -12,11 +12,11 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 import ether_diffusion as ether
+from ether_diffusion.cli.programs.sample import main as draw
 from ether_diffusion.pipelines.control_encoder import ControlEncoder
 from ether_diffusion.pipelines.control_hook import attach_control
 from ether_diffusion.playground.world import write_subject
 from ether_diffusion.private import forget_accelerator
-from ether_diffusion.runs.sample import main as draw
 from ether_diffusion.training.dreambooth import main as train_dreambooth
 
 ROOT = Path(__file__).parents[1]

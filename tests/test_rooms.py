@@ -24,7 +24,7 @@ FLOORS = (
     ("core",),
     (
         *("page", "arguments", "files", "reading", "images", "config", "registry", "recipes", "private", "ranges"),
-        *("logs", "bars", "placeholder", "terminal"),
+        *("logs", "bars", "placeholder", "terminal", "first_imports"),
     ),
 )
 """From the top down; rooms of one floor may use each other."""

@@ -4,7 +4,7 @@ ether completion bash > ~/.local/share/bash-completion/completions/ether
 ether completion zsh > ~/.zfunc/_ether        # with fpath+=~/.zfunc before compinit in ~/.zshrc
 ether completion tcsh > ~/.ether.tcsh         # with source ~/.ether.tcsh in ~/.tcshrc
 
-It needs the extra "completion". The settings of train and control are completed, of other verbs the verbs and files.
+It needs the extra "completion". The settings of the verbs that train are completed, of the others the verbs and files.
 Write it anew after an upgrade.
 """
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pkgutil import resolve_name
-from types import FrameType
 
 from ether_diffusion.cli.verbs import ETHER, Group, Program
 from ether_diffusion.config import suggestion
+from ether_diffusion.first_imports import first_imports
 from ether_diffusion.logs import silence_libraries
 from ether_diffusion.terminal import may_close
 
@@ -97,23 +96,9 @@ def _show(text: str) -> None:
 
 
 def _load(target: str) -> Callable[[list[str]], object]:
-    """Import a program; Ctrl-C meanwhile ends the process at once.
-
-    A library could catch the exception and go on half imported. There is nothing to save yet.
-    """
-    main_thread = threading.current_thread() is threading.main_thread()  # no other may handle signals
-    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    """Import a program."""
+    with first_imports():
         return resolve_name(target)
-    signal.signal(signal.SIGINT, _leave)
-    try:
-        return resolve_name(target)
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    print("stopped", file=sys.stderr, flush=True)
-    os._exit(128 + number)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ class Program:
         help: what it does, in one line.
         target: "module:function" of the program; it takes the rest of the command line. The module is imported when
             the verb is used.
-        settings: "module:class" of its config where importing that is quick: its settings can be completed in a shell.
+        settings: "module:class" of its config, where it has one: its settings can be completed in a shell.
     """
 
     name: str
@@ -52,80 +52,86 @@ STUDY = Group(
             Program(
                 "lr_robustness",
                 "quality against the learning rate",
-                "ether_diffusion.evaluation.paper.learning_rates:main",
+                "ether_diffusion.cli.programs.studies:learning_rates",
+                "ether_diffusion.evaluation.paper.settings:RatesConfig",
             ),
             Program(
                 "block_count",
                 "quality, time and memory against the number of blocks",
-                "ether_diffusion.evaluation.paper.blocks:main",
+                "ether_diffusion.cli.programs.studies:block_count",
+                "ether_diffusion.evaluation.subjects.settings:BenchmarkConfig",
             ),
             Program(
                 "chosen_step",
                 "the step that each training chose beside its last one",
-                "ether_diffusion.evaluation.subjects.choosing:main",
+                "ether_diffusion.cli.programs.studies:chosen_step",
+                "ether_diffusion.evaluation.subjects.settings:ChoosingConfig",
             ),
             Program(
                 "energy_intervention",
                 "Naive made to keep the hyperspherical energy",
-                "ether_diffusion.evaluation.paper.intervention:main",
+                "ether_diffusion.cli.programs.studies:energy_intervention",
+                "ether_diffusion.evaluation.paper.settings:EnergyConfig",
             ),
             Program(
                 "two_adapters",
                 "two subjects in one picture, by adapters that were trained apart",
-                "ether_diffusion.evaluation.mixing.study:main",
+                "ether_diffusion.cli.programs.studies:two_adapters",
+                "ether_diffusion.evaluation.mixing.settings:MixingConfig",
             ),
             Program(
                 "control_study",
                 "control accuracy of several methods, scored while they train",
-                "ether_diffusion.evaluation.controls.study:main",
+                "ether_diffusion.cli.programs.studies:controls",
+                "ether_diffusion.evaluation.controls.settings:ControlStudyConfig",
             ),
         ),
         "Committed rows": (
             Program(
                 "table",
                 "all scores and settings of a benchmark in one small file",
-                "ether_diffusion.evaluation.subjects.compact:main",
+                "ether_diffusion.cli.programs.rows:table",
             ),
             Program(
                 "reproduce",
                 "run rows of such a file again and say whether they agree",
-                "ether_diffusion.evaluation.subjects.reproduce:main",
+                "ether_diffusion.cli.programs.rows:reproduce",
             ),
         ),
         "Pictures of a study": (
             Program(
-                "sheet", "one picture of a benchmark to show around", "ether_diffusion.evaluation.subjects.sheet:main"
+                "sheet", "one picture of a benchmark to show around", "ether_diffusion.cli.programs.pictures:sheet"
             ),
         ),
         "Weights": (
             Program(
                 "perturbation",
                 "random transforms of growing distance",
-                "ether_diffusion.evaluation.paper.perturbation:main",
+                "ether_diffusion.cli.programs.weights:perturbation",
             ),
             Program(
                 "hyperspherical_energy",
                 "change of the hyperspherical energy in runs",
-                "ether_diffusion.evaluation.paper.energy:main",
+                "ether_diffusion.cli.programs.weights:hyperspherical_energy",
             ),
         ),
         "Pictures that exist": (
             Program(
                 "subject_fidelity",
                 "score pictures of a subject against its photos",
-                "ether_diffusion.evaluation.subjects.folders:main",
+                "ether_diffusion.cli.programs.pictures:subject_fidelity",
             ),
             Program(
                 "control_accuracy",
                 "score pictures against maps, edges, depth or a face",
-                "ether_diffusion.evaluation.controls.accuracy:main",
+                "ether_diffusion.cli.programs.control_accuracy:main",
             ),
         ),
         "Statistics": (
             Program(
                 "coverage",
                 "how often intervals over few subjects hold the truth",
-                "ether_diffusion.evaluation.statistics:main",
+                "ether_diffusion.cli.programs.coverage:main",
             ),
         ),
     },
@@ -162,34 +168,45 @@ ETHER = Group(
             ),
         ),
         "Pictures": (
-            Program("sample", "draw with what a run learnt, at several strengths", "ether_diffusion.runs.sample:main"),
+            Program(
+                "sample",
+                "draw with what a run learnt, at several strengths",
+                "ether_diffusion.cli.programs.sample:main",
+            ),
         ),
         "Evaluation": (
             Program(
                 "bench",
                 "train, draw and score many subjects with many methods",
-                "ether_diffusion.evaluation.subjects.benchmark:main",
+                "ether_diffusion.cli.programs.studies:bench",
+                "ether_diffusion.evaluation.subjects.settings:BenchmarkConfig",
             ),
             STUDY,
             Program(
                 "compare",
                 "runs, LoRA files and strengths side by side on one page",
-                "ether_diffusion.evaluation.compare.program:main",
+                "ether_diffusion.cli.programs.compare:main",
             ),
             Program(
                 "votes",
                 "which column readers of such a page chose blind",
-                "ether_diffusion.evaluation.compare.votes:main",
+                "ether_diffusion.cli.programs.votes:main",
             ),
-            Program("report", "one offline page of many runs", "ether_diffusion.evaluation.overview:main"),
+            Program("report", "one offline page of many runs", "ether_diffusion.cli.programs.report:main"),
         ),
         "Elsewhere": (
-            Program("export", "an adapter as an exact LoRA file for other tools", "ether_diffusion.runs.export:main"),
+            Program(
+                "export", "an adapter as an exact LoRA file for other tools", "ether_diffusion.cli.programs.export:main"
+            ),
         ),
         "First steps": (
-            Program("demo", "learn a drawn subject on a small base and score it", "ether_diffusion.demo:main"),
             Program(
-                "doctor", "what is installed, what can be trained, what is amiss", "ether_diffusion.doctor.report:main"
+                "demo", "learn a drawn subject on a small base and score it", "ether_diffusion.cli.programs.demo:main"
+            ),
+            Program(
+                "doctor",
+                "what is installed, what can be trained, what is amiss",
+                "ether_diffusion.cli.programs.doctor:main",
             ),
             CONFIG,
             Program("completion", "a script for the completion of a shell", "ether_diffusion.cli.completion:main"),

@@ -1,28 +1,17 @@
-"""``ether doctor``: the state of this machine, for people and as JSON.
-
-    ether doctor                 # packages, extras, devices, bases, what can be trained, what is amiss
-    ether doctor --memory 24     # what can be trained on a card of 24 GiB
-    ether doctor --json          # the same for programs
-
-It asks nothing of the network. It ends with 1 where something stops every training, else with 0.
-"""
+"""The state of this machine, found and told: packages, extras, devices, bases, what can be trained, what is amiss."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 
-from ether_diffusion.arguments import Parser
 from ether_diffusion.doctor.bases import KnownBase, known_bases
 from ether_diffusion.doctor.capacity import RESERVE, RESOLUTIONS, Fit, fits
 from ether_diffusion.doctor.devices import Device, devices
 from ether_diffusion.doctor.faults import Fault, faults
 from ether_diffusion.doctor.packages import DISTRIBUTION, Extra, extras, versions
-from ether_diffusion.ranges import POSITIVE
 
 GIBIBYTE = 2**30
 STATES = {"embedded": "comes with the package", "here": "in the cache", "absent": "not in the cache"}
@@ -154,19 +143,3 @@ def _faults(found: Sequence[Fault]) -> Iterable[Sequence[str]]:
     for fault in found:
         yield (f"{'stops training: ' if fault.stops else ''}{fault.what}",)
         yield (f"  -> {fault.remedy}",)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program.
-
-    Raises:
-        SystemExit: 1 where something stops every training.
-    """
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", type=POSITIVE.of(float), metavar="GIB", help="memory of another card, in GiB")
-    parser.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
-    given = parser.parse_args(arguments)
-    findings = examine(None if given.memory is None else int(given.memory * GIBIBYTE))
-    print(json.dumps(asdict(findings), indent=1, ensure_ascii=False) if given.json else text(findings))
-    if any(fault.stops for fault in findings.faults):
-        raise SystemExit(1)

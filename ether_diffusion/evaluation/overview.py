@@ -1,7 +1,4 @@
-"""One page of many runs, offline and in one file: scores with intervals, by subject and prompt, pictures, curves.
-
-``python -m eval.report runs/playground runs/dog --output report.html``.
-"""
+"""One page of many runs, offline and in one file: scores with intervals, by subject and prompt, pictures, curves."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.controls.findings import OUTLINE
 from ether_diffusion.evaluation.controls.pages import ControlSection, read_section
 from ether_diffusion.evaluation.curves import loss_curves
@@ -22,11 +18,8 @@ from ether_diffusion.files import write_text
 from ether_diffusion.page.pictures import Picture, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.text import distinct_names, number
-from ether_diffusion.ranges import Range
-from ether_diffusion.reading import DamagedFileError
 from ether_diffusion.runs.record import Run, read_run
 from ether_diffusion.runs.report import evenly_spaced, run_record, short_path, short_paths
-from ether_diffusion.runs.watch import watch
 
 MAX_STEPS = 8
 
@@ -128,47 +121,3 @@ def step_grid(run: Run) -> tuple[list[int], list[tuple[str, list[Picture]]]]:
         ]
         rows.append((title, pictures))
     return steps, rows
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: write the page and print its path.
-
-    Raises:
-        SystemExit: a folder is neither a benchmark's nor a run's, or damaged, or --watch cannot serve it.
-    """
-    parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="RUN", help="folders of benchmarks, studies of controls, training runs"
-    )
-    parser.add_argument("--output", type=Path, help="default: report.html in the first folder that is no training run")
-    parser.add_argument(
-        "--steps",
-        type=Path,
-        metavar="FILE",
-        help="times and memory of a benchmark's methods: what benchmarks/step.py --arms CONFIG --json FILE wrote",
-    )
-    parser.add_argument(
-        "--watch",
-        action="store_true",
-        help="serve the page of one training run on this machine, and renew it when the run's files change",
-    )
-    parser.add_argument(
-        "--port", type=Range(0, 65535).of(int), help="of --watch (default: 8765, or a free one where it is taken)"
-    )
-    given = parser.parse_args(arguments)
-    if given.watch:
-        if len(given.folders) > 1 or given.output is not None or given.steps is not None:
-            parser.error("--watch serves the page of one training run: give one folder, and no --output or --steps")
-        try:
-            watch(given.folders[0], given.port)
-        except (DamagedFileError, OSError) as error:
-            parser.error(str(error))
-        return
-    if given.port is not None:
-        parser.error("--port is for --watch: add it, or leave --port out")
-    studies = [folder for folder in given.folders if not (folder / "provenance.json").is_file()]
-    output = given.output or (studies[0] if studies else Path.cwd()) / "report.html"
-    try:
-        print(write_report(given.folders, output, given.steps).resolve())
-    except (DamagedFileError, FileNotFoundError, StepsError) as error:
-        parser.error(str(error))

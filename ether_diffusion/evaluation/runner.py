@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from ether_diffusion.evaluation.settings import share_of
 from ether_diffusion.files import write_text
 from ether_diffusion.logs import hide_loading_bars
 from ether_diffusion.pipelines.file import first_line
@@ -36,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
-OF_A_PROGRAM = ("dry_run", "quiet", "log_level")
-"""Settings of a training program's console, which the trainings of a study do not have."""
 DISTRIBUTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 RESULTS = "results"
 """In the folder of a study: what its jobs found, and why some failed."""
@@ -283,20 +282,6 @@ def hash_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     """
     both = [name for name in now if before.get(name) is not None and now[name] is not None]
     return [f"{name} {before[name]} → {now[name]}" for name in both if before[name] != now[name]]
-
-
-def share_of(shard: str | None) -> tuple[int, int]:
-    """Which of how many shards, from 0: 3/16 is (2, 16); everything where no shard is named.
-
-    Raises:
-        ValueError: it is no such share.
-    """
-    if shard is None:
-        return 0, 1
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard, re.ASCII)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"shard is {shard!r}: write which of how many, from 1/16 to 16/16")
-    return int(found[1]) - 1, int(found[2])
 
 
 def take_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:

@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
-from ether_diffusion.arguments import Parser
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import markdown_table
-from ether_diffusion.ranges import COUNT, SEED
 
 LEVEL = 0.95
 SUBJECTS = (3, 5, 8, 30)
@@ -296,21 +294,10 @@ def coverage_table(rows: Sequence[dict[str, float | str | int]], rounds: int) ->
     return f"{text}\n{rounds:,} data sets in each column; the standard error of a figure of .95 is {error:.3f}.\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: simulate, print the table, write ``coverage.json`` and ``coverage.md``."""
-    parser = Parser(
-        description="How often intervals of a mean over few subjects hold the true mean.",
-    )
-    parser.add_argument(
-        "--rounds", type=COUNT.of(int), default=4000, help="data sets per column (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=SEED.of(int), default=0)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    given = parser.parse_args(arguments)
-    if given.rounds < 1:
-        parser.error(f"--rounds must be at least 1, not {given.rounds}")
-    rows = simulate(given.rounds, given.seed)
-    text = coverage_table(rows, given.rounds)
-    write_text(given.output_dir / "coverage.json", json.dumps({"rounds": given.rounds, "rows": rows}, indent=1))
-    write_text(given.output_dir / "coverage.md", text)
-    print(text)
+def study_coverage(rounds: int, seed: int, folder: Path) -> str:
+    """Simulate, and write ``coverage.json`` and ``coverage.md``; the text of the table."""
+    rows = simulate(rounds, seed)
+    text = coverage_table(rows, rounds)
+    write_text(folder / "coverage.json", json.dumps({"rounds": rounds, "rows": rows}, indent=1))
+    write_text(folder / "coverage.md", text)
+    return text

@@ -11,8 +11,8 @@ from typing import Any
 from ether_diffusion.evaluation.controls.findings import MEASURES, MIOU, Findings, Setting, mean, spread
 from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.statistics import Comparison, Estimate
-from ether_diffusion.evaluation.subjects.arms import ANCHORS
 from ether_diffusion.evaluation.subjects.compact import settings_in, write_compact
+from ether_diffusion.evaluation.subjects.settings import ANCHORS
 from ether_diffusion.evaluation.subjects.summary import (
     BY_KEY,
     METRICS,

@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from ether_diffusion.config import LoraDtype
 from ether_diffusion.export.factors import ExportError, lora_layers
 from ether_diffusion.export.metadata import describe
 from ether_diffusion.export.names import keys_of, tensors_of
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Dtype = Literal["float16", "bfloat16", "float32"]
 TOLERANCE: Mapping[str, float] = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1e-5}
 """What a file's dtype may cost, as a share of the effect of a layer."""
 
@@ -70,7 +70,7 @@ def export_lora(
     format: str = "diffusers",
     name: str | Sequence[str] | None = None,
     strength: float | Sequence[float] = 1.0,
-    dtype: Dtype = "float16",
+    dtype: LoraDtype = "float16",
     told: Mapping[str, str] | None = None,
     base: str | None = None,
 ) -> Exported:
@@ -158,7 +158,7 @@ def _strengths(
     return dict(zip(names, each, strict=True))
 
 
-def _stored(value: Tensor, dtype: Dtype, key: str) -> Tensor:
+def _stored(value: Tensor, dtype: LoraDtype, key: str) -> Tensor:
     """A tensor in the dtype of the file.
 
     Raises:

@@ -13,10 +13,8 @@ from transformers import AutoModelForDepthEstimation
 
 from ether_diffusion.metrics.backbones import Picture
 from ether_diffusion.metrics.dense import DenseModel
+from ether_diffusion.metrics.names import DEPTH
 from ether_diffusion.playground import NAME
-
-DEPTH = "Intel/dpt-large"
-"""Who judges depth where nobody else is asked for."""
 
 
 class DepthEstimator(DenseModel):

@@ -17,11 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.metrics.backbones import Backbone, Dino, load_clip
+from ether_diffusion.metrics.names import INCEPTION
 from ether_diffusion.pipelines.file import first_line
 from ether_diffusion.playground import NAME
 
-INCEPTION = "inception"
-"""The features of published FIDs; ``inception:FILE`` takes its weights from a file."""
 FID_ENOUGH, KID_ENOUGH = 2048, 256
 """The fewest images of each set for FID and for KID. FID also needs more images than features have dimensions, since
 its covariance is singular otherwise; its bias is small only above some thousands. KID has no bias, but its standard

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ether_diffusion.metrics.backbones import Picture, as_rgb
+from ether_diffusion.metrics.names import DETECTORS, SCALES
 
 EdgeDetector = Callable[[Picture], Image.Image]
 """From a picture, or its path, to its soft edges, at any size, as a grey or RGB picture."""
-DETECTORS = {"hed": "HEDdetector", "lineart": "LineartDetector", "lineart_anime": "LineartAnimeDetector"}
-"""The detectors of controlnet_aux that can be asked for."""
 ANNOTATORS = "lllyasviel/Annotators"
-SCALES = 5
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """The weights of the scales from the finest on: Wang et al., Multi-scale structural similarity (2003)."""
 WINDOW = 11

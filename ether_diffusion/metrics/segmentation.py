@@ -17,12 +17,9 @@ from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversal
 
 from ether_diffusion.metrics.backbones import Picture
 from ether_diffusion.metrics.dense import DenseModel
+from ether_diffusion.metrics.names import IGNORE_INDEX
 from ether_diffusion.playground import judge_folder
 from ether_diffusion.playground.build.metrics import confusion, mean_iou
-
-SEGMENTER = "nvidia/segformer-b4-finetuned-ade-512-512"
-"""Who judges maps where nobody else is asked for: ADE20K, as in OFT's table."""
-IGNORE_INDEX = 255
 
 
 @dataclass(frozen=True)

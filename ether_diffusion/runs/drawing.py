@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import diffusers
 import torch
@@ -31,8 +31,8 @@ from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.pipelines.loaded import adapters
 from ether_diffusion.pipelines.single_file import load_single_file
 from ether_diffusion.playground import GUIDANCE, base_folder
-from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range
 from ether_diffusion.runs.base import Base
+from ether_diffusion.runs.control_drawing import Drawing
 from ether_diffusion.runs.record import Run, read_run
 
 logger = logging.getLogger(__name__)
@@ -183,36 +183,6 @@ def draw(
             generator=[torch.Generator().manual_seed(seed) for seed in asked.seeds[part]],
             **family.drawing(prompts, guidance_scale),
         ).images
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How pictures are drawn.
-
-    Attributes:
-        samples: for each condition.
-        batch_size: pictures at a time.
-        num_inference_steps: denoising steps.
-        guidance_scale: classifier-free guidance; both of its branches see the control.
-        strength: factor of the control.
-        seed: of all noise.
-    """
-
-    RANGES: ClassVar[Mapping[str, Range]] = {
-        "samples": COUNT,
-        "batch_size": COUNT,
-        "num_inference_steps": COUNT,
-        "guidance_scale": AMOUNT,
-        "strength": AMOUNT,
-        "seed": SEED,
-    }
-
-    samples: int = 4
-    batch_size: int = 8
-    num_inference_steps: int = 50
-    guidance_scale: float = 9.0
-    strength: float = 1.0
-    seed: int = 0
 
 
 def takes_maps(run: Run) -> bool:

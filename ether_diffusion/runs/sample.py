@@ -1,22 +1,16 @@
-"""``ether sample RUN``: pictures from what a run learnt, at one strength or several, with the base beside them.
-
-    ether sample runs/dog --prompts "a photo of qwe dog on a beach" --seeds 0 1 2 --strengths 0 0.5 1
-    ether sample runs/dog runs/style --weights 1 0.6 --prompts "a qwe dog in zwx style"    # both at once
-    ether sample runs/dog runs/cat --per_prompt --prompts "a qwe dog" "a zwx cat"          # one for each prompt
+"""Pictures from what runs learnt, at one strength or several, with the base beside them.
 
 Every picture is a PNG that says in its text chunks how it was drawn; ``grid-00.png`` has a row for each strength and a
-column for each seed. Strength 0 is the base; a new token that a run has learnt is the same at every strength.
+column for each seed.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
 
 import torch
 from diffusers import DiffusionPipeline
@@ -24,25 +18,21 @@ from PIL import Image
 from tqdm import tqdm
 
 from ether_diffusion import pipelines
-from ether_diffusion.arguments import Parser
 from ether_diffusion.control.conditions import load_condition
-from ether_diffusion.export.lora import Dtype
 from ether_diffusion.families.cut_prompts import cut_remarks
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.files import write_text
 from ether_diffusion.images import load_image
 from ether_diffusion.page.pictures import picture_grid, save_picture
 from ether_diffusion.page.text import counted
-from ether_diffusion.pipelines.file import AdapterFileError, public_name
+from ether_diffusion.pipelines.file import public_name
 from ether_diffusion.pipelines.loaded import adapters
-from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range
-from ether_diffusion.reading import DamagedFileError, read_lines
-from ether_diffusion.runs.drawing import Drawing, draw_under, load_run, takes_maps
-from ether_diffusion.runs.record import Run, read_run
+from ether_diffusion.runs.control_drawing import Drawing
+from ether_diffusion.runs.drawing import draw_under, load_run, takes_maps
+from ether_diffusion.runs.record import Run
 
 logger = logging.getLogger(__name__)
 
-STRENGTH = Range(-100, 100)
 NUMBERED = "{:02d}-seed{}-strength{:g}.png"
 
 
@@ -239,122 +229,48 @@ def drawing_facts(request: Request, run: Run, dtype: str) -> dict[str, object]:
     }
 
 
-def add_request(parser: Parser) -> None:
-    """Add the settings of what is drawn; :func:`request_of` reads them."""
-    parser.add_argument("--prompts", nargs="+", help="what to draw (default: the prompts of the run's own samples)")
-    parser.add_argument("--prompts_file", type=Path, help="a text file with a prompt on every line")
-    parser.add_argument("--seeds", nargs="+", type=SEED.of(int), default=[0, 1, 2, 3], help="(default: 0 1 2 3)")
-    parser.add_argument(
-        "--strengths", nargs="+", type=STRENGTH.of(float), default=[1.0], help="of each adapter (default: 1)"
-    )
-    parser.add_argument("--num_inference_steps", type=COUNT.of(int), help="(default: as the run's samples)")
-    parser.add_argument("--guidance_scale", type=AMOUNT.of(float), help="(default: as the run's samples)")
-    parser.add_argument("--height", type=COUNT.of(int), help="pixels (default: as the run's samples)")
-    parser.add_argument("--width", type=COUNT.of(int), help="pixels (default: as the run's samples)")
-    parser.add_argument("--batch_size", type=COUNT.of(int), default=4, help="pictures at a time (default: %(default)s)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
-    )
-    parser.add_argument("--dtype", choices=get_args(Dtype), help="(default: bfloat16 on GPUs, float32 elsewhere)")
+def draw_to(
+    folder: Path,
+    runs: Sequence[Run],
+    request: Request,
+    weights: Sequence[float],
+    per_prompt: bool,
+    device: str,
+    dtype: str,
+) -> str:
+    """Draw a request: the pictures, a grid for each prompt, and ``prompts.txt``.
 
+    Args:
+        folder: a new one.
+        runs: whose adapters draw.
+        request: what is drawn.
+        weights: strength of each adapter, which the strengths of the request multiply.
+        per_prompt: whether prompt i has the i-th run's adapter alone.
+        device: where to draw.
+        dtype: of the base, by its name in torch.
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program.
+    Returns:
+        What was written, in a line.
 
     Raises:
-        SystemExit: a run or its base cannot be read, or what is asked for does not go together.
+        AdapterFileError, OSError: a run or its base cannot be read.
+        ValueError: what is asked for does not go together.
     """
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; several are drawn with together")
-    add_request(parser)
-    parser.add_argument("--weights", nargs="+", type=STRENGTH.of(float), help="of each run's adapter (default: 1)")
-    parser.add_argument(
-        "--per_prompt", action="store_true", help="the first run's adapter for the first prompt, and so on"
-    )
-    parser.add_argument("--control_image", type=Path, help="the condition, for a run that learnt a control")
-    parser.add_argument("--output_dir", type=Path, default=Path("pictures"), help="new folder (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    try:
-        _main(given)
-    except (AdapterFileError, DamagedFileError, ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
-
-
-def _main(given: argparse.Namespace) -> None:
-    check_new(given.output_dir)
-    weights = [1.0] * len(given.runs) if given.weights is None else given.weights
-    dtype = dtype_of(given)
-    runs = [read_run(folder) for folder in given.runs]
-    request = request_of(given, runs[0], given.control_image)
-    check_request(runs, request, weights, given.per_prompt)
-    pipe = load_runs(runs, given.device, getattr(torch, dtype))
+    check_request(runs, request, weights, per_prompt)
+    pipe = load_runs(runs, device, getattr(torch, dtype))
     for remark in cut_remarks(family_of(pipe, runs[0].family_settings), request.prompts):
         logger.warning("%s", remark)
     total = len(request.prompts) * len(request.seeds) * len(request.strengths)
     grids: dict[int, dict[float, list[Image.Image]]] = {}
     bar = tqdm(total=total, desc="draw", unit="picture")
-    for drawn in draw_request(pipe, runs, request, weights, given.per_prompt):
-        write_picture(drawn, request, dtype, given.output_dir)
+    for drawn in draw_request(pipe, runs, request, weights, per_prompt):
+        write_picture(drawn, request, dtype, folder)
         grids.setdefault(drawn.number, {}).setdefault(drawn.strength, []).append(drawn.image)
         bar.update()
     bar.close()
     for number, rows in grids.items():
         titles = [("base" if not strength else f"strength {strength:g}", images) for strength, images in rows.items()]
         heads = [f"seed {seed}" for seed in request.seeds]
-        save_picture(picture_grid(titles, heads), given.output_dir / f"grid-{number:02d}.png")
-    write_text(given.output_dir / "prompts.txt", "".join(f"{prompt}\n" for prompt in request.prompts))
-    print(f"{counted(total, 'picture')} and {counted(len(grids), 'grid')} in {given.output_dir.resolve()}")
-
-
-def check_new(folder: Path) -> None:
-    """See that a folder is not there, or empty.
-
-    Raises:
-        FileExistsError: something is there.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already: name another --output_dir")
-
-
-def dtype_of(given: argparse.Namespace) -> str:
-    """The dtype that a command line asks for, by its name in torch."""
-    return str(given.dtype or ("float32" if given.device == "cpu" else "bfloat16"))
-
-
-def request_of(given: argparse.Namespace, run: Run, condition: Path | None = None) -> Request:
-    """What a command line with the settings of :func:`add_request` asks for.
-
-    Args:
-        given: the command line.
-        run: whose own samples say what it leaves open.
-        condition: what controls the pictures.
-
-    Raises:
-        ValueError: there is no prompt, or prompts are given twice.
-        OSError: the file of prompts cannot be read.
-    """
-    if given.prompts is not None and given.prompts_file is not None:
-        raise ValueError("give --prompts or --prompts_file, not both")
-    prompts = given.prompts
-    if given.prompts_file is not None:
-        prompts = [text for _, line in read_lines(given.prompts_file) if (text := line.strip())]
-    if prompts is None:
-        prompts = list(dict.fromkeys(prompt["prompt"] for prompt in run.prompts)) or [run.instance_prompt or ""]
-    if not any(prompts):
-        raise ValueError("there is no prompt: give --prompts")
-    side = int(str(run.config["resolution"]))
-    return Request(
-        prompts,
-        list(dict.fromkeys(given.seeds)),
-        list(dict.fromkeys(given.strengths)),
-        given.num_inference_steps or int(str(run.config["num_inference_steps"])),
-        float(str(run.config["guidance_scale"])) if given.guidance_scale is None else given.guidance_scale,
-        given.height or side,
-        given.width or side,
-        given.batch_size,
-        condition,
-    )
-
-
-if __name__ == "__main__":
-    main()
+        save_picture(picture_grid(titles, heads), folder / f"grid-{number:02d}.png")
+    write_text(folder / "prompts.txt", "".join(f"{prompt}\n" for prompt in request.prompts))
+    return f"{counted(total, 'picture')} and {counted(len(grids), 'grid')} in {folder.resolve()}"

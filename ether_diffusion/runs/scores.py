@@ -19,8 +19,8 @@ from torch import Tensor
 from ether_diffusion.arguments import Parser
 from ether_diffusion.files import write_text
 from ether_diffusion.images import UnreadableImageError
+from ether_diffusion.metrics.asked import add_judges, judges_of
 from ether_diffusion.metrics.backbones import ANYTORCH
-from ether_diffusion.metrics.judges import add_judges, judges_of
 from ether_diffusion.metrics.scoring import Judges, References, score_images
 from ether_diffusion.runs.model_card import write_model_card
 from ether_diffusion.runs.rare_token import checked_token, words_kept

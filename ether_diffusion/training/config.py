@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from ether_diffusion.config import EtherConfig
+from ether_diffusion.config import EtherConfig, LoraFormat
 from ether_diffusion.families.settings import FamilySettings, Quantization, Weighting
 from ether_diffusion.ranges import AMOUNT, COUNT, POSITIVE, SEED, Range, check_ranges
 from ether_diffusion.registry import METHODS, OWN_METHODS, MethodEntry, Rate
@@ -268,7 +268,7 @@ class TrainingConfig:
     push_to_hub: bool = False
     hub_private: bool = False
     hub_model_id: str | None = None
-    export_lora: Literal["diffusers", "kohya", "comfyui", "original"] | None = None
+    export_lora: LoraFormat | None = None
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)

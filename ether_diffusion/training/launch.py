@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ether_diffusion.first_imports import first_imports
 from ether_diffusion.logs import is_first_process, show_logs
 from ether_diffusion.terminal import may_close
 from ether_diffusion.training.cli import parse_config
@@ -30,7 +29,7 @@ def dreambooth(arguments: Sequence[str] | None = None) -> None:
     show_logs()
     with may_close(), explained_to_launchers():
         config = parse_config(DreamBoothConfig, arguments)
-        with collector_paused():
+        with first_imports():
             from ether_diffusion.training.dreambooth import run
             from ether_diffusion.training.program import run_program
         run_program(config, run)
@@ -45,7 +44,7 @@ def control(arguments: Sequence[str] | None = None) -> None:
     show_logs()
     with may_close(), explained_to_launchers():
         config = parse_config(ControlConfig, arguments)
-        with collector_paused():
+        with first_imports():
             from ether_diffusion.training.control import run
             from ether_diffusion.training.program import run_program
         run_program(config, run)
@@ -64,22 +63,3 @@ def explained_to_launchers() -> Iterator[None]:
         if isinstance(error.code, str) and LAUNCHED in os.environ and is_first_process():
             error.code = f"{error.code}\n{LAUNCHER_NOTE}"
         raise
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause Python's garbage collector for the first imports, and leave what they made out of its later collections.
-
-    Imports make a million objects that stay. The collector would look through them again and again, which takes a fifth
-    of the time, and once more when the process ends. A process that has imported diffusers already may hold garbage of
-    its own, which would stay for ever: there nothing changes.
-    """
-    if "diffusers" in sys.modules or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ether_diffusion.cli.programs.doctor import main as doctor_main
 from ether_diffusion.doctor import report
 from ether_diffusion.doctor.capacity import fits
 from ether_diffusion.doctor.faults import Fault
@@ -24,9 +25,9 @@ def without_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_has_all_that_the_text_says(capsys: pytest.CaptureFixture[str]) -> None:
-    report.main(["--json", "--memory", "24"])
+    doctor_main(["--json", "--memory", "24"])
     found = json.loads(capsys.readouterr().out)
-    report.main(["--memory", "24"])
+    doctor_main(["--memory", "24"])
     said = capsys.readouterr().out
     for name, version in found["packages"].items():
         assert f"{name}  " in said
@@ -44,7 +45,7 @@ def test_json_has_all_that_the_text_says(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_columns_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
-    report.main([])
+    doctor_main([])
     packages = capsys.readouterr().out.partition("\nPackages\n")[2].partition("\n\n")[0].splitlines()
     places = {len(line) - len(line[2:].lstrip().partition(" ")[2].lstrip()) for line in packages}
     assert len(packages) > 5
@@ -56,7 +57,7 @@ def test_what_stops_a_training_is_a_failure(
 ) -> None:
     monkeypatch.setattr(report, "faults", lambda *found: [Fault("a fault", "a remedy", stops=True)])
     with pytest.raises(SystemExit) as ended:
-        report.main([])
+        doctor_main([])
     assert ended.value.code == 1
     assert "  stops training: a fault\n    -> a remedy\n" in capsys.readouterr().out
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ether_diffusion.cli.programs.coverage import main
 from ether_diffusion.evaluation import statistics
-from ether_diffusion.evaluation.statistics import INTERVALS, draw_scores, main, simulate, studentised
+from ether_diffusion.evaluation.statistics import INTERVALS, draw_scores, simulate, studentised
 
 ROUNDS = 300
 

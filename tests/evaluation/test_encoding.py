@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from ether_diffusion.evaluation.encoding import not_the_default, shared_encoding
-from ether_diffusion.evaluation.mixing.study import MixingConfig
+from ether_diffusion.evaluation.mixing.settings import MixingConfig
 from ether_diffusion.evaluation.runner import Job
-from ether_diffusion.evaluation.subjects.arms import BASE, BenchmarkConfig, settings_hash
+from ether_diffusion.evaluation.settings import not_the_default, shared_encoding
+from ether_diffusion.evaluation.subjects.arms import settings_hash
 from ether_diffusion.evaluation.subjects.protocols import Subject
+from ether_diffusion.evaluation.subjects.settings import BASE, BenchmarkConfig
 from ether_diffusion.families.settings import FamilySettings
 
 TRAINING = {"pretrained_model_name_or_path": "base"}

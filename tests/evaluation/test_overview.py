@@ -14,10 +14,11 @@ import yaml
 from page.chromium import Opener, needs_chromium, seen_at
 from PIL import Image
 
+from ether_diffusion.cli.programs.pictures import sheet as sheet_main
+from ether_diffusion.cli.programs.report import main
 from ether_diffusion.evaluation.controls.findings import write_differences, write_outline
-from ether_diffusion.evaluation.overview import main, write_report
+from ether_diffusion.evaluation.overview import write_report
 from ether_diffusion.evaluation.subjects.sections import MAX_PICTURES
-from ether_diffusion.evaluation.subjects.sheet import main as sheet_main
 from ether_diffusion.evaluation.subjects.summary import best_rates, summarize
 from ether_diffusion.evaluation.tables import write_tables
 from ether_diffusion.page.pictures import GAP, SIDE, TITLE

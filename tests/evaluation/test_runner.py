@@ -17,10 +17,10 @@ from ether_diffusion.evaluation.runner import (
     hash_changes,
     run_jobs,
     run_study,
-    share_of,
     take_share,
     why_missing,
 )
+from ether_diffusion.evaluation.settings import share_of
 from ether_diffusion.training.loop import TrainingInterruptedError
 
 

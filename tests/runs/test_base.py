@@ -13,10 +13,12 @@ import torch
 from diffusers import DiffusionPipeline
 from training.helpers import QUIET, draw_photo
 
-from ether_diffusion.evaluation.controls.study import ControlStudy, ControlStudyConfig, all_jobs
+from ether_diffusion.cli.programs import weights
+from ether_diffusion.evaluation.controls.settings import ControlStudyConfig
+from ether_diffusion.evaluation.controls.study import ControlStudy, all_jobs
 from ether_diffusion.evaluation.paper import energy, perturbation
-from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig
 from ether_diffusion.evaluation.subjects.benchmark import Bench
+from ether_diffusion.evaluation.subjects.settings import BenchmarkConfig
 from ether_diffusion.pipelines.fingerprint import base_hash
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.private import forget_accelerator
@@ -121,7 +123,7 @@ def test_the_perturbation_takes_revision_and_variant(tmp_path: Path, monkeypatch
     monkeypatch.setattr(perturbation, "load_pipeline", load)
     flags = ["--base", HUB, "--revision", "v1", "--variant", "fp16", "--dino", "playground", "--clip", "playground"]
     with pytest.raises(SystemExit):
-        perturbation.main([*flags, "--prompts", "a dog", "--output_dir", str(tmp_path)])
+        weights.perturbation([*flags, "--prompts", "a dog", "--output_dir", str(tmp_path)])
     assert loaded == [Base(HUB, "v1", "fp16")]
     assert json.dumps(loaded[0].version) == '{"revision": "v1", "variant": "fp16"}'
 

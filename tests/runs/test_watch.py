@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from page.serving import serving
 
-from ether_diffusion.evaluation.overview import main
+from ether_diffusion.cli.programs.report import main
 from ether_diffusion.files import write_text
 from ether_diffusion.training import finish, loop
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from training.helpers import draw_photo, provenance
 
-from ether_diffusion import demo
-from ether_diffusion.evaluation.controls.study import ControlStudy, ControlStudyConfig, all_jobs
+from ether_diffusion.cli.programs.demo import main as demo_main
+from ether_diffusion.evaluation.controls.settings import ControlStudyConfig
+from ether_diffusion.evaluation.controls.study import ControlStudy, all_jobs
 from ether_diffusion.evaluation.runner import check_study_inputs, remove_training
 from ether_diffusion.runs.written import RECORD, is_run, note_written, remove_written, written
 
@@ -179,6 +180,6 @@ def study_job(study: ControlStudy) -> Any:
 def test_the_demo_leaves_photos_of_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs = put(tmp_path / "subject", "00.png")
     with pytest.raises(SystemExit):
-        demo.main([str(tmp_path)])
+        demo_main([str(tmp_path)])
     assert "holds what the demo did not draw" in capsys.readouterr().err
     assert content(tmp_path / "subject") == theirs

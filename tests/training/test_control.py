@@ -41,7 +41,8 @@ from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.playground.pairs import write_pairs
 from ether_diffusion.playground.tiny import tiny_controlnet
 from ether_diffusion.private import forget_accelerator
-from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
+from ether_diffusion.runs.control_drawing import Drawing
+from ether_diffusion.runs.drawing import draw_samples, load_run
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config

@@ -17,8 +17,8 @@ from single_files import original, settings_alone, write
 from torch import nn
 from training.helpers import pixels, provenance, same_tensors, samples, trained
 
+from ether_diffusion.cli.programs.sample import main as sample_main
 from ether_diffusion.playground.tiny import tiny_pipeline
-from ether_diffusion.runs import sample
 from ether_diffusion.runs.drawing import load_pipeline, load_run, own_guidance
 from ether_diffusion.runs.model_card import loading_code
 from ether_diffusion.runs.record import read_run
@@ -79,7 +79,7 @@ def test_a_run_on_a_file_is_that_on_the_folder(
     assert 'pipe = load_single_file("path/to/community.safetensors", "path/to/settings")' in card
     assert str(file.parent) not in card
     for run in (on_folder, on_file):
-        sample.main(
+        sample_main(
             [str(run), "--seeds", "5", "--strengths", "0", "1", "--output_dir", str(tmp_path / f"drawn-{run.name}")]
         )
     drawn = [sorted((tmp_path / f"drawn-{name}").glob("*seed5*.png")) for name in ("folder", "file")]

@@ -1,19 +1,13 @@
-"""``ether votes FILE …``: which column readers of a comparison's page chose in the blind mode, with intervals.
-
-The files are those that the page saves, of one comparison, one from each reader. The unit is the prompt: what readers
-chose for the seeds of a prompt is averaged first. A row without a preference counts for all columns in equal parts.
-"""
+"""Which column readers of a comparison's page chose in the blind mode, from the files that it saved, with intervals."""
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TypedDict
 
-from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.statistics import LEVEL, Estimate, share_interval
 from ether_diffusion.page.text import interval, markdown_table, number
 from ether_diffusion.reading import DamagedFileError, read_json, shown
@@ -111,21 +105,3 @@ def votes_table(readers: Sequence[Votes]) -> str:
         "Chosen by the place in the row: " + ", ".join(f"{chr(65 + p)} {places[p]}" for p in range(len(columns))) + ".",
     ]
     return f"{table}\n" + "\n".join(told)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table of the files that are named.
-
-    Raises:
-        SystemExit: a file is not what a page saves, or they are of several comparisons.
-    """
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="votes-….json of each reader")
-    try:
-        print(votes_table([read_votes(path) for path in parser.parse_args(arguments).files]))
-    except (DamagedFileError, OSError, ValueError) as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

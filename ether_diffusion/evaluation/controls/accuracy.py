@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ether_diffusion.arguments import Parser
-from ether_diffusion.evaluation.tables import judges_line
 from ether_diffusion.files import write_text
-from ether_diffusion.logs import show_study_logs
 from ether_diffusion.metrics.backbones import load_clip
 from ether_diffusion.metrics.control import ControlScores, score_control
 from ether_diffusion.metrics.control_tasks import ControlTask, Measure
-from ether_diffusion.metrics.control_tasks.flags import NONE, TASKS, add_judging, task_of
-from ether_diffusion.metrics.distribution import INCEPTION, load_feature_model
+from ether_diffusion.metrics.control_tasks.flags import task_of
+from ether_diffusion.metrics.distribution import load_feature_model
 from ether_diffusion.metrics.generated import Generated, Sample, read_generated, read_pairs, read_pictures, read_samples
-from ether_diffusion.metrics.judges import CLIP
 from ether_diffusion.page.pictures import Picture, data_uri, thumbnail
 from ether_diffusion.page.render import render
 from ether_diffusion.page.text import decimals, markdown_table, number
-from ether_diffusion.ranges import Range
 from ether_diffusion.reading import read_json
-from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
+from ether_diffusion.runs.control_drawing import Drawing
+from ether_diffusion.runs.drawing import draw_samples, load_run
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.runs.report import short_path
 
@@ -222,46 +218,7 @@ def _choice(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        description="How well generated pictures keep to semantic maps, edges, depth or landmarks.",
-    )
-    add = parser.add_argument
-    add("--data", type=Path, required=True, help="originals and conditions, with their metadata.jsonl")
-    add(
-        "--allow_outside_paths",
-        action="store_true",
-        help='take files that the listing of --data names outside of its folder, by absolute paths or ".."',
-    )
-    add("--generated", type=Path, help="pictures, with a metadata.jsonl that names the pair of each")
-    add("--run", type=Path, help="draw the pictures with this run of train_controlnet.py, into --generated if named")
-    add("--task", choices=TASKS, required=True)
-    add("--output_dir", type=Path, help="default: beside the generated folder, with -control added")
-    add("--from_originals", action="store_true", help="compute all conditions from the originals, not from files")
-    add("--resize", action="store_true", help="bring conditions and originals of another size to the picture's")
-    add("--clip", default=CLIP, help="judge of CLIP-T: Hub id, folder, playground, or none (default: %(default)s)")
-    add(
-        "--fid_features",
-        default=INCEPTION,
-        help="of FID and KID: inception, inception:FILE, dino:NAME, clip:NAME, playground or none "
-        "(default: %(default)s, which needs torch-fidelity)",
-    )
-    add(
-        "--fid_originals",
-        type=Path,
-        help="folder of other real images for FID and KID; default: the originals of every second pair, held against "
-        "the pictures of the other pairs",
-    )
-    add("--kid_subset_size", type=Range(2).of(int), help="default: 1000, or all of the smaller set")
-    drawing = parser.add_argument_group("drawing with --run")
-    for setting in fields(Drawing):
-        kind = Drawing.RANGES[setting.name].of(int if isinstance(setting.default, int) else float)
-        drawing.add_argument(f"--{setting.name}", type=kind, default=setting.default, help="default: %(default)s")
-    add_judging(parser)
-    return parser
-
-
-def _draw(given: argparse.Namespace, device: str) -> dict[str, Any]:
+def _draw(given: argparse.Namespace, drawing: Drawing, device: str) -> dict[str, Any]:
     """Draw what the run makes of the data's conditions; return all that the pictures depend on.
 
     Raises:
@@ -271,7 +228,6 @@ def _draw(given: argparse.Namespace, device: str) -> dict[str, Any]:
     run = read_run(given.run)
     if run.control is None:
         raise ValueError(f"{given.run} learned no control: a run of train_controlnet.py is needed")
-    drawing = Drawing(**{setting.name: getattr(given, setting.name) for setting in fields(Drawing)})
     settings = {name: value for name, value in asdict(drawing).items() if name != "batch_size"}
     facts = {"run": run.provenance.config_hash, "step": run.provenance.step, **settings}
     marker = given.generated / "drawn.json"
@@ -300,49 +256,44 @@ def _real_images(folder: Path, control: Generated) -> list[Path]:
     return found.paths
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: score a folder, print the table, and name what was not scored.
+def score_asked(
+    given: argparse.Namespace, drawing: Drawing, output_dir: Path, title: str
+) -> tuple[ControlScores, dict[str, str]]:
+    """Draw with a run, where one is named, and score what a command line asks for.
+
+    Args:
+        given: the command line of :mod:`ether_diffusion.cli.programs.control_accuracy`.
+        drawing: how to draw with a run.
+        output_dir: for scores and report.
+        title: of the report.
+
+    Returns:
+        The scores; and what was not scored, or not in full, with the reason.
 
     Raises:
-        SystemExit: 1 if something was not scored, 2 if nothing could be.
+        ImportError: a package is missing.
+        OSError: a folder, a run or a judge is missing.
+        ValueError: what is asked for does not go together.
     """
-    show_study_logs()
-    parser = _parser()
-    given = parser.parse_args(arguments)
-    if given.generated is None and given.run is None:
-        parser.error("name the pictures with --generated, or a run that draws them with --run")
-    given.generated = given.generated or given.run / "generated"
-    generated = given.generated.resolve()
-    output_dir = given.output_dir or generated.with_name(f"{generated.name}-control")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        drawn = None if given.run is None else _draw(given, device)
-        read_samples(given.generated)  # a wrong path shows before the judges are loaded
-        control = read_generated(given.data, given.generated, given.task == "segmentation", given.allow_outside_paths)
-        unrelated = None if given.fid_originals is None else _real_images(given.fid_originals, control)
-        if given.from_originals:
-            control.pairs = [replace(pair, condition=None) for pair in control.pairs]
-        scores = score_folders(
-            control,
-            given.generated,
-            task_of(given, device),
-            output_dir,
-            f"{generated.name}: {given.task}",
-            None if given.clip == NONE else given.clip,
-            None if given.fid_features == NONE else given.fid_features,
-            unrelated,
-            given.kid_subset_size,
-            device,
-            show=True,
-            drawn=drawn,
-        )
-    except (ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
-    print(f"{table(scores)}\n{judges_line(scores.judges)}")
-    print(f"{scores.pictures} pictures of {scores.pairs} pairs; report: {output_dir / 'report.html'}")
-    for warning in scores.warnings:
-        print(f"Note: {warning}")
-    if control.refused:
-        print(f"\nNot scored, or not in full ({len(control.refused)}):")
-        print("\n".join(f"  {path}: {reason}" for path, reason in control.refused.items()))
-        raise SystemExit(1)
+    drawn = None if given.run is None else _draw(given, drawing, device)
+    read_samples(given.generated)  # a wrong path shows before the judges are loaded
+    control = read_generated(given.data, given.generated, given.task == "segmentation", given.allow_outside_paths)
+    unrelated = None if given.fid_originals is None else _real_images(given.fid_originals, control)
+    if given.from_originals:
+        control.pairs = [replace(pair, condition=None) for pair in control.pairs]
+    scores = score_folders(
+        control,
+        given.generated,
+        task_of(given, device),
+        output_dir,
+        title,
+        given.clip,
+        given.fid_features,
+        unrelated,
+        given.kid_subset_size,
+        device,
+        show=True,
+        drawn=drawn,
+    )
+    return scores, control.refused

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ether_diffusion.evaluation.mixing.settings import ANCHORS, BASE, TRUTH
 from ether_diffusion.evaluation.mixing.ways import FIRST, PRODUCT, SECOND, SUM
 from ether_diffusion.evaluation.statistics import Comparison, compare, mean_interval
 from ether_diffusion.evaluation.tables import comparison_cells, judges_line
@@ -17,8 +18,6 @@ from ether_diffusion.images import load_image
 from ether_diffusion.page.pictures import picture_grid, save_picture
 from ether_diffusion.page.text import interval, markdown_table
 
-BASE, TRUTH = "base", "truth"
-ANCHORS = (BASE, TRUTH)
 BEST_ALONE = "better alone"
 SCORES = {"truth": "truth-likeness ↑", "clip_t": "CLIP-T ↑"}
 

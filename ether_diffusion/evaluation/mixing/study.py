@@ -8,23 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
 
 from ether_diffusion.data.randomness import generator
-from ether_diffusion.evaluation.encoding import not_the_default, shared_encoding
-from ether_diffusion.evaluation.mixing.findings import ANCHORS, BASE, TRUTH, PairResult, write_findings
+from ether_diffusion.evaluation.mixing.findings import PairResult, write_findings
+from ether_diffusion.evaluation.mixing.settings import ANCHORS, BASE, TRUTH, MixingConfig
 from ether_diffusion.evaluation.mixing.ways import pipelines_of, ways_of
 from ether_diffusion.evaluation.on_base import StudyOnBase
-from ether_diffusion.evaluation.runner import Job, remove_training, run_study, train
-from ether_diffusion.families.settings import FamilySettings
+from ether_diffusion.evaluation.runner import Job, remove_training, train
+from ether_diffusion.evaluation.settings import not_the_default
 from ether_diffusion.files import atomic_path, write_text
-from ether_diffusion.logs import show_study_logs
 from ether_diffusion.metrics.fidelity import pair_similarity, prompt_similarity, without_token
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges
@@ -37,88 +36,15 @@ from ether_diffusion.playground.world import (
     where_phrases,
     write_subject,
 )
-from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range, check_ranges
 from ether_diffusion.reading import read_json
 from ether_diffusion.registry import METHODS, MethodEntry
-from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import Asked, own_guidance
 from ether_diffusion.runs.drawing import draw as draw_asked
 from ether_diffusion.training import dreambooth
-from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 TRUTHS, ANSWERS = 8, 4
 """True drawings of each prompt: those that pictures are compared with, and others in the place of perfect answers."""
-
-
-@dataclass
-class MixingConfig:
-    """Draw pairs of the playground's subjects with two adapters that were trained apart.
-
-    Attributes:
-        output_dir: where runs, images and results go; what is there already is not done again.
-        arms: from a name to the settings of train_dreambooth.py that make it, the learning rate among them.
-        training: settings that all arms share, the base model among them.
-        pairs: names of two subjects of the playground each, such as [[striped-robot, dotted-fish]].
-        seed: of the trainings and pictures.
-        tokens: the rare words of the first and of the second.
-        images_per_prompt: pictures for each of the six prompts of a pair.
-        batch_size: pictures drawn at a time.
-        num_inference_steps: denoising steps of a picture.
-        guidance_scale: classifier-free guidance; the base's own where it is not given.
-        dino: judge of truth-likeness: a Hub id, a folder or playground.
-        clip: judge of CLIP-T, likewise.
-        shard: do only the third of sixteen equal shares of the jobs: 3/16.
-    """
-
-    RANGES: ClassVar[Mapping[str, Range]] = {
-        "seed": SEED,
-        "images_per_prompt": COUNT,
-        "batch_size": COUNT,
-        "num_inference_steps": COUNT,
-        "guidance_scale": AMOUNT,
-    }
-
-    output_dir: Path
-    arms: dict[str, dict[str, Any]]
-    training: dict[str, Any]
-    pairs: list[list[str]]
-    seed: int = 0
-    tokens: list[str] = field(default_factory=lambda: ["qwe", "sks"])
-    images_per_prompt: int = 2
-    batch_size: int = 12
-    num_inference_steps: int = 25
-    guidance_scale: float | None = None
-    dino: str = "playground"
-    clip: str = "playground"
-    shard: str | None = None
-
-    def __post_init__(self) -> None:
-        self.output_dir = Path(self.output_dir)
-        check_ranges(self, self.RANGES)
-        if "pretrained_model_name_or_path" not in self.training:
-            raise ValueError("training needs pretrained_model_name_or_path: the base model")
-        if any(len(pair) != 2 for pair in self.pairs) or not self.pairs:
-            raise ValueError(f"pairs is a list of two subjects each, not {self.pairs}")
-        if len(set(self.tokens)) != 2:
-            raise ValueError(f"tokens needs two different rare words, not {self.tokens}")
-        if taken := [name for name in ANCHORS if name in self.arms]:
-            raise ValueError(f"an arm cannot be called {taken[0]}: that is an anchor")
-        _ = self.encoding
-
-    @property
-    def encoding(self) -> FamilySettings:
-        """How the prompts of all pictures are encoded.
-
-        Raises:
-            ValueError: arms and base would differ.
-        """
-        return shared_encoding(self.training, self.arms)
-
-    @property
-    def base(self) -> Base:
-        """The base model of all arms."""
-        return Base.of(self.training)
 
 
 @dataclass(frozen=True)
@@ -322,14 +248,3 @@ class Mixing(StudyOnBase[Couple]):
 
 def _entry(settings: Mapping[str, Any]) -> MethodEntry:
     return METHODS[str(settings.get("method", DreamBoothConfig.method))]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program.
-
-    Raises:
-        SystemExit: a setting is impossible, or jobs failed.
-    """
-    show_study_logs()
-    config = parse_config(MixingConfig, arguments)
-    run_study(lambda device: Mixing.load(config, device), config.shard)

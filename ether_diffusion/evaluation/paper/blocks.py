@@ -23,19 +23,17 @@ from tqdm import tqdm
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.host import attach
 from ether_diffusion.evaluation.figures import Line, Panel, score_line, write_figure
-from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig
 from ether_diffusion.evaluation.subjects.benchmark import run_benchmark
+from ether_diffusion.evaluation.subjects.settings import BenchmarkConfig
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, Result, all_results, primary, summarize
 from ether_diffusion.evaluation.tables import caption, format_score, judges_line
 from ether_diffusion.families.protocol import Family
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import ObjectiveSettings
 from ether_diffusion.files import write_text
-from ether_diffusion.logs import show_study_logs
 from ether_diffusion.page.text import markdown_table
 from ether_diffusion.registry import METHODS, OWN_METHODS
 from ether_diffusion.runs.drawing import load_pipeline
-from ether_diffusion.training.cli import parse_config
 
 ROUNDS = 15
 
@@ -182,27 +180,27 @@ def analyse(folder: Path, results: list[Result], blocks: dict[str, int], costs: 
     return text
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: the benchmark, unless it is done, then the costs, and the study of both.
+def study_blocks(config: BenchmarkConfig) -> str | None:
+    """Run the benchmark, unless it is done, then measure the costs, and study both; the text of the table.
+
+    Returns:
+        None where other processes have jobs left.
 
     Raises:
-        SystemExit: an arm is none of this library's methods, a setting is impossible, or jobs failed.
+        SystemExit: a setting is impossible, or jobs failed.
+        ValueError: an arm is none of this library's methods.
     """
-    show_study_logs()
-    config = parse_config(BenchmarkConfig, arguments)
     configs = {}
     for arm in config.arms:
         settings = config.settings_of(arm)
         method = settings.get("method", EtherConfig.method)
         if method not in OWN_METHODS:
-            raise SystemExit(f"error: arm {arm}: blocks are studied for {', '.join(OWN_METHODS)}, not {method}")
+            raise ValueError(f"arm {arm}: blocks are studied for {', '.join(OWN_METHODS)}, not {method}")
         names = [name for name in METHODS[method].settings if name in settings]
         configs[arm] = EtherConfig(method, **{name: settings[name] for name in names})
     if not run_benchmark(config):
-        print("other processes have jobs left; the last one to finish measures the costs")
-        return
+        return None
     pipe = load_pipeline(config.base, "cuda" if torch.cuda.is_available() else "cpu")
     costs = step_costs(pipe, configs, int(config.training.get("train_batch_size", 1)))
     blocks = {arm: each.n_blocks for arm, each in configs.items()}
-    print(analyse(config.output_dir, all_results(config.output_dir), blocks, costs))
-    print(f"figure: {config.output_dir / 'blocks.png'}")
+    return analyse(config.output_dir, all_results(config.output_dir), blocks, costs)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
 from ether_diffusion.families.parts import DENOISERS
 from ether_diffusion.files import write_text
@@ -79,21 +78,3 @@ def write_study(folder: Path, found: dict[str, dict[str, Any]]) -> str:
     write_text(folder / "energy.json", json.dumps(found, indent=1))
     write_text(folder / "energy.md", text)
     return text
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program.
-
-    Raises:
-        SystemExit: a run or its base cannot be loaded.
-    """
-    parser = Parser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders of train_dreambooth.py")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    given = parser.parse_args(arguments)
-    try:
-        found = study(given.runs, "cuda" if torch.cuda.is_available() else "cpu")
-    except (ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
-    print(write_study(given.output_dir, found))
-    print(f"figure: {given.output_dir / 'energy.png'}")

@@ -8,9 +8,7 @@ docs/studies/energy.md has the plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable
 
 import torch
 from diffusers import DiffusionPipeline
@@ -20,14 +18,13 @@ from ether_diffusion import pipelines
 from ether_diffusion.core.host import host_of
 from ether_diffusion.core.methods import Method, Naive, of_parts
 from ether_diffusion.core.targets import root_of
-from ether_diffusion.evaluation.runner import Job, run_study
+from ether_diffusion.evaluation.paper.settings import ORTHOGONAL, ROW_NORMS
+from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.subjects.arms import method_of
-from ether_diffusion.evaluation.subjects.derived import DerivedBench, DerivedConfig
+from ether_diffusion.evaluation.subjects.derived import DerivedBench
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.families.registry import family_of
-from ether_diffusion.logs import show_study_logs
 from ether_diffusion.runs.drawing import load_run
-from ether_diffusion.training.cli import parse_config
 
 
 def orthogonal(weight: Tensor, method: Naive) -> Tensor:
@@ -53,7 +50,7 @@ def with_row_norms(weight: Tensor, method: Method) -> Tensor:
 
 Change = Callable[[Tensor, Naive], Tensor]
 """From W and what was learnt to the weight that takes its place."""
-CHANGES: dict[str, Change] = {"orthogonal": orthogonal, "row norms": with_row_norms}
+CHANGES: dict[str, Change] = {ORTHOGONAL: orthogonal, ROW_NORMS: with_row_norms}
 
 
 @torch.no_grad()
@@ -70,18 +67,6 @@ def change_weights(pipe: DiffusionPipeline, change: Change) -> None:
         layers[path].weight.copy_(weight)  # type: ignore[operator]
 
 
-@dataclass
-class EnergyConfig(DerivedConfig):
-    """A benchmark of Naive, each arm also changed after its training."""
-
-    WAYS: ClassVar[tuple[str, ...]] = tuple(CHANGES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.strengths:
-            raise ValueError("strengths are of an adapter, and the changed weights have none: leave it out")
-
-
 class EnergyBench(DerivedBench):
     """The arms are drawn changed as well: ``naive, orthogonal`` and ``naive, row norms``."""
 
@@ -95,14 +80,3 @@ class EnergyBench(DerivedBench):
         pipe = load_run(self._path("runs", origin), self.device)
         change_weights(pipe, CHANGES[way])
         return pipe
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: train, draw as learnt and changed, score; then the planned comparisons.
-
-    Raises:
-        SystemExit: a setting is impossible, or jobs failed.
-    """
-    show_study_logs()
-    config = parse_config(EnergyConfig, arguments)
-    run_study(lambda device: EnergyBench.load(config, device), config.shard)

@@ -16,9 +16,10 @@ import numpy as np
 
 from ether_diffusion.evaluation.figures import Line, Panel, score_line, write_figure
 from ether_diffusion.evaluation.paper.rate_losses import write_losses
+from ether_diffusion.evaluation.paper.settings import RatesConfig
 from ether_diffusion.evaluation.statistics import mean_interval
-from ether_diffusion.evaluation.subjects.arms import BASE, BenchmarkConfig
 from ether_diffusion.evaluation.subjects.benchmark import run_benchmark
+from ether_diffusion.evaluation.subjects.settings import BASE
 from ether_diffusion.evaluation.subjects.summary import (
     BY_KEY,
     Metric,
@@ -31,34 +32,10 @@ from ether_diffusion.evaluation.subjects.summary import (
 )
 from ether_diffusion.evaluation.tables import caption, format_score, judges_line
 from ether_diffusion.files import write_text
-from ether_diffusion.logs import show_study_logs
 from ether_diffusion.page.text import interval, markdown_table
-from ether_diffusion.training.cli import parse_config
 
 TOLERANCES = (0.05, 0.10, 0.20)
 """How far below a method's own best still counts as good: shares of what it gains over the base."""
-
-
-@dataclass
-class RatesConfig(BenchmarkConfig):
-    """A benchmark whose arms have several learning rates.
-
-    Attributes:
-        tuned_rates: the rate of each arm that was found on other subjects; with them, what multiples of it cost is
-            told, too.
-        factor: the multiple at which the losses are compared.
-        reference: the arm that the others are compared with there.
-    """
-
-    tuned_rates: dict[str, float] | None = None
-    factor: float = 10.0
-    reference: str = "ether_plus"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for arm in self.tuned_rates or {}:
-            if arm not in self.arms:
-                raise ValueError(f"tuned_rates names {arm}, which is no arm: {', '.join(self.arms)}")
 
 
 @dataclass(frozen=True)
@@ -243,24 +220,23 @@ def widths_table(widths: dict[str, dict[str, list[Width]]], metric: Metric) -> s
     return markdown_table(["decades", *(f"within {share:.0%} {gain}" for share in TOLERANCES)], lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: the benchmark, unless it is done, and the study of its results.
+def study_rates(config: RatesConfig) -> str | None:
+    """Run the benchmark, unless it is done, and study its results; the text of the tables.
+
+    Returns:
+        None where other processes have jobs left.
 
     Raises:
-        SystemExit: a setting is impossible, jobs failed, or there is nothing to compare.
+        SystemExit: a setting is impossible, or jobs failed.
+        ValueError: there is nothing to compare.
     """
-    show_study_logs()
-    config = parse_config(RatesConfig, arguments)
     if not run_benchmark(config):
-        print("other processes have jobs left; the last one to finish makes the figure")
-        return
-    try:
-        results = all_results(config.output_dir)
-        print(analyse(config.output_dir, results))
-        if config.tuned_rates:
-            metric = primary(summarize(results))
-            shown = (config.tuned_rates, metric, config.factor, config.reference)
-            print(write_losses(config.output_dir, results, *shown))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    print(f"figure: {config.output_dir / 'learning_rates.png'}")
+        return None
+    results = all_results(config.output_dir)
+    text = analyse(config.output_dir, results)
+    if config.tuned_rates:
+        metric = primary(summarize(results))
+        text += "\n" + write_losses(
+            config.output_dir, results, config.tuned_rates, metric, config.factor, config.reference
+        )
+    return text

@@ -22,7 +22,6 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ether_diffusion.arguments import Parser
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.host import attach
 from ether_diffusion.core.methods import Method, Reflection
@@ -33,17 +32,12 @@ from ether_diffusion.evaluation.tables import judges_line
 from ether_diffusion.families.parts import denoiser_of
 from ether_diffusion.files import write_text
 from ether_diffusion.metrics.fidelity import prompt_similarity
-from ether_diffusion.metrics.judges import add_judges, judges_of
 from ether_diffusion.metrics.scoring import Judges
 from ether_diffusion.page.pictures import picture_grid, save_picture
 from ether_diffusion.page.text import markdown_table
 from ether_diffusion.pipelines.fingerprint import base_hash
-from ether_diffusion.ranges import AMOUNT, COUNT
 from ether_diffusion.runs.base import Base
 from ether_diffusion.runs.drawing import Asked, draw, load_pipeline, own_guidance
-
-DISTANCES = (0.1, 0.2, 0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
-"""‖T - I‖_F of a block; each method takes those that it can have."""
 
 
 def rotation_limit(width: int) -> float:
@@ -123,7 +117,7 @@ KINDS = {
     "oft": Kind("naive", lambda distance, width: distance < rotation_limit(width), _rotate),
     "naive": Kind("naive", lambda distance, width: True, _free),
 }
-"""By the name of the method."""
+"""One for each of :data:`~ether_diffusion.evaluation.paper.settings.PERTURBED`."""
 
 
 @contextmanager
@@ -230,46 +224,40 @@ def write_study(
     return text
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program.
+def study_base(
+    base: Base,
+    prompts: Sequence[str],
+    judges: Judges,
+    methods: Sequence[str],
+    distances: Sequence[float],
+    n_blocks: int,
+    settings: Mapping[str, Any],
+    folder: Path,
+) -> str:
+    """The study of a base: load it, draw and score, write all into ``folder``; the text of the table.
+
+    Args:
+        base: whose denoiser is transformed.
+        prompts: one for each picture.
+        judges: they say the device, too.
+        methods, distances, n_blocks: see :func:`study`.
+        settings: likewise; without a guidance_scale the base's own is taken.
+        folder: for the table, the scores and the figures.
 
     Raises:
-        SystemExit: the base or a judge cannot be loaded, or the blocks do not fit.
+        OSError: the base cannot be loaded.
+        ValueError: the blocks do not fit.
     """
-    parser = Parser(description=__doc__)
-    parser.add_argument("--base", default="playground", help="Hub id, folder or playground (default: %(default)s)")
-    parser.add_argument("--revision", help="branch, tag or commit of the base on the Hub")
-    parser.add_argument("--variant", help="file variant of the base, such as fp16")
-    parser.add_argument("--base_config", help="of a base in a single file: folder with its settings")
-    parser.add_argument("--prompts", nargs="+", required=True)
-    parser.add_argument("--images_per_prompt", type=COUNT.of(int), default=4)
-    parser.add_argument("--methods", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--distances", nargs="+", type=AMOUNT.of(float), default=list(DISTANCES), help="per block")
-    parser.add_argument("--n_blocks", type=COUNT.of(int), default=4)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--batch_size", type=COUNT.of(int), default=8)
-    parser.add_argument("--num_inference_steps", type=COUNT.of(int), default=25)
-    parser.add_argument("--guidance_scale", type=AMOUNT.of(float), help="default: the base's own")
-    add_judges(parser)
-    given = parser.parse_args(arguments)
-    settings = {name: getattr(given, name) for name in ("batch_size", "num_inference_steps", "guidance_scale")}
-    prompts = [prompt for prompt in given.prompts for _ in range(given.images_per_prompt)]
-    asked = Asked(prompts, [generator(0, "image", number).initial_seed() for number in range(len(prompts))])
-    try:
-        judges = judges_of(given)
-        base = Base(given.base, given.revision, given.variant, given.base_config)
-        if settings["guidance_scale"] is None:
-            settings["guidance_scale"] = own_guidance(base)
-        pipe = load_pipeline(base, judges.dino.device)
-        rows, images = study(pipe, asked, judges, given.methods, given.distances, given.n_blocks, settings)
-    except (ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
+    asked = Asked(list(prompts), [generator(0, "image", number).initial_seed() for number in range(len(prompts))])
+    guidance = own_guidance(base) if settings["guidance_scale"] is None else settings["guidance_scale"]
+    settings = {**settings, "guidance_scale": guidance}
+    pipe = load_pipeline(base, judges.dino.device)
+    rows, images = study(pipe, asked, judges, methods, distances, n_blocks, settings)
     facts = {
         "base": str(base),
         "base_hash": base_hash(denoiser_of(pipe)),
-        "prompts": given.prompts,
-        "n_blocks": given.n_blocks,
+        "prompts": list(dict.fromkeys(prompts)),
+        "n_blocks": n_blocks,
         "judges": judges.identity,
     }
-    print(write_study(given.output_dir, rows, images, facts | settings))
-    print(f"figures: {given.output_dir / 'perturbation.png'}, {given.output_dir / 'perturbed.png'}")
+    return write_study(folder, rows, images, facts | settings)

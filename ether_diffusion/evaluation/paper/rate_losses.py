@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean
 
 from ether_diffusion.evaluation.statistics import Comparison, Estimate, compare, mean_interval
-from ether_diffusion.evaluation.subjects.arms import BASE
 from ether_diffusion.evaluation.subjects.planned import scores_or_base
+from ether_diffusion.evaluation.subjects.settings import BASE
 from ether_diffusion.evaluation.subjects.summary import Metric, Result, unit_values
 from ether_diffusion.evaluation.tables import comparison_cells, format_difference
 from ether_diffusion.files import write_text

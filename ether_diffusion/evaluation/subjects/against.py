@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.evaluation.encoding import ENCODING
 from ether_diffusion.evaluation.runner import hash_changes
+from ether_diffusion.evaluation.settings import ENCODING
 from ether_diffusion.evaluation.statistics import Comparison, compare
-from ether_diffusion.evaluation.subjects.arms import ANCHORS
 from ether_diffusion.evaluation.subjects.compact import ASKED, BUDGET, Compact, Protocol, arm_key, read_compact
+from ether_diffusion.evaluation.subjects.settings import ANCHORS
 from ether_diffusion.evaluation.subjects.summary import METRICS, Result, primary, summarize, unit_values
 from ether_diffusion.evaluation.tables import caption, comparison_cells, scores_table
 from ether_diffusion.files import write_text

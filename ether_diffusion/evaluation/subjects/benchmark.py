@@ -28,8 +28,6 @@ from ether_diffusion.evaluation.runner import (
 from ether_diffusion.evaluation.subjects.against import check_same, read_rows, write_against
 from ether_diffusion.evaluation.subjects.arms import (
     ANSWERS,
-    BASE,
-    BenchmarkConfig,
     all_jobs,
     asked_of,
     is_anchor,
@@ -42,6 +40,7 @@ from ether_diffusion.evaluation.subjects.arms import (
 from ether_diffusion.evaluation.subjects.compact import CONFIG, JOBS, Compact, Protocol, protocol_of, settings_in
 from ether_diffusion.evaluation.subjects.planned import write_planned
 from ether_diffusion.evaluation.subjects.protocols import Subject, load_protocol
+from ether_diffusion.evaluation.subjects.settings import BASE, BenchmarkConfig
 from ether_diffusion.evaluation.subjects.summary import (
     Metric,
     Result,
@@ -57,7 +56,6 @@ from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.files import atomic_path, write_text
 from ether_diffusion.images import list_images
-from ether_diffusion.logs import show_study_logs
 from ether_diffusion.metrics.distances import components, mean_distances
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges, References, score_class_images, score_drift, score_images
@@ -67,7 +65,6 @@ from ether_diffusion.runs.drawing import Asked, draw, load_run, own_guidance, se
 from ether_diffusion.runs.folder import git_revision
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import dreambooth
-from ether_diffusion.training.cli import parse_config
 from ether_diffusion.training.loop import TrainingDivergedError
 from ether_diffusion.training.sections import AdapterSection
 from ether_diffusion.training.trainables import check_peft_config
@@ -400,13 +397,3 @@ def run_benchmark(config: BenchmarkConfig) -> bool:
         SystemExit: a setting is impossible, a judge is missing, a signal came, or, in a single process, jobs failed.
     """
     return run_study(lambda device: Bench.load(config, device), config.shard)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: this process's share of the jobs, then the summary of all that are done.
-
-    Raises:
-        SystemExit: a setting is impossible, or jobs failed.
-    """
-    show_study_logs()
-    run_benchmark(parse_config(BenchmarkConfig, arguments))

@@ -6,29 +6,18 @@ docs/studies/choosing.md has the plan.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from ether_diffusion import pipelines
-from ether_diffusion.evaluation.runner import Job, run_study
+from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.subjects.arms import method_of
-from ether_diffusion.evaluation.subjects.derived import DerivedBench, DerivedConfig
+from ether_diffusion.evaluation.subjects.derived import DerivedBench
 from ether_diffusion.evaluation.subjects.protocols import Subject
 from ether_diffusion.evaluation.subjects.summary import Result
-from ether_diffusion.logs import show_study_logs
-from ether_diffusion.runs.choosing import BEST
 from ether_diffusion.runs.drawing import load_pipeline
 from ether_diffusion.runs.record import read_run
-from ether_diffusion.training.cli import parse_config
-
-
-@dataclass
-class ChoosingConfig(DerivedConfig):
-    """A benchmark whose trainings choose a step; that one is drawn beside the last."""
-
-    WAYS: ClassVar[tuple[str, ...]] = (BEST,)
 
 
 class ChoosingBench(DerivedBench):
@@ -64,14 +53,3 @@ def on_other_prompts(results: Sequence[Result]) -> list[Result]:
         {**result, "images": [row for row in result.get("images", []) if row["prompt"] not in chosen_by]}
         for result in results
     ]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: train, draw the last and the chosen step, score; then the planned comparisons.
-
-    Raises:
-        SystemExit: a setting is impossible, or jobs failed.
-    """
-    show_study_logs()
-    config = parse_config(ChoosingConfig, arguments)
-    run_study(lambda device: ChoosingBench.load(config, device), config.shard)

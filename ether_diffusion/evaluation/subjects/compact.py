@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.runner import Job
-from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE, DRAWING
+from ether_diffusion.evaluation.subjects.arms import DRAWING
 from ether_diffusion.evaluation.subjects.protocols import fingerprint
-from ether_diffusion.evaluation.subjects.summary import METRICS, SCALED, Result, all_results
+from ether_diffusion.evaluation.subjects.settings import ANCHORS, BASE
+from ether_diffusion.evaluation.subjects.summary import METRICS, SCALED, Result
 from ether_diffusion.files import write_text
 from ether_diffusion.reading import DamagedFileError, matches, read_json, read_yaml, shown
 from ether_diffusion.runs.base import SETTINGS as BASE_SETTINGS
@@ -249,23 +249,3 @@ def settings_in(folder: Path) -> dict[str, Any]:
         raise DamagedFileError(f"{path} is damaged: it holds {shown(found)}, settings are expected")
     settings: dict[str, Any] = found
     return settings
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: write the file of a benchmark's folder.
-
-    Raises:
-        SystemExit: the folder has no results, or one of its files is damaged.
-    """
-    parser = Parser(description="All scores and settings of a benchmark in one small file, to commit and compare with.")
-    parser.add_argument("folder", type=Path, help="the benchmark's folder, such as runs/playground")
-    parser.add_argument("file", type=Path, help="the JSON file to write")
-    given = parser.parse_args(arguments)
-    try:
-        results = in_order(all_results(given.folder), given.folder)
-        if not results:
-            parser.error(f"{given.folder} has no results: name the output_dir of a benchmark that has run")
-        write_compact(given.file, results, settings_in(given.folder))
-    except (DamagedFileError, OSError) as error:
-        parser.error(str(error))
-    print(f"{given.file}: {len(results)} jobs, {given.file.stat().st_size / 1e6:.2f} MB")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from ether_diffusion.evaluation.subjects.arms import ANCHORS
+from ether_diffusion.evaluation.subjects.settings import ANCHORS
 from ether_diffusion.evaluation.subjects.summary import REAL, Row
 from ether_diffusion.page.text import number
 from ether_diffusion.playground import GUIDANCE

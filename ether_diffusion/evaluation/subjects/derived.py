@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from ether_diffusion.evaluation.runner import PAUSE, Job, claimed
-from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig, is_anchor, method_of
+from ether_diffusion.evaluation.subjects.arms import is_anchor, method_of
 from ether_diffusion.evaluation.subjects.benchmark import Bench
 from ether_diffusion.evaluation.subjects.compact import WAY
 from ether_diffusion.evaluation.subjects.protocols import Subject
+from ether_diffusion.evaluation.subjects.settings import DerivedConfig
 from ether_diffusion.evaluation.subjects.summary import read_result
 from ether_diffusion.metrics.distances import components, mean_distances, trained_layers
 from ether_diffusion.training.loop import TrainingDivergedError
-
-
-@dataclass
-class DerivedConfig(BenchmarkConfig):
-    """A benchmark whose arms are drawn in further ways; what was trained is kept.
-
-    Attributes:
-        keep_runs: always, since the further ways are made of what was trained.
-    """
-
-    WAYS: ClassVar[tuple[str, ...]]
-    """Names of the further ways; that of an arm is called ``arm, way``."""
-
-    keep_runs: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.keep_runs:
-            raise ValueError("keep_runs must stay true: the further ways are made of what was trained")
-
-    @property
-    def drawn_arms(self) -> dict[str, str]:
-        """Each arm as it ended, and in every further way."""
-        return {name: arm for arm in self.arms for name in (arm, *(f"{arm}, {way}" for way in self.WAYS))}
 
 
 class DerivedBench(Bench):

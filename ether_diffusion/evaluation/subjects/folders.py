@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.tables import write_tables
 from ether_diffusion.files import write_text
-from ether_diffusion.logs import show_study_logs
 from ether_diffusion.metrics.generated import pair_folders, read_pictures
-from ether_diffusion.metrics.judges import add_judges, judges_of
 from ether_diffusion.metrics.scoring import Judges, References, score_images
 
 
@@ -53,31 +49,3 @@ def score_folders(
     for result in results:
         write_text(output_dir / "results" / f"{result['subject']}.json", json.dumps(result))
     return write_tables(output_dir, results, [f"{path}: {reason}" for path, reason in refused.items()]), refused
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: score two folders, print the table, and name what was not scored.
-
-    Raises:
-        SystemExit: 1 if something was not scored, 2 if nothing could be.
-    """
-    show_study_logs()
-    parser = Parser(
-        description="DINO, CLIP-I, CLIP-T, LPIPS and DIV of generated images against a subject's own.",
-    )
-    parser.add_argument("--generated", type=Path, required=True, help="images, or a folder of them for each subject")
-    parser.add_argument("--references", type=Path, required=True, help="likewise, under the same names")
-    parser.add_argument("--output_dir", type=Path, help="default: beside the generated folder, with -scores added")
-    parser.add_argument("--token", help="the rare word of the prompts, such as qwe")
-    add_judges(parser)
-    given = parser.parse_args(arguments)
-    generated = given.generated.resolve()
-    output_dir = given.output_dir or generated.with_name(f"{generated.name}-scores")
-    try:
-        pair_folders(given.generated, given.references)  # a wrong path shows before the judges are loaded
-        table, refused = score_folders(given.generated, given.references, judges_of(given), output_dir, given.token)
-    except (ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
-    print(f"{table}\nscores of every image and pair: {output_dir / 'scores.jsonl'}")
-    if refused:
-        raise SystemExit(1)

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from ether_diffusion.evaluation.figures import Difference, write_differences
 from ether_diffusion.evaluation.statistics import Comparison, compare
-from ether_diffusion.evaluation.subjects.arms import BASE, Sides, cell_of
+from ether_diffusion.evaluation.subjects.settings import BASE, Sides, cell_of
 from ether_diffusion.evaluation.subjects.summary import Metric, Result, unit_values
 from ether_diffusion.evaluation.tables import comparison_cells
 from ether_diffusion.files import write_text

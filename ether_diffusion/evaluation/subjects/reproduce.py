@@ -17,30 +17,26 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ether_diffusion.arguments import Parser
 from ether_diffusion.config import suggestion
-from ether_diffusion.evaluation.encoding import ENCODING
 from ether_diffusion.evaluation.runner import run_study
+from ether_diffusion.evaluation.settings import ENCODING
 from ether_diffusion.evaluation.subjects.against import (
     ANCHOR_TOLERANCE,
     TOLERANCE,
     check_same,
     job_of,
-    read_rows,
     sample_differences,
 )
-from ether_diffusion.evaluation.subjects.arms import ANCHORS, BenchmarkConfig
 from ether_diffusion.evaluation.subjects.benchmark import Bench
 from ether_diffusion.evaluation.subjects.compact import WAY, Compact, arm_key
+from ether_diffusion.evaluation.subjects.settings import ANCHORS, BenchmarkConfig
 from ether_diffusion.evaluation.subjects.summary import Metric, Result, all_results, primary, summarize, unit_values
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import markdown_table, number
-from ether_diffusion.ranges import SEED
 
 AGREES, MOSTLY, DIFFERS = "agrees", "agrees but for some trainings", "DOES NOT AGREE"
 TEXT, FOUND = "reproduced.md", "reproduced.json"
@@ -252,30 +248,3 @@ def reproduce(config: BenchmarkConfig, rows: Compact) -> list[RowAgreement]:
     write_text(config.output_dir / FOUND, json.dumps(content, indent=1))
     print(text)
     return found
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program: run rows again; it ends with 1 where one does not agree.
-
-    Raises:
-        SystemExit: the file is not there, has no such row, or a row does not agree.
-    """
-    parser = Parser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("table", type=Path, help="the file of the rows, such as docs/results/playground.json")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where to run; what is done there is kept")
-    parser.add_argument("--arms", nargs="+", default=[], help="methods to run again, or base for the anchors alone")
-    parser.add_argument("--subjects", nargs="+", default=[], help="default: all of the file")
-    parser.add_argument("--seeds", nargs="+", type=SEED.of(int), default=[], help="default: all of the file")
-    parser.add_argument("--protocol", help="YAML file of the subjects, where the file's protocol was one")
-    parser.add_argument("--data_dir", type=Path, help="photos of the protocol dreambooth")
-    parser.add_argument("--base", help="where the base lies, if its name in the file is not where it is here")
-    for judge in ("dino", "clip", "lpips"):
-        parser.add_argument(f"--{judge}", help=f"likewise the judge {judge}")
-    given = parser.parse_args(arguments)
-    try:
-        rows = read_rows(given.table)
-        config = config_of(rows, given.arms, given)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    if any(row.verdict == DIFFERS for row in reproduce(config, rows)):
-        raise SystemExit(1)

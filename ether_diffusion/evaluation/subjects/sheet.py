@@ -7,13 +7,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.subjects.benchmark import read_benchmark
 from ether_diffusion.evaluation.subjects.sections import picture_for, prompts_of
 from ether_diffusion.evaluation.subjects.summary import Result
 from ether_diffusion.images import load_image
-from ether_diffusion.page.pictures import SIDE, picture_grid, save_picture
-from ether_diffusion.ranges import AMOUNT
+from ether_diffusion.page.pictures import SIDE, picture_grid
 
 BLANK = Image.new("RGB", (SIDE, SIDE), "white")
 """In the place of a picture that is not there."""
@@ -54,18 +52,3 @@ def draw_sheet(folder: Path, subjects: Sequence[str] = (), prompt: int = 0) -> I
 def _drawn(results: list[Result]) -> Result | None:
     """The first result with pictures; a training that diverged has none."""
     return next((result for result in results if result["images"]), None)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the sheet of the benchmark named on the command line."""
-    parser = Parser(description="One picture of a benchmark.")
-    parser.add_argument("folder", type=Path, help="the benchmark's folder, such as runs/playground")
-    parser.add_argument("picture", type=Path, help="the PNG file to write")
-    parser.add_argument("--subjects", nargs="*", default=[], help="default: all")
-    parser.add_argument("--prompt", type=AMOUNT.of(int), default=0, help="number of the prompt that is shown")
-    given = parser.parse_args(arguments)
-    try:
-        save_picture(draw_sheet(given.folder, given.subjects, given.prompt), given.picture)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    print(given.picture)

@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.statistics import Comparison, against_leader, mean_interval
-from ether_diffusion.evaluation.subjects.arms import ANCHORS, BASE, COPIES
+from ether_diffusion.evaluation.subjects.settings import ANCHORS, BASE, COPIES
 from ether_diffusion.metrics.choosing import rank
 from ether_diffusion.page.text import number
 from ether_diffusion.reading import DamagedFileError, matches, read_json, shown

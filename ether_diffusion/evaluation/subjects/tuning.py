@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ether_diffusion.evaluation.statistics import Comparison, compare
-from ether_diffusion.evaluation.subjects.arms import ANCHORS
 from ether_diffusion.evaluation.subjects.compact import WAY
+from ether_diffusion.evaluation.subjects.settings import ANCHORS
 from ether_diffusion.evaluation.subjects.summary import Metric, Result, Row, unit_values
 from ether_diffusion.page.text import number
 from ether_diffusion.registry import METHODS, MethodEntry, title_of

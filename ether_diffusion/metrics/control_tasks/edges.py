@@ -12,7 +12,8 @@ from PIL import Image
 from ether_diffusion.control.conditions import CANNY_HIGH, CANNY_LOW, canny
 from ether_diffusion.metrics.backbones import Picture, as_rgb
 from ether_diffusion.metrics.control_tasks.base import Compared, Condition, MeanTask, Measure, read_grey, size_of
-from ether_diffusion.metrics.edges import SCALES, EdgeDetector, edge_agreement, ms_ssim
+from ether_diffusion.metrics.edges import EdgeDetector, edge_agreement, ms_ssim
+from ether_diffusion.metrics.names import SCALES
 
 _BETWEEN = 0.1
 """So great a share of canny's pixels may be neither black nor white."""

@@ -1,4 +1,4 @@
-"""The task that control accuracy is measured by, as flags of a command line."""
+"""The task that control accuracy is measured by, from the flags of a command line."""
 
 from __future__ import annotations
 
@@ -16,52 +16,11 @@ from ether_diffusion.metrics.control_tasks.depth import Depth
 from ether_diffusion.metrics.control_tasks.edges import Canny, SoftEdges
 from ether_diffusion.metrics.control_tasks.landmarks import Landmarks
 from ether_diffusion.metrics.control_tasks.segmentation import Segmentation
-from ether_diffusion.metrics.depth import DEPTH, DepthEstimator
-from ether_diffusion.metrics.edges import DETECTORS, SCALES, EdgeDetector, load_edge_detector
+from ether_diffusion.metrics.depth import DepthEstimator
+from ether_diffusion.metrics.edges import EdgeDetector, load_edge_detector
 from ether_diffusion.metrics.landmarks import load_face_alignment
-from ether_diffusion.metrics.segmentation import IGNORE_INDEX, SEGMENTER, Segmenter
-from ether_diffusion.ranges import AMOUNT, COUNT, OFFSET
-
-NONE = "none"
-"""Stands for nothing on a command line."""
-
-
-def add_judging(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of all tasks but ``--task``, ``--resize`` and ``--generated``, which :func:`task_of` reads, too."""
-    maps = parser.add_argument_group("segmentation")
-    maps.add_argument(
-        "--segmenter",
-        default=SEGMENTER,
-        help="Hub id, folder or playground (default: %(default)s; others on ADE20K: openmmlab/upernet-swin-large, "
-        "facebook/mask2former-swin-large-ade-semantic)",
-    )
-    maps.add_argument(
-        "--label_offset",
-        type=OFFSET.of(int),
-        help="the maps' id of the segmenter's class 0; lower ids are left out. Default: as its image processor says, "
-        "1 for those of ADE20K",
-    )
-    maps.add_argument(
-        "--ignore_index", type=_index, default=IGNORE_INDEX, help="id that is left out, or none (default: %(default)s)"
-    )
-    edges = parser.add_argument_group("edges")
-    edges.add_argument(
-        "--canny",
-        type=AMOUNT.of(float),
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        default=[CANNY_LOW, CANNY_HIGH],
-        help="thresholds (default: 100 200, ControlNet's)",
-    )
-    edges.add_argument(
-        "--edges", default="hed", help=f"{', '.join(DETECTORS)}, or a folder of edges under the pictures' names"
-    )
-    edges.add_argument("--ms_ssim_scales", type=COUNT.of(int), default=SCALES, help="default: %(default)s")
-    parser.add_argument("--depth", default=DEPTH, help="judge of depth: Hub id or folder (default: %(default)s)")
-
-
-def _index(text: str) -> int | None:
-    return None if text == NONE else int(text)
+from ether_diffusion.metrics.names import DETECTORS
+from ether_diffusion.metrics.segmentation import Segmenter
 
 
 def edge_folder(folder: Path, generated: Path) -> EdgeDetector:
@@ -82,14 +41,14 @@ def edge_folder(folder: Path, generated: Path) -> EdgeDetector:
 
 
 def task_of(given: argparse.Namespace, device: str) -> ControlTask:
-    """The task that the flags name, its judge loaded.
+    """The task that the flags of :func:`~ether_diffusion.metrics.asked.add_judging` name, its judge loaded.
 
     Raises:
         ImportError: a package is missing.
         OSError: a model cannot be loaded.
         ValueError: a setting is impossible.
     """
-    return TASKS[given.task](given, device)
+    return MAKERS[given.task](given, device)
 
 
 def _segmentation(given: argparse.Namespace, device: str) -> ControlTask:
@@ -97,7 +56,7 @@ def _segmentation(given: argparse.Namespace, device: str) -> ControlTask:
 
 
 def _canny(given: argparse.Namespace, device: str) -> ControlTask:
-    low, high = given.canny
+    low, high = given.canny or (CANNY_LOW, CANNY_HIGH)
     return Canny(low, high, given.resize)
 
 
@@ -120,10 +79,11 @@ def _landmarks(given: argparse.Namespace, device: str) -> ControlTask:
     return Landmarks(load_face_alignment(device), "face-alignment, 68 points, 2D", given.resize)
 
 
-TASKS: dict[str, Callable[[argparse.Namespace, str], ControlTask]] = {
+MAKERS: dict[str, Callable[[argparse.Namespace, str], ControlTask]] = {
     "segmentation": _segmentation,
     "canny": _canny,
     "edges": _edges,
     "depth": _depth,
     "landmarks": _landmarks,
 }
+"""One for each of :data:`~ether_diffusion.metrics.names.TASKS`."""

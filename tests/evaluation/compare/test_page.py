@@ -11,7 +11,7 @@ from page.chromium import Opener, needs_chromium, seen_at
 from PIL import Image
 
 from ether_diffusion.evaluation.compare.columns import columns_of, read_sources
-from ether_diffusion.evaluation.compare.program import write_comparison
+from ether_diffusion.evaluation.compare.comparison import write_comparison
 from ether_diffusion.evaluation.compare.votes import read_votes, wins
 from ether_diffusion.runs.sample import Request
 

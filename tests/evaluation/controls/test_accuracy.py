@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ether_diffusion.cli.programs.control_accuracy import main
 from ether_diffusion.control.conditions import canny
-from ether_diffusion.evaluation.controls.accuracy import main, ranked
+from ether_diffusion.evaluation.controls.accuracy import ranked
 from ether_diffusion.metrics import distribution
 from ether_diffusion.metrics.control_tasks import Measure
 from ether_diffusion.metrics.distribution import kernel_distance, load_feature_model

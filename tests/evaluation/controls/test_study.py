@@ -16,19 +16,22 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy import stats
 
+from ether_diffusion.cli.programs.control_accuracy import main as accuracy
+from ether_diffusion.cli.programs.studies import controls as controls_main
 from ether_diffusion.evaluation.controls import pages as control_pages
 from ether_diffusion.evaluation.controls import study as control_study
-from ether_diffusion.evaluation.controls.accuracy import main as accuracy
 from ether_diffusion.evaluation.controls.findings import differences, read_differences, read_findings, write_outline
 from ether_diffusion.evaluation.controls.pages import read_section, write_compared, write_study
-from ether_diffusion.evaluation.controls.study import ControlStudy, ControlStudyConfig, all_jobs, training_of
+from ether_diffusion.evaluation.controls.settings import ControlStudyConfig
+from ether_diffusion.evaluation.controls.study import ControlStudy, all_jobs, training_of
 from ether_diffusion.evaluation.overview import write_report
 from ether_diffusion.evaluation.tables import ONE_SEED, control_rates_table, controls_table, steps_caption
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.private import forget_accelerator
-from ether_diffusion.runs.drawing import Drawing, draw_samples, load_run
+from ether_diffusion.runs.control_drawing import Drawing
+from ether_diffusion.runs.drawing import draw_samples, load_run
 from ether_diffusion.runs.record import read_run
 from ether_diffusion.training import control
 from ether_diffusion.training.cli import parse_config
@@ -175,11 +178,11 @@ def test_the_program_tells_differences(tmp_path: Path, capsys: pytest.CaptureFix
     recipe = tmp_path / "study.yaml"
     recipe.write_text(json.dumps(settings | {"num_inference_steps": 2, "compare_with": ["encoder alone"]}))
     flags = ["--config", str(recipe), "--output_dir", str(tmp_path / "study")]
-    control_study.main(flags)
+    controls_main(flags)
     assert "| method | minus | difference in mIoU, 95 % interval | p (Holm) | seeds |" in capsys.readouterr().out
     outline = (tmp_path / "study" / "study.json").read_text()
     with pytest.raises(SystemExit, match="made with other settings"):
-        control_study.main([*flags, "--eval_steps=[1, 2]"])
+        controls_main([*flags, "--eval_steps=[1, 2]"])
     assert (tmp_path / "study" / "study.json").read_text() == outline
 
 
@@ -217,9 +220,9 @@ def test_independent_shards_give_the_results_of_one_run(tmp_path: Path, capsys: 
     settings = {"training": TRAINING, "arms": arms, "eval_steps": [1], "pairs": 2, "samples": 1}
     recipe = tmp_path / "study.yaml"
     recipe.write_text(json.dumps(settings | {"num_inference_steps": 2, "compare_with": ["encoder alone"]}))
-    control_study.main(["--config", str(recipe), "--output_dir", str(tmp_path / "one")])
+    controls_main(["--config", str(recipe), "--output_dir", str(tmp_path / "one")])
     for shard in ("2/2", "1/2"):
-        control_study.main(["--config", str(recipe), "--output_dir", str(tmp_path / "split"), "--shard", shard])
+        controls_main(["--config", str(recipe), "--output_dir", str(tmp_path / "split"), "--shard", shard])
 
     def results(folder: Path) -> dict[str, Any]:
         found = {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -230,7 +233,7 @@ def test_independent_shards_give_the_results_of_one_run(tmp_path: Path, capsys: 
     assert split.keys() == one.keys()
     assert [name for name in one if one[name] != split[name]] == []
     with pytest.raises(SystemExit, match="shard is '3/2'"):
-        control_study.main(["--config", str(recipe), "--output_dir", str(tmp_path / "split"), "--shard", "3/2"])
+        controls_main(["--config", str(recipe), "--output_dir", str(tmp_path / "split"), "--shard", "3/2"])
 
 
 def test_a_diverged_arm_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ import ether_diffusion as ether
 from ether_diffusion.core.host import host_of
 from ether_diffusion.evaluation import runner
 from ether_diffusion.evaluation.mixing.findings import PairResult, by_pair, planned, write_findings
-from ether_diffusion.evaluation.mixing.study import Couple, Mixing, MixingConfig
+from ether_diffusion.evaluation.mixing.settings import MixingConfig
+from ether_diffusion.evaluation.mixing.study import Couple, Mixing
 from ether_diffusion.evaluation.mixing.ways import PRODUCT, STRENGTHS, pipelines_of
 from ether_diffusion.metrics.backbones import Picture, as_rgb
 from ether_diffusion.metrics.scoring import Judges

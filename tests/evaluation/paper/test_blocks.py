@@ -11,16 +11,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.evaluation.paper.blocks import (
-    Cost,
-    StepInput,
-    analyse,
-    main,
-    random_input,
-    step,
-    step_bytes,
-    step_costs,
-)
+from ether_diffusion.cli.programs.studies import block_count as main
+from ether_diffusion.evaluation.paper.blocks import Cost, StepInput, analyse, random_input, step, step_bytes, step_costs
 from ether_diffusion.families.registry import family_of
 from ether_diffusion.registry import OWN_METHODS
 

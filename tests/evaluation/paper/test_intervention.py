@@ -9,18 +9,13 @@ import torch
 from helpers import shake
 
 from ether_diffusion import EtherConfig, attach
+from ether_diffusion.cli.programs.studies import energy_intervention as main
 from ether_diffusion.core.host import host_of
 from ether_diffusion.core.layout import Layout
 from ether_diffusion.core.methods import Naive
 from ether_diffusion.core.targets import find_targets
-from ether_diffusion.evaluation.paper.intervention import (
-    CHANGES,
-    EnergyConfig,
-    change_weights,
-    main,
-    orthogonal,
-    with_row_norms,
-)
+from ether_diffusion.evaluation.paper.intervention import CHANGES, change_weights, orthogonal, with_row_norms
+from ether_diffusion.evaluation.paper.settings import EnergyConfig
 from ether_diffusion.metrics.distances import hyperspherical_energy
 from ether_diffusion.playground.tiny import tiny_pipeline
 from ether_diffusion.reading import read_json

@@ -10,8 +10,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ether_diffusion import playground
+from ether_diffusion.cli.programs.weights import perturbation as main
 from ether_diffusion.core.targets import find_targets
-from ether_diffusion.evaluation.paper.perturbation import KINDS, main, perturbed, rotation_limit, rotations
+from ether_diffusion.evaluation.paper.perturbation import KINDS, perturbed, rotation_limit, rotations
 from ether_diffusion.metrics.distances import effective_weights, transforms
 from ether_diffusion.pipelines.fingerprint import base_hash
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from ether_diffusion.evaluation.paper.learning_rates import RatesConfig
 from ether_diffusion.evaluation.paper.rate_losses import compare_losses, rate_losses, write_losses
+from ether_diffusion.evaluation.paper.settings import RatesConfig
 from ether_diffusion.evaluation.subjects.summary import BY_KEY
 
 DINO = BY_KEY["dino"]

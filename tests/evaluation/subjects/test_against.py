@@ -14,6 +14,8 @@ import pytest
 import yaml
 from scipy import stats
 
+from ether_diffusion.cli.programs.rows import reproduce, table
+from ether_diffusion.cli.programs.studies import bench
 from ether_diffusion.evaluation.statistics import holm
 from ether_diffusion.evaluation.subjects.against import (
     ANCHOR_TOLERANCE,
@@ -25,11 +27,8 @@ from ether_diffusion.evaluation.subjects.against import (
     read_rows,
     write_against,
 )
-from ether_diffusion.evaluation.subjects.benchmark import main as bench
 from ether_diffusion.evaluation.subjects.compact import Compact, Protocol, write_compact
-from ether_diffusion.evaluation.subjects.compact import main as table
 from ether_diffusion.evaluation.subjects.reproduce import AGREES, DIFFERS, MOSTLY, agreements, config_of
-from ether_diffusion.evaluation.subjects.reproduce import main as reproduce
 
 ROOT = Path(__file__).parents[3]
 SUBJECTS = {"dog": (0.30, 0.42), "cat": (0.55, 0.50), "box": (0.41, 0.47)}

@@ -25,18 +25,10 @@ from ether_diffusion import registry
 from ether_diffusion.evaluation import runner
 from ether_diffusion.evaluation.runner import Job
 from ether_diffusion.evaluation.subjects import benchmark
-from ether_diffusion.evaluation.subjects.arms import (
-    BASE,
-    COPIES,
-    NOISE,
-    BenchmarkConfig,
-    all_jobs,
-    is_anchor,
-    method_of,
-    training_of,
-)
+from ether_diffusion.evaluation.subjects.arms import all_jobs, is_anchor, method_of, training_of
 from ether_diffusion.evaluation.subjects.benchmark import Bench
 from ether_diffusion.evaluation.subjects.protocols import Subject
+from ether_diffusion.evaluation.subjects.settings import BASE, COPIES, NOISE, BenchmarkConfig
 from ether_diffusion.evaluation.subjects.summary import all_results
 from ether_diffusion.evaluation.tables import write_summary
 from ether_diffusion.families.sd import StableDiffusion

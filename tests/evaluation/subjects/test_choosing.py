@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ether_diffusion.evaluation.subjects.choosing import main
+from ether_diffusion.cli.programs.rows import reproduce
+from ether_diffusion.cli.programs.studies import chosen_step as main
 from ether_diffusion.evaluation.subjects.compact import read_compact
-from ether_diffusion.evaluation.subjects.reproduce import main as reproduce
 from ether_diffusion.reading import read_json
 
 STUDY = """

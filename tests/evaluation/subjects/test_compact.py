@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ether_diffusion.evaluation.subjects.compact import in_order, main, read_compact, write_compact
+from ether_diffusion.cli.programs.rows import table as main
+from ether_diffusion.evaluation.subjects.compact import in_order, read_compact, write_compact
 from ether_diffusion.evaluation.subjects.summary import at_strength, comparisons, strength_rows, summarize
 from ether_diffusion.evaluation.tables import strengths_table
 from ether_diffusion.reading import DamagedFileError

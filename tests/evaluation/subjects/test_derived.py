@@ -14,8 +14,9 @@ from PIL import Image
 
 from ether_diffusion import pipelines
 from ether_diffusion.evaluation.runner import Job, run_jobs
-from ether_diffusion.evaluation.subjects.derived import DerivedBench, DerivedConfig
+from ether_diffusion.evaluation.subjects.derived import DerivedBench
 from ether_diffusion.evaluation.subjects.protocols import Subject
+from ether_diffusion.evaluation.subjects.settings import DerivedConfig
 from ether_diffusion.evaluation.subjects.summary import all_results
 from ether_diffusion.metrics.distances import components, trained_layers
 from ether_diffusion.metrics.scoring import Judges

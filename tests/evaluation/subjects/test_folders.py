@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ether_diffusion.cli.programs.pictures import subject_fidelity as main
 from ether_diffusion.evaluation.overview import write_report
-from ether_diffusion.evaluation.subjects.folders import main, score_folders
+from ether_diffusion.evaluation.subjects.folders import score_folders
 from ether_diffusion.metrics.generated import pair_folders, read_pictures
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.metrics.scoring import Judges

@@ -13,7 +13,8 @@ import yaml
 from page.chromium import Opener, needs_chromium
 from PIL import Image
 
-from ether_diffusion.evaluation.overview import main, write_report
+from ether_diffusion.cli.programs.report import main
+from ether_diffusion.evaluation.overview import write_report
 from ether_diffusion.evaluation.subjects.costs import StepsError, costs, read_steps, steps_of
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, summarize
 from ether_diffusion.evaluation.subjects.tuning import tuned_against_default, tunings

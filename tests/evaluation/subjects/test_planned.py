@@ -14,8 +14,8 @@ from scipy import stats
 from ether_diffusion.evaluation.figures import Difference
 from ether_diffusion.evaluation.statistics import holm
 from ether_diffusion.evaluation.subjects import planned
-from ether_diffusion.evaluation.subjects.arms import BenchmarkConfig, cell_of
 from ether_diffusion.evaluation.subjects.planned import draw_planned, planned_comparisons, scores_of_cell, write_planned
+from ether_diffusion.evaluation.subjects.settings import BenchmarkConfig, cell_of
 from ether_diffusion.evaluation.subjects.summary import BY_KEY
 
 DINO = BY_KEY["dino"]

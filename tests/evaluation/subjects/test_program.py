@@ -14,12 +14,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from ether_diffusion.evaluation.paper.intervention import EnergyConfig
-from ether_diffusion.evaluation.paper.learning_rates import RatesConfig
-from ether_diffusion.evaluation.subjects.arms import ANCHORS, all_jobs, is_anchor, training_of
-from ether_diffusion.evaluation.subjects.benchmark import main
-from ether_diffusion.evaluation.subjects.choosing import ChoosingConfig
+from ether_diffusion.cli.programs.studies import bench as main
+from ether_diffusion.evaluation.paper.settings import EnergyConfig, RatesConfig
+from ether_diffusion.evaluation.subjects.arms import all_jobs, is_anchor, training_of
 from ether_diffusion.evaluation.subjects.protocols import load_protocol
+from ether_diffusion.evaluation.subjects.settings import ANCHORS, ChoosingConfig
 from ether_diffusion.evaluation.subjects.summary import REAL
 
 ROOT = Path(__file__).parents[3]

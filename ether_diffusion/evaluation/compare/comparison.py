@@ -1,45 +1,32 @@
-"""``ether compare RUN RUN …``: runs, adapter files and LoRA files side by side, drawn from the same prompts and seeds.
-
-    ether compare runs/dog runs/dog-lora --prompts "a qwe dog in snow" --seeds 0 1 2 3
-    ether compare runs/dog runs/dog/best dog.safetensors          # last step, best step, exported LoRA
-    ether compare runs/dog --strengths 0.5 0.75 1                 # one run at several strengths
-
-The new folder has ``compare.html``, one page that opens offline, and the PNGs in ``pictures``. With ``#blind`` after
-its name the page opens without names; the choices that it saves are counted by ``ether votes``. The first RUN is a run
-folder: it says the base and, where they are not given, prompts and settings.
-"""
+"""Runs, adapter files and LoRA files side by side on one page, drawn from the same prompts and seeds."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ether_diffusion.arguments import Parser
 from ether_diffusion.evaluation.compare.columns import (
     Column,
     Source,
     columns_of,
     draw_columns,
     first_run,
-    read_sources,
 )
 from ether_diffusion.files import write_text
 from ether_diffusion.page.pictures import Picture, data_uri, save_picture, shared_size, thumbnail
 from ether_diffusion.page.render import render
-from ether_diffusion.pipelines.file import AdapterFileError, public_name
-from ether_diffusion.reading import DamagedFileError
+from ether_diffusion.pipelines.file import public_name
 from ether_diffusion.runs.checksums import sha256
 from ether_diffusion.runs.record import Run
 from ether_diffusion.runs.report import run_record
-from ether_diffusion.runs.sample import Request, add_request, check_new, drawing_facts, dtype_of, request_of
+from ether_diffusion.runs.sample import Request, drawing_facts
 
 PAGE, PICTURES = "compare.html", "pictures"
 THUMBNAIL, FULL_SIZE = 512, 24
@@ -127,38 +114,23 @@ def _record(source: Source) -> dict[str, str]:
     return {"File": source.path.name, "Kind": kind, "SHA-256": sha256(source.path)}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The program.
+def compare(sources: Sequence[Source], request: Request, device: str, dtype: str, folder: Path) -> Path:
+    """Draw a request with every source at every strength, and write the page; return its path.
+
+    Args:
+        sources: of :func:`~ether_diffusion.evaluation.compare.columns.read_sources`.
+        request: what is drawn; its prompts are not twice there.
+        device: where to draw.
+        dtype: of the base, by its name in torch.
+        folder: a new one.
 
     Raises:
-        SystemExit: a run, file or base cannot be read, or they cannot be compared.
+        AdapterFileError: a source does not fit the base.
+        ValueError: they cannot be compared.
+        OSError: the base cannot be read, or the folder not be written.
     """
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="run folder; after the first also a .safetensors file of an adapter or LoRA, or a folder with one",
-    )
-    add_request(parser)
-    parser.add_argument("--output_dir", type=Path, default=Path("compared"), help="new folder (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    try:
-        check_new(given.output_dir)
-        sources = read_sources(given.runs)
-        run, dtype = first_run(sources), dtype_of(given)
-        request = request_of(given, run)
-        request = replace(request, prompts=list(dict.fromkeys(request.prompts)))
-        columns = columns_of(sources, request.strengths)
-        total = len(columns) * len(request.prompts) * len(request.seeds)
-        drawn = draw_columns(columns, run, request, given.device, getattr(torch, dtype))
-        bar = tqdm(drawn, total=total, desc="draw", unit="picture")
-        page = write_comparison(sources, columns, request, dtype, bar, given.output_dir)
-    except (AdapterFileError, DamagedFileError, ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
-    print(page.resolve())
-
-
-if __name__ == "__main__":
-    main()
+    run, columns = first_run(sources), columns_of(sources, request.strengths)
+    drawn = draw_columns(columns, run, request, device, getattr(torch, dtype))
+    total = len(columns) * len(request.prompts) * len(request.seeds)
+    bar = tqdm(drawn, total=total, desc="draw", unit="picture")
+    return write_comparison(sources, columns, request, dtype, bar, folder)
