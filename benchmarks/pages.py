@@ -26,7 +26,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from ether_diffusion.evaluation.compare.columns import columns_of, read_sources
-from ether_diffusion.evaluation.compare.comparison import write_comparison
+from ether_diffusion.evaluation.compare.page import write_page
 from ether_diffusion.evaluation.controls.findings import write_differences, write_outline
 from ether_diffusion.evaluation.overview import write_report as write_overview
 from ether_diffusion.page.text import markdown_table
@@ -188,7 +188,7 @@ def comparison_page(folder: Path) -> Path:
         for number, prompt in enumerate(request.prompts)
         for seed in request.seeds
     )
-    return write_comparison(sources, columns, request, "float32", drawn, folder / "compared")
+    return write_page(sources, columns, request, "float32", drawn, folder / "compared")
 
 
 KINDS: dict[str, Callable[[Path], Path]] = {

@@ -11,8 +11,8 @@ from ether_diffusion.registry import METHODS, OWN_METHODS
 
 LoraFormat = Literal["diffusers", "kohya", "comfyui", "original"]
 """Whose names an exported LoRA has; a family offers some of them."""
-LoraDtype = Literal["float16", "bfloat16", "float32"]
-"""Of the numbers in an exported LoRA."""
+FloatDtype = Literal["float16", "bfloat16", "float32"]
+"""Of numbers that are stored, or computed with."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""The main job from end to end on a laptop: draw a subject, learn it, load the result, score it.
-
-It needs neither the Hub nor a GPU: the base and its judges are the playground's.
-"""
+"""The steps of the main job on the playground: draw a subject, learn it, load the result, score it."""
 
 from __future__ import annotations
 
@@ -63,22 +60,12 @@ def _inside(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.exists() else []
 
 
-def run_demo(folder: Path, config: Path) -> bool:
-    """Draw the subject, learn it, score the run, and draw its sample again in a fresh pipeline; print what came out.
-
-    Args:
-        folder: where the photos and the run are written.
-        config: of the training.
+def show_result(run: Path) -> bool:
+    """Score the run, draw its sample again in a fresh pipeline, and print what came out.
 
     Returns:
         Whether the fresh pipeline drew the same picture.
-
-    Raises:
-        OSError: the folder cannot be written, or holds other files.
-        subprocess.CalledProcessError: the training failed; it has said why.
     """
-    draw_photos(folder / "subject")
-    run = train(folder, config)
     scores = score_run(run, load_judges(playground.NAME, playground.NAME))
     for metric, row in scores.items():
         print(f"{metric:26} base {row['base']:.3f}, finetuned {row['finetuned']:.3f}")

@@ -62,21 +62,6 @@ def test_every_verb_answers_help_and_mistakes_before_heavy_imports() -> None:
     assert not HEAVY & after
 
 
-def test_the_collector_pauses_for_first_imports_alone_and_runs_again_after_them() -> None:
-    code = (
-        "import gc\nfrom ether_diffusion.first_imports import first_imports\n"
-        "with first_imports():\n    assert not gc.isenabled()\n    import diffusers\n"
-        "assert gc.isenabled() and gc.get_freeze_count() > 10_000\n"
-        "frozen = gc.get_freeze_count()\n"
-        "with first_imports():\n    assert gc.isenabled()\n    kept = [[] for _ in range(1000)]\n"
-        "assert gc.isenabled() and gc.get_freeze_count() <= frozen\n"
-        "gc.unfreeze()\ngc.disable()\nimport sys\ndel sys.modules['diffusers']\n"
-        "with first_imports():\n    pass\n"
-        "assert not gc.isenabled(), 'the user turned it off'"
-    )
-    assert "diffusers.utils" in imported(code)
-
-
 def test_an_adapter_on_a_model_without_diffusers_does_not_import_it() -> None:
     code = (
         "import torch, ether_diffusion as ether\n"

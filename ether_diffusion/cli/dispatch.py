@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 
 from ether_diffusion.cli.verbs import ETHER, Group, Program
 from ether_diffusion.config import suggestion
-from ether_diffusion.first_imports import first_imports
+from ether_diffusion.first_imports import ended_by_ctrl_c
 from ether_diffusion.logs import silence_libraries
 from ether_diffusion.terminal import may_close
 
@@ -97,7 +97,7 @@ def _show(text: str) -> None:
 
 def _load(target: str) -> Callable[[list[str]], object]:
     """Import a program."""
-    with first_imports():
+    with ended_by_ctrl_c():
         return resolve_name(target)
 
 

@@ -59,7 +59,7 @@ STUDY = Group(
                 "block_count",
                 "quality, time and memory against the number of blocks",
                 "ether_diffusion.cli.programs.studies:block_count",
-                "ether_diffusion.evaluation.subjects.settings:BenchmarkConfig",
+                "ether_diffusion.evaluation.paper.settings:BlocksConfig",
             ),
             Program(
                 "chosen_step",

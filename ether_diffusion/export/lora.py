@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from ether_diffusion.config import LoraDtype
+from ether_diffusion.config import FloatDtype
 from ether_diffusion.export.factors import ExportError, lora_layers
 from ether_diffusion.export.metadata import describe
 from ether_diffusion.export.names import keys_of, tensors_of
@@ -70,7 +70,7 @@ def export_lora(
     format: str = "diffusers",
     name: str | Sequence[str] | None = None,
     strength: float | Sequence[float] = 1.0,
-    dtype: LoraDtype = "float16",
+    dtype: FloatDtype = "float16",
     told: Mapping[str, str] | None = None,
     base: str | None = None,
 ) -> Exported:
@@ -158,7 +158,7 @@ def _strengths(
     return dict(zip(names, each, strict=True))
 
 
-def _stored(value: Tensor, dtype: LoraDtype, key: str) -> Tensor:
+def _stored(value: Tensor, dtype: FloatDtype, key: str) -> Tensor:
     """A tensor in the dtype of the file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The judges by name, as programs ask for them."""
+"""The judges of subjects, loaded by their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who judges where nobody else is asked for, and how: the defaults of the flags and settings that name judges."""
+"""The names of judges and of kinds of control: what flags and settings offer, and what they are by default."""
 
 from __future__ import annotations
 
@@ -17,5 +17,6 @@ DETECTORS = {"hed": "HEDdetector", "lineart": "LineartDetector", "lineart_anime"
 SCALES = 5
 """Of MS-SSIM."""
 DEPTH = "Intel/dpt-large"
+"""Of depth."""
 INCEPTION = "inception"
 """The features of published FIDs; ``inception:FILE`` takes its weights from a file."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 
 from ether_diffusion import export
-from ether_diffusion.config import LoraDtype
+from ether_diffusion.config import FloatDtype
 from ether_diffusion.export.factors import ExportError
 from ether_diffusion.export.lora import Exported
 from ether_diffusion.runs.drawing import load_run
@@ -26,8 +26,8 @@ def export_lora(
     format: str = "diffusers",
     name: str | Sequence[str] | None = None,
     strength: float | Sequence[float] = 1.0,
-    dtype: LoraDtype = "float16",
-    base_dtype: LoraDtype = "float32",
+    dtype: FloatDtype = "float16",
+    base_dtype: FloatDtype = "float32",
 ) -> Exported:
     """Write adapters as one LoRA file that does exactly what they do on their base, W + Σ s ΔW.
 
@@ -57,8 +57,8 @@ def export_lora(
     """
     if not isinstance(pipe_or_run, str | Path):
         return export.lora.export_lora(pipe_or_run, path, format, name, strength, dtype)
-    if base_dtype not in get_args(LoraDtype):
-        raise ExportError(f"base_dtype {base_dtype!r} is none of {', '.join(get_args(LoraDtype))}")
+    if base_dtype not in get_args(FloatDtype):
+        raise ExportError(f"base_dtype {base_dtype!r} is none of {', '.join(get_args(FloatDtype))}")
     run = read_run(Path(pipe_or_run))
     if not run.entry.is_own:
         raise ExportError(f"{run.folder} was trained with method={run.method}: what is exported is ETHER and ETHER+")

@@ -52,6 +52,8 @@ def test_settings_and_their_choices_are_completed(written: Path, tmp_path: Path)
     assert completed(written, tmp_path, "control", "--canny") == {"--canny_low", "--canny_high"}
     assert completed(written, tmp_path, "train", "--method", "") == set(METHODS)
     assert completed(written, tmp_path, "train", "--seed", "3", "--random_flip", "t") == {"true"}
+    assert completed(written, tmp_path, "bench", "--lpips_n") == {"--lpips_net"}
+    assert completed(written, tmp_path, "study", "lr_robustness", "--tuned") == {"--tuned_rates"}
 
 
 def test_recipes_and_files_are_completed(written: Path, tmp_path: Path) -> None:

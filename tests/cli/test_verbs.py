@@ -16,7 +16,7 @@ import pytest
 from cli.helpers import programs
 
 from ether_diffusion.cli import main, run_script
-from ether_diffusion.cli.verbs import ETHER, STUDY, Group
+from ether_diffusion.cli.verbs import ETHER, STUDY, Group, Program
 from ether_diffusion.recipes import recipes
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,26 @@ def test_the_help_of_a_verb_is_the_programs_own_under_the_verbs_name(
     command = " ".join(("ether", *words))
     assert shown.startswith(f"usage: {command} [")
     assert shown.partition("\n\n")[2] == own.partition("\n\n")[2]  # the usage before it wraps by the name's length
+
+
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(program, id=" ".join(words)) for words, program in programs() if program.settings is not None],
+)
+def test_a_program_parses_the_settings_that_the_table_completes(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ParsedError(Exception):
+        pass
+
+    def parse(settings: type, arguments: list[str]) -> None:
+        raise ParsedError(settings)
+
+    target = resolve_name(program.target)
+    monkeypatch.setitem(target.__globals__, "parse_config", parse)
+    with pytest.raises(ParsedError) as asked:
+        target([])
+    assert asked.value.args == (resolve_name(str(program.settings)),)
 
 
 def test_the_commands_of_the_readme_name_verbs_and_configs_that_exist() -> None:

@@ -20,7 +20,6 @@ from ether_diffusion.evaluation.runner import (
     take_share,
     why_missing,
 )
-from ether_diffusion.evaluation.settings import share_of
 from ether_diffusion.training.loop import TrainingInterruptedError
 
 
@@ -112,12 +111,6 @@ def test_the_union_of_all_shards_is_one_run(shards: int, tmp_path: Path, monkeyp
                 done += study.done
         assert sorted(done) == ["a", "b", "c"]  # none left out and none done twice
         done.clear()
-
-
-@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "1/0", "-1/3", "1/3/5", "a/b", "１/３", "1 /3", ""])
-def test_a_shard_that_is_none_is_refused(shard: str) -> None:
-    with pytest.raises(ValueError, match="write which of how many, from 1/16 to 16/16"):
-        share_of(shard)
 
 
 def test_hashes_contradict_only_where_both_are_known() -> None:

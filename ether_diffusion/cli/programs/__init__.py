@@ -1,5 +1,6 @@
 """The programs of the verbs: the words of a command line, then the imports that take seconds, then the work.
 
-``--help`` and a mistake in the settings are answered before torch and diffusers are imported. What a program does is a
-function of a room below; nothing but the command line is here.
+``--help`` and a mistake in the settings are answered before torch and diffusers are imported. The work is done by rooms
+below. The programs of ``train`` and ``control``, which ``accelerate launch`` runs too, are in
+:mod:`ether_diffusion.training.launch`.
 """

@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ether_diffusion.arguments import Parser
-from ether_diffusion.cli.programs.drawing import add_request, check_new, device_and_dtype, request_of
+from ether_diffusion.cli.programs.request import add_request, check_given, device_and_dtype, request_of
 from ether_diffusion.first_imports import first_imports
+from ether_diffusion.reading import DamagedFileError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,19 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_request(parser)
     parser.add_argument("--output_dir", type=Path, default=Path("compared"), help="new folder (default: %(default)s)")
     given = parser.parse_args(arguments)
+    try:
+        check_given(given)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
     with first_imports():
         from ether_diffusion.evaluation.compare.columns import first_run, read_sources
-        from ether_diffusion.evaluation.compare.comparison import compare
+        from ether_diffusion.evaluation.compare.page import draw_page
         from ether_diffusion.pipelines.file import AdapterFileError
-        from ether_diffusion.reading import DamagedFileError
 
     try:
-        check_new(given.output_dir)
         sources = read_sources(given.runs)
-        request = request_of(given, first_run(sources))
+        run = first_run(sources)
+        request = request_of(given, run)
         request = replace(request, prompts=list(dict.fromkeys(request.prompts)))
-        page = compare(sources, request, *device_and_dtype(given), given.output_dir)
+        page = draw_page(sources, run, request, *device_and_dtype(given), given.output_dir)
     except (AdapterFileError, DamagedFileError, ImportError, OSError, ValueError) as error:
         parser.error(str(error))
     print(page.resolve())

@@ -9,10 +9,53 @@ from pathlib import Path
 from ether_diffusion.arguments import Parser
 from ether_diffusion.first_imports import first_imports
 from ether_diffusion.logs import show_study_logs
-from ether_diffusion.metrics.asked import NONE, add_judging
-from ether_diffusion.metrics.names import CLIP, INCEPTION, TASKS
-from ether_diffusion.ranges import Range
+from ether_diffusion.metrics.names import CLIP, DEPTH, DETECTORS, IGNORE_INDEX, INCEPTION, SCALES, SEGMENTER, TASKS
+from ether_diffusion.ranges import AMOUNT, COUNT, OFFSET, Range
 from ether_diffusion.runs.control_drawing import Drawing
+
+NONE = "none"
+"""Stands for nothing on a command line."""
+
+
+def _index(text: str) -> int | None:
+    return None if text == NONE else int(text)
+
+
+def _name(text: str) -> str | None:
+    return None if text == NONE else text
+
+
+def _add_judging(parser: Parser) -> None:
+    """Add the flags that only some tasks have."""
+    maps = parser.add_argument_group("segmentation")
+    maps.add_argument(
+        "--segmenter",
+        default=SEGMENTER,
+        help="Hub id, folder or playground (default: %(default)s; others on ADE20K: openmmlab/upernet-swin-large, "
+        "facebook/mask2former-swin-large-ade-semantic)",
+    )
+    maps.add_argument(
+        "--label_offset",
+        type=OFFSET.of(int),
+        help="the maps' id of the segmenter's class 0; lower ids are left out. Default: as its image processor says, "
+        "1 for those of ADE20K",
+    )
+    maps.add_argument(
+        "--ignore_index", type=_index, default=IGNORE_INDEX, help="id that is left out, or none (default: %(default)s)"
+    )
+    edges = parser.add_argument_group("edges")
+    edges.add_argument(
+        "--canny",
+        type=AMOUNT.of(float),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="thresholds (default: 100 200, ControlNet's)",
+    )
+    edges.add_argument(
+        "--edges", default="hed", help=f"{', '.join(DETECTORS)}, or a folder of edges under the pictures' names"
+    )
+    edges.add_argument("--ms_ssim_scales", type=COUNT.of(int), default=SCALES, help="default: %(default)s")
+    parser.add_argument("--depth", default=DEPTH, help="judge of depth: Hub id or folder (default: %(default)s)")
 
 
 def _parser() -> Parser:
@@ -32,9 +75,15 @@ def _parser() -> Parser:
     add("--output_dir", type=Path, help="default: beside the generated folder, with -control added")
     add("--from_originals", action="store_true", help="compute all conditions from the originals, not from files")
     add("--resize", action="store_true", help="bring conditions and originals of another size to the picture's")
-    add("--clip", default=CLIP, help="judge of CLIP-T: Hub id, folder, playground, or none (default: %(default)s)")
+    add(
+        "--clip",
+        type=_name,
+        default=CLIP,
+        help="judge of CLIP-T: Hub id, folder, playground, or none (default: %(default)s)",
+    )
     add(
         "--fid_features",
+        type=_name,
         default=INCEPTION,
         help="of FID and KID: inception, inception:FILE, dino:NAME, clip:NAME, playground or none "
         "(default: %(default)s, which needs torch-fidelity)",
@@ -50,7 +99,7 @@ def _parser() -> Parser:
     for setting in fields(Drawing):
         kind = Drawing.RANGES[setting.name].of(int if isinstance(setting.default, int) else float)
         drawing.add_argument(f"--{setting.name}", type=kind, default=setting.default, help="default: %(default)s")
-    add_judging(parser)
+    _add_judging(parser)
     return parser
 
 
@@ -68,8 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.generated = given.generated or given.run / "generated"
     generated = given.generated.resolve()
     output_dir = given.output_dir or generated.with_name(f"{generated.name}-control")
-    given.clip = None if given.clip == NONE else given.clip
-    given.fid_features = None if given.fid_features == NONE else given.fid_features
     with first_imports():
         from ether_diffusion.evaluation.controls.accuracy import score_asked, table
         from ether_diffusion.evaluation.tables import judges_line

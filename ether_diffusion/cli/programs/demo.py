@@ -14,7 +14,7 @@ from ether_diffusion.arguments import Parser
 from ether_diffusion.first_imports import first_imports
 from ether_diffusion.recipes import find_config
 
-RECIPES = {playground.NAME: "demo", playground.FLOW: "dreambooth_playground_flow"}
+BASES = {playground.NAME: "demo", playground.FLOW: "dreambooth_playground_flow"}
 """How the subject is learnt on each embedded base."""
 
 
@@ -28,22 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where the photos and the run are written")
     parser.add_argument(
-        "--base", choices=list(RECIPES), default=playground.NAME, help="the embedded base (default: %(default)s)"
+        "--base", choices=list(BASES), default=playground.NAME, help="the embedded base (default: %(default)s)"
     )
     parser.add_argument("--config", help="a YAML file or a recipe's name (default: the base's own)")
     given = parser.parse_args(arguments)
     try:
-        config = find_config(given.config or RECIPES[given.base])
+        config = find_config(given.config or BASES[given.base])
     except OSError as error:
         parser.error(str(error))
 
     with first_imports():
-        from ether_diffusion.demo import run_demo
-
+        from ether_diffusion.demo import draw_photos, show_result, train
     try:
-        same = run_demo(given.folder, config)
+        draw_photos(given.folder / "subject")
     except OSError as error:
         parser.error(str(error))
+    try:
+        run = train(given.folder, config)
     except subprocess.CalledProcessError as failed:
         raise SystemExit(failed.returncode) from None
-    raise SystemExit(0 if same else 1)
+    raise SystemExit(0 if show_result(run) else 1)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import get_args
 
 from ether_diffusion.arguments import Parser
-from ether_diffusion.cli.programs.drawing import STRENGTH
-from ether_diffusion.config import LoraDtype, LoraFormat
+from ether_diffusion.cli.programs.request import STRENGTH
+from ether_diffusion.config import FloatDtype, LoraFormat
 from ether_diffusion.first_imports import first_imports
+from ether_diffusion.reading import DamagedFileError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: the run or its base cannot be read, the output exists, or the file would not be the adapter.
     """
-    formats, dtypes = get_args(LoraFormat), get_args(LoraDtype)
+    formats, dtypes = get_args(LoraFormat), get_args(FloatDtype)
     parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("output", type=Path, help="the LoRA file to write, .safetensors")
@@ -39,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with first_imports():
         from ether_diffusion.pipelines.file import AdapterFileError
-        from ether_diffusion.reading import DamagedFileError
         from ether_diffusion.runs.comparison import check_comparable, write_comparison
         from ether_diffusion.runs.export import export_lora
 

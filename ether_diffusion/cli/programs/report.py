@@ -8,6 +8,7 @@ from pathlib import Path
 from ether_diffusion.arguments import Parser
 from ether_diffusion.first_imports import first_imports
 from ether_diffusion.ranges import Range
+from ether_diffusion.reading import DamagedFileError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,15 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with first_imports():
         from ether_diffusion.evaluation.overview import write_report
         from ether_diffusion.evaluation.subjects.costs import StepsError
-        from ether_diffusion.reading import DamagedFileError
         from ether_diffusion.runs.watch import watch
 
-    try:
-        if given.watch:
+    if given.watch:
+        try:
             watch(given.folders[0], given.port)
-            return
-        studies = [folder for folder in given.folders if not (folder / "provenance.json").is_file()]
-        output = given.output or (studies[0] if studies else Path.cwd()) / "report.html"
+        except (DamagedFileError, OSError) as error:
+            parser.error(str(error))
+        return
+    studies = [folder for folder in given.folders if not (folder / "provenance.json").is_file()]
+    output = given.output or (studies[0] if studies else Path.cwd()) / "report.html"
+    try:
         print(write_report(given.folders, output, given.steps).resolve())
-    except (DamagedFileError, OSError, StepsError) as error:
+    except (DamagedFileError, FileNotFoundError, StepsError) as error:
         parser.error(str(error))

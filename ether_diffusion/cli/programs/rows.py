@@ -37,6 +37,9 @@ def table(arguments: Sequence[str] | None = None) -> None:
 def reproduce(arguments: Sequence[str] | None = None) -> None:
     """Run rows again; it ends with 1 where one does not agree.
 
+    ``ether study reproduce docs/results/playground.json --arms ether_plus --seeds 0 --output_dir runs/again`` runs one
+    row with one seed; without ``--arms`` and ``--seeds`` all of it.
+
     Raises:
         SystemExit: the file is not there, has no such row, or a row does not agree.
     """

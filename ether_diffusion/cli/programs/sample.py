@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ether_diffusion.arguments import Parser
-from ether_diffusion.cli.programs.drawing import STRENGTH, add_request, check_new, device_and_dtype, request_of
+from ether_diffusion.cli.programs.request import STRENGTH, add_request, check_given, device_and_dtype, request_of
 from ether_diffusion.first_imports import first_imports
+from ether_diffusion.reading import DamagedFileError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,16 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--control_image", type=Path, help="the condition, for a run that learnt a control")
     parser.add_argument("--output_dir", type=Path, default=Path("pictures"), help="new folder (default: %(default)s)")
     given = parser.parse_args(arguments)
+    try:
+        check_given(given)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
     with first_imports():
         from ether_diffusion.pipelines.file import AdapterFileError
-        from ether_diffusion.reading import DamagedFileError
         from ether_diffusion.runs.record import read_run
         from ether_diffusion.runs.sample import draw_to
 
     weights = [1.0] * len(given.runs) if given.weights is None else given.weights
     try:
-        check_new(given.output_dir)
         runs = [read_run(folder) for folder in given.runs]
         request = request_of(given, runs[0], given.control_image)
         print(draw_to(given.output_dir, runs, request, weights, given.per_prompt, *device_and_dtype(given)))

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from ether_diffusion.evaluation.controls.settings import ControlStudyConfig
 from ether_diffusion.evaluation.mixing.settings import MixingConfig
-from ether_diffusion.evaluation.paper.settings import EnergyConfig, RatesConfig
+from ether_diffusion.evaluation.paper.settings import BlocksConfig, EnergyConfig, RatesConfig
 from ether_diffusion.evaluation.subjects.settings import BenchmarkConfig, ChoosingConfig
 from ether_diffusion.first_imports import first_imports
 from ether_diffusion.logs import show_study_logs
 from ether_diffusion.training.cli import parse_config
 
-OTHERS = "other processes have jobs left; the last one to finish makes the figure"
+OTHERS = "other processes have jobs left; the last one to finish"
 
 
 def bench(arguments: Sequence[str] | None = None) -> None:
@@ -37,12 +37,17 @@ def learning_rates(arguments: Sequence[str] | None = None) -> None:
     show_study_logs()
     config = parse_config(RatesConfig, arguments)
     with first_imports():
-        from ether_diffusion.evaluation.paper.learning_rates import study_rates
+        from ether_diffusion.evaluation.paper.learning_rates import rate_tables
+        from ether_diffusion.evaluation.subjects.benchmark import run_benchmark
+    if not run_benchmark(config):
+        print(f"{OTHERS} makes the figure")
+        return
     try:
-        text = study_rates(config)
+        for table in rate_tables(config):
+            print(table)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    print(OTHERS if text is None else f"{text}\nfigure: {config.output_dir / 'learning_rates.png'}")
+    print(f"figure: {config.output_dir / 'learning_rates.png'}")
 
 
 def block_count(arguments: Sequence[str] | None = None) -> None:
@@ -52,14 +57,15 @@ def block_count(arguments: Sequence[str] | None = None) -> None:
         SystemExit: an arm is none of this library's methods, a setting is impossible, or jobs failed.
     """
     show_study_logs()
-    config = parse_config(BenchmarkConfig, arguments)
+    config = parse_config(BlocksConfig, arguments)
     with first_imports():
         from ether_diffusion.evaluation.paper.blocks import study_blocks
-    try:
-        text = study_blocks(config)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    print(OTHERS if text is None else f"{text}\nfigure: {config.output_dir / 'blocks.png'}")
+        from ether_diffusion.evaluation.subjects.benchmark import run_benchmark
+    if not run_benchmark(config):
+        print(f"{OTHERS} measures the costs")
+        return
+    print(study_blocks(config))
+    print(f"figure: {config.output_dir / 'blocks.png'}")
 
 
 def chosen_step(arguments: Sequence[str] | None = None) -> None:

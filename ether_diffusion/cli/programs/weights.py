@@ -40,16 +40,16 @@ def perturbation(arguments: Sequence[str] | None = None) -> None:
     add_judges(parser)
     given = parser.parse_args(arguments)
     with first_imports():
-        from ether_diffusion.evaluation.paper.perturbation import study_base
+        from ether_diffusion.evaluation.paper.perturbation import study_base, write_study
     settings = {name: getattr(given, name) for name in ("batch_size", "num_inference_steps", "guidance_scale")}
-    prompts = [prompt for prompt in given.prompts for _ in range(given.images_per_prompt)]
-    asked = (given.methods, given.distances, given.n_blocks, settings)
+    drawn, moved = (given.prompts, given.images_per_prompt), (given.methods, given.distances, given.n_blocks)
     try:
+        judges = judges_of(given)
         base = Base(given.base, given.revision, given.variant, given.base_config)
-        text = study_base(base, prompts, judges_of(given), *asked, given.output_dir)
+        found = study_base(base, *drawn, judges, *moved, settings)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
-    print(text)
+    print(write_study(given.output_dir, *found))
     print(f"figures: {given.output_dir / 'perturbation.png'}, {given.output_dir / 'perturbed.png'}")
 
 
@@ -60,7 +60,8 @@ def hyperspherical_energy(arguments: Sequence[str] | None = None) -> None:
         SystemExit: a run or its base cannot be loaded.
     """
     parser = Parser(
-        description="Fig. 7: how training changed the hyperspherical energy of every trained layer, and of all."
+        description="Fig. 7: how training changed the hyperspherical energy of every trained layer, by "
+        "layer and in all."
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of train_dreambooth.py")
     parser.add_argument("--output_dir", type=Path, required=True)

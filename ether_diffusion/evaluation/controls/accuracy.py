@@ -1,4 +1,4 @@
-"""Control accuracy of pictures, drawn by a run or there already: do they keep to maps, edges, depth, landmarks?"""
+"""Draw under a control, score how far pictures keep to it, and show the best, median and worst on a page."""
 
 from __future__ import annotations
 

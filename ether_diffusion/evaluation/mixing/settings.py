@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ether_diffusion.evaluation.settings import shared_encoding
+from ether_diffusion.evaluation.settings import share_of, shared_encoding
 from ether_diffusion.families.settings import FamilySettings
 from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range, check_ranges
 from ether_diffusion.runs.base import Base
@@ -61,6 +61,7 @@ class MixingConfig:
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
         check_ranges(self, self.RANGES)
+        share_of(self.shard)
         if "pretrained_model_name_or_path" not in self.training:
             raise ValueError("training needs pretrained_model_name_or_path: the base model")
         if any(len(pair) != 2 for pair in self.pairs) or not self.pairs:

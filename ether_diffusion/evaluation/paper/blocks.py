@@ -23,8 +23,7 @@ from tqdm import tqdm
 from ether_diffusion.config import EtherConfig
 from ether_diffusion.core.host import attach
 from ether_diffusion.evaluation.figures import Line, Panel, score_line, write_figure
-from ether_diffusion.evaluation.subjects.benchmark import run_benchmark
-from ether_diffusion.evaluation.subjects.settings import BenchmarkConfig
+from ether_diffusion.evaluation.paper.settings import BlocksConfig
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, Result, all_results, primary, summarize
 from ether_diffusion.evaluation.tables import caption, format_score, judges_line
 from ether_diffusion.families.protocol import Family
@@ -32,7 +31,6 @@ from ether_diffusion.families.registry import family_of
 from ether_diffusion.families.settings import ObjectiveSettings
 from ether_diffusion.files import write_text
 from ether_diffusion.page.text import markdown_table
-from ether_diffusion.registry import METHODS, OWN_METHODS
 from ether_diffusion.runs.drawing import load_pipeline
 
 ROUNDS = 15
@@ -180,27 +178,9 @@ def analyse(folder: Path, results: list[Result], blocks: dict[str, int], costs: 
     return text
 
 
-def study_blocks(config: BenchmarkConfig) -> str | None:
-    """Run the benchmark, unless it is done, then measure the costs, and study both; the text of the table.
-
-    Returns:
-        None where other processes have jobs left.
-
-    Raises:
-        SystemExit: a setting is impossible, or jobs failed.
-        ValueError: an arm is none of this library's methods.
-    """
-    configs = {}
-    for arm in config.arms:
-        settings = config.settings_of(arm)
-        method = settings.get("method", EtherConfig.method)
-        if method not in OWN_METHODS:
-            raise ValueError(f"arm {arm}: blocks are studied for {', '.join(OWN_METHODS)}, not {method}")
-        names = [name for name in METHODS[method].settings if name in settings]
-        configs[arm] = EtherConfig(method, **{name: settings[name] for name in names})
-    if not run_benchmark(config):
-        return None
+def study_blocks(config: BlocksConfig) -> str:
+    """Measure the costs, and study them with the results of a benchmark that is done; the text of the table."""
     pipe = load_pipeline(config.base, "cuda" if torch.cuda.is_available() else "cpu")
-    costs = step_costs(pipe, configs, int(config.training.get("train_batch_size", 1)))
-    blocks = {arm: each.n_blocks for arm, each in configs.items()}
+    costs = step_costs(pipe, config.adapters, int(config.training.get("train_batch_size", 1)))
+    blocks = {arm: each.n_blocks for arm, each in config.adapters.items()}
     return analyse(config.output_dir, all_results(config.output_dir), blocks, costs)

@@ -6,7 +6,7 @@ The study is a benchmark whose arms have many learning rates; its figure and tab
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,6 @@ from ether_diffusion.evaluation.figures import Line, Panel, score_line, write_fi
 from ether_diffusion.evaluation.paper.rate_losses import write_losses
 from ether_diffusion.evaluation.paper.settings import RatesConfig
 from ether_diffusion.evaluation.statistics import mean_interval
-from ether_diffusion.evaluation.subjects.benchmark import run_benchmark
 from ether_diffusion.evaluation.subjects.settings import BASE
 from ether_diffusion.evaluation.subjects.summary import (
     BY_KEY,
@@ -220,23 +219,14 @@ def widths_table(widths: dict[str, dict[str, list[Width]]], metric: Metric) -> s
     return markdown_table(["decades", *(f"within {share:.0%} {gain}" for share in TOLERANCES)], lines)
 
 
-def study_rates(config: RatesConfig) -> str | None:
-    """Run the benchmark, unless it is done, and study its results; the text of the tables.
-
-    Returns:
-        None where other processes have jobs left.
+def rate_tables(config: RatesConfig) -> Iterator[str]:
+    """The tables of a benchmark that is done, one after the other, as its figure and files are written.
 
     Raises:
-        SystemExit: a setting is impossible, or jobs failed.
         ValueError: there is nothing to compare.
     """
-    if not run_benchmark(config):
-        return None
     results = all_results(config.output_dir)
-    text = analyse(config.output_dir, results)
+    yield analyse(config.output_dir, results)
     if config.tuned_rates:
-        metric = primary(summarize(results))
-        text += "\n" + write_losses(
-            config.output_dir, results, config.tuned_rates, metric, config.factor, config.reference
-        )
-    return text
+        shown = (config.tuned_rates, primary(summarize(results)), config.factor, config.reference)
+        yield write_losses(config.output_dir, results, *shown)

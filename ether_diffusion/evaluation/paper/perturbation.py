@@ -227,28 +227,32 @@ def write_study(
 def study_base(
     base: Base,
     prompts: Sequence[str],
+    images_per_prompt: int,
     judges: Judges,
     methods: Sequence[str],
     distances: Sequence[float],
     n_blocks: int,
     settings: Mapping[str, Any],
-    folder: Path,
-) -> str:
-    """The study of a base: load it, draw and score, write all into ``folder``; the text of the table.
+) -> tuple[list[dict[str, Any]], dict[tuple[str, float], list[Image.Image]], dict[str, Any]]:
+    """Load a base, draw and score it under every transform.
 
     Args:
         base: whose denoiser is transformed.
-        prompts: one for each picture.
+        prompts: what to draw.
+        images_per_prompt: of each.
         judges: they say the device, too.
         methods, distances, n_blocks: see :func:`study`.
         settings: likewise; without a guidance_scale the base's own is taken.
-        folder: for the table, the scores and the figures.
+
+    Returns:
+        What :func:`study` returns, and the facts that :func:`write_study` needs.
 
     Raises:
         OSError: the base cannot be loaded.
         ValueError: the blocks do not fit.
     """
-    asked = Asked(list(prompts), [generator(0, "image", number).initial_seed() for number in range(len(prompts))])
+    wanted = [prompt for prompt in prompts for _ in range(images_per_prompt)]
+    asked = Asked(wanted, [generator(0, "image", number).initial_seed() for number in range(len(wanted))])
     guidance = own_guidance(base) if settings["guidance_scale"] is None else settings["guidance_scale"]
     settings = {**settings, "guidance_scale": guidance}
     pipe = load_pipeline(base, judges.dino.device)
@@ -256,8 +260,8 @@ def study_base(
     facts = {
         "base": str(base),
         "base_hash": base_hash(denoiser_of(pipe)),
-        "prompts": list(dict.fromkeys(prompts)),
+        "prompts": list(prompts),
         "n_blocks": n_blocks,
         "judges": judges.identity,
     }
-    return write_study(folder, rows, images, facts | settings)
+    return rows, images, facts | settings

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ether_diffusion.config import EtherConfig
 from ether_diffusion.evaluation.subjects.settings import BenchmarkConfig, DerivedConfig
+from ether_diffusion.registry import METHODS, OWN_METHODS
 
 DISTANCES = (0.1, 0.2, 0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
 """‖T - I‖_F of a block under a random transform; each method takes those that it can have."""
@@ -35,6 +37,32 @@ class RatesConfig(BenchmarkConfig):
         for arm in self.tuned_rates or {}:
             if arm not in self.arms:
                 raise ValueError(f"tuned_rates names {arm}, which is no arm: {', '.join(self.arms)}")
+
+
+@dataclass
+class BlocksConfig(BenchmarkConfig):
+    """A benchmark whose arms differ in ``n_blocks``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.adapters
+
+    @property
+    def adapters(self) -> dict[str, EtherConfig]:
+        """The adapter of every arm.
+
+        Raises:
+            ValueError: an arm is none of this library's methods.
+        """
+        found = {}
+        for arm in self.arms:
+            settings = self.settings_of(arm)
+            method = settings.get("method", EtherConfig.method)
+            if method not in OWN_METHODS:
+                raise ValueError(f"arm {arm}: blocks are studied for {', '.join(OWN_METHODS)}, not {method}")
+            names = [name for name in METHODS[method].settings if name in settings]
+            found[arm] = EtherConfig(method, **{name: settings[name] for name in names})
+        return found
 
 
 @dataclass

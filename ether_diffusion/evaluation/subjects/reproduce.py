@@ -1,7 +1,6 @@
 """Run rows of a committed table again, and say whether they agree with it, picture by picture.
 
-``ether study reproduce docs/results/playground.json --arms ether_plus --seeds 0 --output_dir runs/again`` runs one row
-with one seed; without ``--arms`` and ``--seeds`` all of it. The settings come from the file.
+The settings come from the file.
 
 A training amplifies rounding: another number of threads, another processor or another version of a library can send it
 on another course, while anything that is really different (a rate, a base, a judge) moves every picture of every

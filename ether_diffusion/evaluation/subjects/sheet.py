@@ -1,4 +1,4 @@
-"""A benchmark on one picture to show around: ``python -m eval.sheet runs/playground sheet.png --prompt 1``."""
+"""A benchmark on one picture to show around."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def edge_folder(folder: Path, generated: Path) -> EdgeDetector:
 
 
 def task_of(given: argparse.Namespace, device: str) -> ControlTask:
-    """The task that the flags of :func:`~ether_diffusion.metrics.asked.add_judging` name, its judge loaded.
+    """The task that the flags of a command line name, its judge loaded.
 
     Raises:
         ImportError: a package is missing.

@@ -11,7 +11,7 @@ from page.chromium import Opener, needs_chromium, seen_at
 from PIL import Image
 
 from ether_diffusion.evaluation.compare.columns import columns_of, read_sources
-from ether_diffusion.evaluation.compare.comparison import write_comparison
+from ether_diffusion.evaluation.compare.page import write_page
 from ether_diffusion.evaluation.compare.votes import read_votes, wins
 from ether_diffusion.runs.sample import Request
 
@@ -40,7 +40,7 @@ def compared(tmp_path: Path) -> Path:
         for column, shade in zip(columns, SHADES, strict=True)
         for prompt in PROMPTS
     )
-    return write_comparison(sources, columns, request, "float32", drawn, tmp_path / "out")
+    return write_page(sources, columns, request, "float32", drawn, tmp_path / "out")
 
 
 SHOWN = """async row => {

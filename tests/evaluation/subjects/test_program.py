@@ -111,7 +111,7 @@ def settings_of(recipe: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("recipe", "own"),
     [
-        ("eval_playground_flow", {"arms", "guidance_scale", "seeds", "strengths", "training"}),
+        ("eval_playground_flow", {"arms", "guidance_scale", "planned", "secondary", "seeds", "strengths", "training"}),
         ("eval_playground_defaults", {"arms"}),
     ],
 )
@@ -130,7 +130,12 @@ def test_the_defaults_are_those_of_every_method_of_the_benchmark(tmp_path: Path)
 
 def test_the_rates_of_the_flow_base_are_searched_for_on_other_subjects() -> None:
     arms = settings_of("eval_playground_flow")["arms"]
+    higher = {name.removesuffix("_tenfold"): arms.pop(name) for name in list(arms) if name.endswith("_tenfold")}
     assert list(arms) == ["ether", "ether_plus", "lora", "delora", "oft", "full"]
+    assert list(higher) == ["ether_plus", "free", "lora", "delora"]
+    for name, settings in higher.items():
+        tuned = {**arms["ether_plus"], "method": "ether_plus_free"} if name == "free" else arms[name]
+        assert settings == tuned | {"learning_rate": pytest.approx(10 * tuned["learning_rate"])}
     searches = [settings_of(f"eval_playground_flow_rates{name}") for name in ("", "_methods")]
     searched = {arm: settings for search in searches for arm, settings in search["arms"].items()}
     assert searched.keys() == arms.keys()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ether_diffusion.arguments import Parser
-from ether_diffusion.config import LoraDtype
+from ether_diffusion.config import FloatDtype
 from ether_diffusion.ranges import AMOUNT, COUNT, SEED, Range
 from ether_diffusion.reading import read_lines
 
@@ -32,7 +32,7 @@ def add_request(parser: Parser) -> None:
     parser.add_argument("--width", type=COUNT.of(int), help="pixels (default: as the run's samples)")
     parser.add_argument("--batch_size", type=COUNT.of(int), default=4, help="pictures at a time (default: %(default)s)")
     parser.add_argument("--device", help="(default: cuda where there is a GPU, cpu elsewhere)")
-    parser.add_argument("--dtype", choices=get_args(LoraDtype), help="(default: bfloat16 on GPUs, float32 elsewhere)")
+    parser.add_argument("--dtype", choices=get_args(FloatDtype), help="(default: bfloat16 on GPUs, float32 elsewhere)")
 
 
 def device_and_dtype(given: argparse.Namespace) -> tuple[str, str]:
@@ -43,18 +43,22 @@ def device_and_dtype(given: argparse.Namespace) -> tuple[str, str]:
     return device, given.dtype or ("float32" if device == "cpu" else "bfloat16")
 
 
-def check_new(folder: Path) -> None:
-    """See that a folder is not there, or empty.
+def check_given(given: argparse.Namespace) -> None:
+    """See that a command line with the settings of :func:`add_request` and a new ``output_dir`` is one.
 
     Raises:
-        FileExistsError: something is there.
+        FileExistsError: something is in the output_dir.
+        ValueError: prompts are given twice.
     """
+    folder = given.output_dir
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already: name another --output_dir")
+    if given.prompts is not None and given.prompts_file is not None:
+        raise ValueError("give --prompts or --prompts_file, not both")
 
 
 def request_of(given: argparse.Namespace, run: Run, condition: Path | None = None) -> Request:
-    """What a command line with the settings of :func:`add_request` asks for.
+    """What a command line that :func:`check_given` has seen asks for.
 
     Args:
         given: the command line.
@@ -62,13 +66,11 @@ def request_of(given: argparse.Namespace, run: Run, condition: Path | None = Non
         condition: what controls the pictures.
 
     Raises:
-        ValueError: there is no prompt, or prompts are given twice.
+        ValueError: there is no prompt.
         OSError: the file of prompts cannot be read.
     """
     from ether_diffusion.runs.sample import Request
 
-    if given.prompts is not None and given.prompts_file is not None:
-        raise ValueError("give --prompts or --prompts_file, not both")
     prompts = given.prompts
     if given.prompts_file is not None:
         prompts = [text for _, line in read_lines(given.prompts_file) if (text := line.strip())]

@@ -43,7 +43,7 @@ class Row:
     pictures: list[Picture]
 
 
-def write_comparison(
+def write_page(
     sources: Sequence[Source],
     columns: Sequence[Column],
     request: Request,
@@ -114,11 +114,12 @@ def _record(source: Source) -> dict[str, str]:
     return {"File": source.path.name, "Kind": kind, "SHA-256": sha256(source.path)}
 
 
-def compare(sources: Sequence[Source], request: Request, device: str, dtype: str, folder: Path) -> Path:
+def draw_page(sources: Sequence[Source], run: Run, request: Request, device: str, dtype: str, folder: Path) -> Path:
     """Draw a request with every source at every strength, and write the page; return its path.
 
     Args:
         sources: of :func:`~ether_diffusion.evaluation.compare.columns.read_sources`.
+        run: the first of them.
         request: what is drawn; its prompts are not twice there.
         device: where to draw.
         dtype: of the base, by its name in torch.
@@ -129,8 +130,8 @@ def compare(sources: Sequence[Source], request: Request, device: str, dtype: str
         ValueError: they cannot be compared.
         OSError: the base cannot be read, or the folder not be written.
     """
-    run, columns = first_run(sources), columns_of(sources, request.strengths)
+    columns = columns_of(sources, request.strengths)
     drawn = draw_columns(columns, run, request, device, getattr(torch, dtype))
     total = len(columns) * len(request.prompts) * len(request.seeds)
     bar = tqdm(drawn, total=total, desc="draw", unit="picture")
-    return write_comparison(sources, columns, request, dtype, bar, folder)
+    return write_page(sources, columns, request, dtype, bar, folder)
