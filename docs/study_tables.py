@@ -33,6 +33,7 @@ STUDIES = {
     "unit-length": "eval_unit_length",
     "energy": "eval_energy",
     "blocks": "eval_blocks_rates",
+    "layers": "eval_layers",
     "anchored": "eval_anchored",
     "anchored-rates": "eval_anchored_rates",
 }
@@ -141,6 +142,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "unit-length-planned": partial(planned, "unit-length"),
     "blocks": partial(cells, "blocks", distances=True),
     "blocks-planned": partial(planned, "blocks"),
+    "layers": partial(cells, "layers"),
+    "layers-planned": partial(planned, "layers"),
     "energy": partial(cells, "energy", distances=True),
     "energy-planned": partial(planned, "energy"),
     "anchored": fully_scored,
