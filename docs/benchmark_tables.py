@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from step_tables import RESULTS, load
@@ -32,6 +33,7 @@ SIZES = {"naive": "n = 4", "lora": "r = 4", "oft": "n = 4", "boft": "n = 4", "hr
 TITLES = {
     **{name: f"{entry.title} {SIZES[name]}" if name in SIZES else entry.title for name, entry in METHODS.items()},
     "full": METHODS["full"].title.lower(),
+    "delora": "DeLoRA r = 4",
     **{"truth": "*truth*", "base": "*base*", "copies": "*copies of the references*", "noise": "*noise*"},
 }
 MINUS = "−"
@@ -94,9 +96,9 @@ def anchors() -> str:
     return markdown_table(["subject", *(TITLES[arm].strip("*") for arm in arms)], rows)
 
 
-def rates() -> str:
+def rates(*names: str) -> str:
     """The learning rates on the tuning subjects: truth-likeness at each, the chosen one in bold."""
-    rows = [row for row in summarize(benchmark("rates")) if row["learning_rate"] is not None]
+    rows = [row for name in names for row in summarize(benchmark(name)) if row["learning_rate"] is not None]
     best = {row["arm"]: row["learning_rate"] for row in best_rates(rows)}
     lines = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
@@ -176,7 +178,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "subjects-whole": subjects_whole,
     "subjects-compared": subjects_compared,
     "anchors": anchors,
-    "rates": rates,
+    "rates": partial(rates, "rates"),
+    "flow-rates": partial(rates, "flow-rates", "flow-rates-methods"),
     "both-bases": both_bases,
     "mixing": mixing,
     "mixing-compared": mixing_compared,

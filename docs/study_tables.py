@@ -34,6 +34,7 @@ STUDIES = {
     "energy": "eval_energy",
     "blocks": "eval_blocks_rates",
     "layers": "eval_layers",
+    "playground-flow": "eval_playground_flow",
     "anchored": "eval_anchored",
     "anchored-rates": "eval_anchored_rates",
 }
@@ -144,6 +145,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "blocks-planned": partial(planned, "blocks"),
     "layers": partial(cells, "layers"),
     "layers-planned": partial(planned, "layers"),
+    "flow": partial(cells, "playground-flow"),
+    "flow-planned": partial(planned, "playground-flow"),
     "energy": partial(cells, "energy", distances=True),
     "energy-planned": partial(planned, "energy"),
     "anchored": fully_scored,
