@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ether_diffusion.arguments import Parser
-from ether_diffusion.cli.programs.request import add_request, check_given, device_and_dtype, request_of
+from ether_diffusion.cli.programs.request import add_request, device_and_dtype, parse, request_of
 from ether_diffusion.first_imports import first_imports
 from ether_diffusion.reading import DamagedFileError
 
@@ -38,11 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add_request(parser)
     parser.add_argument("--output_dir", type=Path, default=Path("compared"), help="new folder (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    try:
-        check_given(given)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    given = parse(parser, arguments)
 
     with first_imports():
         from ether_diffusion.evaluation.compare.columns import first_run, read_sources

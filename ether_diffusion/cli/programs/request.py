@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -43,22 +44,23 @@ def device_and_dtype(given: argparse.Namespace) -> tuple[str, str]:
     return device, given.dtype or ("float32" if device == "cpu" else "bfloat16")
 
 
-def check_given(given: argparse.Namespace) -> None:
-    """See that a command line with the settings of :func:`add_request` and a new ``output_dir`` is one.
+def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read a command line with the settings of :func:`add_request` and a new ``output_dir``.
 
     Raises:
-        FileExistsError: something is in the output_dir.
-        ValueError: prompts are given twice.
+        SystemExit: something is in the output_dir, or prompts are given twice.
     """
+    given = parser.parse_args(arguments)
     folder = given.output_dir
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already: name another --output_dir")
+        parser.error(f"{folder} is there already: name another --output_dir")
     if given.prompts is not None and given.prompts_file is not None:
-        raise ValueError("give --prompts or --prompts_file, not both")
+        parser.error("give --prompts or --prompts_file, not both")
+    return given
 
 
 def request_of(given: argparse.Namespace, run: Run, condition: Path | None = None) -> Request:
-    """What a command line that :func:`check_given` has seen asks for.
+    """What a command line that :func:`parse` has read asks for.
 
     Args:
         given: the command line.

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ether_diffusion.arguments import Parser
-from ether_diffusion.cli.programs.request import STRENGTH, add_request, check_given, device_and_dtype, request_of
+from ether_diffusion.cli.programs.request import STRENGTH, add_request, device_and_dtype, parse, request_of
 from ether_diffusion.first_imports import first_imports
 from ether_diffusion.reading import DamagedFileError
 
@@ -35,11 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--control_image", type=Path, help="the condition, for a run that learnt a control")
     parser.add_argument("--output_dir", type=Path, default=Path("pictures"), help="new folder (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    try:
-        check_given(given)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    given = parse(parser, arguments)
 
     with first_imports():
         from ether_diffusion.pipelines.file import AdapterFileError
