@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ether_diffusion import playground
+from ether_diffusion.logs import hide_loading_bars
 from ether_diffusion.metrics.judges import load_judges
 from ether_diffusion.playground.same_image import same_image
 from ether_diffusion.playground.world import write_subject
@@ -66,6 +67,7 @@ def show_result(run: Path) -> bool:
     Returns:
         Whether the fresh pipeline drew the same picture.
     """
+    hide_loading_bars()
     scores = score_run(run, load_judges(playground.NAME, playground.NAME))
     for metric, row in scores.items():
         print(f"{metric:26} base {row['base']:.3f}, finetuned {row['finetuned']:.3f}")

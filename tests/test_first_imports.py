@@ -9,8 +9,6 @@ import sys
 import threading
 from pathlib import Path
 
-import pytest
-
 from ether_diffusion.first_imports import ended_by_ctrl_c, first_imports
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +56,7 @@ def test_ctrl_c_is_as_before_afterwards_also_where_they_are_nested() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_who_handles_ctrl_c_already_goes_on_doing_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_handles_ctrl_c_already_goes_on_doing_so() -> None:
     def own(number: int, frame: object) -> None:
         """Somebody else's."""
 

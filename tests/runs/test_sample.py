@@ -164,3 +164,17 @@ def test_strengths_are_for_adapters_of_this_library(
     assert "is LoRA, which is drawn at strength 1" in capsys.readouterr().err
     main(arguments)
     assert (tmp_path / "out" / "00-seed3-strength1.png").is_file()
+
+
+def test_an_output_folder_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", "run", "--output_dir", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "Permission denied" in (said := capsys.readouterr().err)
+    assert "name another --output_dir" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +19,12 @@ NONE = "none"
 
 
 def _index(text: str) -> int | None:
-    return None if text == NONE else int(text)
+    if text == NONE:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no id: give a whole number, or {NONE}") from None
 
 
 def _name(text: str) -> str | None:

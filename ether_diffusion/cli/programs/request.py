@@ -48,11 +48,15 @@ def parse(parser: Parser, arguments: Sequence[str] | None) -> argparse.Namespace
     """Read a command line with the settings of :func:`add_request` and a new ``output_dir``.
 
     Raises:
-        SystemExit: something is in the output_dir, or prompts are given twice.
+        SystemExit: something is in the output_dir, it cannot be read, or prompts are given twice.
     """
     given = parser.parse_args(arguments)
     folder = given.output_dir
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        parser.error(f"{error}: name another --output_dir")
+    if taken:
         parser.error(f"{folder} is there already: name another --output_dir")
     if given.prompts is not None and given.prompts_file is not None:
         parser.error("give --prompts or --prompts_file, not both")

@@ -275,3 +275,9 @@ def test_files_outside_of_the_data_need_the_flag(
     samples.write_text(samples.read_text().replace("0000-0.png", "/0000-0.png"))
     with pytest.raises(ValueError, match=r"line 1 names /0000-0.png, which is not inside"):
         read_samples(folders[1])
+
+
+def test_an_id_that_is_none_is_told_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--data", "x", "--generated", "y", "--task", "segmentation", "--ignore_index", "void"])
+    assert "'void' is no id: give a whole number, or none" in capsys.readouterr().err
