@@ -21,7 +21,14 @@ from ether_diffusion.evaluation.statistics import Comparison
 from ether_diffusion.evaluation.subjects.choosing import on_other_prompts
 from ether_diffusion.evaluation.subjects.compact import read_compact
 from ether_diffusion.evaluation.subjects.planned import planned_comparisons
-from ether_diffusion.evaluation.subjects.summary import BY_KEY, Result, summarize, unit_values
+from ether_diffusion.evaluation.subjects.summary import (
+    BY_KEY,
+    AtStrength,
+    Result,
+    strength_points,
+    summarize,
+    unit_values,
+)
 from ether_diffusion.evaluation.tables import comparison_cells, format_score
 from ether_diffusion.page.text import markdown_table, number
 
@@ -105,6 +112,27 @@ def planned(study: str) -> str:
     return markdown_table(heads, rows(tested, True) + rows(shown, False))
 
 
+def strengths(study: str) -> str:
+    """Every method at every strength: the scores, and which are on the Pareto front of the score that decides and CLIP-T."""
+    keys = ("truth", "clip_t", "dino_nearest")
+    rows = [
+        [
+            point.row["arm"],
+            number(point.strength, "g"),
+            *(format_score(point.row["scores"].get(key)) for key in keys),
+            "front" if point.on_front else "",
+        ]
+        for point in points_by_strength(study)
+    ]
+    return markdown_table(["", "strength", *(BY_KEY[key].heading for key in keys), ""], rows)
+
+
+def points_by_strength(study: str) -> list[AtStrength]:
+    """Every method at every strength, in the order of the study's config."""
+    order = list(settings_of(study)["arms"])
+    return sorted(strength_points(results_of(study)), key=lambda point: order.index(point.row["arm"]))
+
+
 def chosen_steps() -> str:
     """By subject the truth-likeness of the last and the chosen step, on other prompts, and which step it was."""
     settings, results = settings_of("chosen-step"), results_of("chosen-step")
@@ -147,6 +175,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "layers-planned": partial(planned, "layers"),
     "flow": partial(cells, "playground-flow"),
     "flow-planned": partial(planned, "playground-flow"),
+    "flow-strengths": partial(strengths, "playground-flow"),
     "energy": partial(cells, "energy", distances=True),
     "energy-planned": partial(planned, "energy"),
     "anchored": fully_scored,

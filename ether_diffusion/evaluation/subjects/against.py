@@ -17,7 +17,7 @@ from ether_diffusion.evaluation.runner import hash_changes
 from ether_diffusion.evaluation.settings import ENCODING
 from ether_diffusion.evaluation.statistics import Comparison, compare
 from ether_diffusion.evaluation.subjects.compact import ASKED, BUDGET, Compact, Protocol, arm_key, read_compact
-from ether_diffusion.evaluation.subjects.settings import ANCHORS
+from ether_diffusion.evaluation.subjects.settings import ANCHORS, Sides, cell_of, committed_name
 from ether_diffusion.evaluation.subjects.summary import METRICS, Result, primary, summarize, unit_values
 from ether_diffusion.evaluation.tables import caption, comparison_cells, scores_table
 from ether_diffusion.files import write_text
@@ -129,6 +129,32 @@ def check_same(rows: Compact, ours: Protocol, arms: Mapping[str, Mapping[str, An
         )
 
 
+def check_named(rows: Compact, comparisons: Mapping[str, Sides]) -> None:
+    """Refuse comparisons with what the file does not have.
+
+    Args:
+        rows: the file's.
+        comparisons: by their titles. Arms of the file are called as by :func:`committed_name`; others are passed over.
+
+    Raises:
+        ValueError: the file has no such arm, or not at that rate.
+    """
+    rates: dict[str, set[float | None]] = {}
+    for result in rows.results:
+        if result["arm"] not in ANCHORS:
+            rates.setdefault(committed_name(result["arm"], rows.name), set()).add(result["learning_rate"])
+    for title, sides in comparisons.items():
+        for cell in (cell for side in sides for cell in side):
+            arm, rate = cell_of(cell)
+            if not arm.endswith(committed_name("", rows.name)):
+                continue
+            if arm not in rates:
+                raise ValueError(f"comparison {title!r} names {cell!r}, of no method of the file: {', '.join(rates)}")
+            if rate is not None and rate not in rates[arm]:
+                known = ", ".join(f"{each:g}" for each in rates[arm] if each is not None) or "its own rate"
+                raise ValueError(f"comparison {title!r} names {cell!r}, and the file has {arm} at {known}")
+
+
 def job_of(result: Result) -> tuple[str, int]:
     """The job of a result within its arm: subject and seed."""
     return result["subject"], result["seed"]
@@ -167,9 +193,10 @@ def anchors_against(own: Sequence[Result], rows: Compact) -> list[Anchor]:
     return found
 
 
-def committed_name(arm: str, rows: Compact) -> str:
-    """What an arm of the file is called beside the benchmark's own."""
-    return f"{arm} [{rows.name}]"
+def foreign_anchors(own: Sequence[Result], rows: Compact) -> list[str]:
+    """The benchmark's own anchors that are not those of the file: with these nothing is compared."""
+    found = anchors_against(own, rows)
+    return [each.arm for each in found if each.largest is not None and each.largest > ANCHOR_TOLERANCE]
 
 
 def methods_in(results: Iterable[Result]) -> dict[str, list[Result]]:
@@ -198,7 +225,7 @@ def compared_with(own: Sequence[Result], rows: Compact) -> list[Comparison]:
             mine, known = on_same_jobs(ours, theirs)
             left, right = f"{arm}\0{rival}", f"{rival}\0{arm}\0"
             arms[left], arms[right] = unit_values(mine, metric), unit_values(known, metric)
-            names[left], names[right] = arm, committed_name(rival, rows)
+            names[left], names[right] = arm, committed_name(rival, rows.name)
             pairs.append((left, right))
     return [replace(each, arm=names[each.arm], rival=names[each.rival]) for each in compare(arms, pairs)]
 
@@ -207,7 +234,7 @@ def beside(own: Sequence[Result], rows: Compact) -> list[Result]:
     """The benchmark's results, and those of the file's methods on the same subjects and seeds."""
     jobs = {job_of(result) for result in own}
     more = [
-        result | {"arm": committed_name(result["arm"], rows)}
+        result | {"arm": committed_name(result["arm"], rows.name)}
         for result in rows.results
         if result["arm"] not in ANCHORS and job_of(result) in jobs
     ]
@@ -232,8 +259,7 @@ def write_against(folder: Path, own: Sequence[Result], rows: Compact) -> str:
     Returns:
         The text.
     """
-    anchors = anchors_against(own, rows)
-    foreign = [each for each in anchors if each.largest is not None and each.largest > ANCHOR_TOLERANCE]
+    anchors, foreign = anchors_against(own, rows), foreign_anchors(own, rows)
     compared = [] if foreign else compared_with(own, rows)
     metric, everything = primary(summarize(list(own))), summarize(beside(own, rows))
     same = ", ".join(f"{each.arm} {each.largest:.1g}" for each in anchors if each.largest is not None)
@@ -243,9 +269,8 @@ def write_against(folder: Path, own: Sequence[Result], rows: Compact) -> str:
     ]
     parts = [f"Beside {rows.name}.json, on the same subjects and seeds\n", scores_table(everything)]
     if foreign:
-        names = ", ".join(each.arm for each in foreign)
         told.append(
-            f"NOT COMPARED: {names} should be equal to the file's within {ANCHOR_TOLERANCE:g}. "
+            f"NOT COMPARED: {', '.join(foreign)} should be equal to the file's within {ANCHOR_TOLERANCE:g}. "
             "Something else than the methods differs: the base, the judges, the world, or the libraries."
         )
     elif compared:

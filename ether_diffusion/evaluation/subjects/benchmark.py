@@ -25,7 +25,7 @@ from ether_diffusion.evaluation.runner import (
     train,
     why_missing,
 )
-from ether_diffusion.evaluation.subjects.against import check_same, read_rows, write_against
+from ether_diffusion.evaluation.subjects.against import beside, check_named, check_same, foreign_anchors, read_rows, write_against
 from ether_diffusion.evaluation.subjects.arms import (
     ANSWERS,
     all_jobs,
@@ -111,6 +111,8 @@ class Bench(StudyOnBase[Subject]):
         """
         check_study_inputs(config.output_dir, {"data_dir": config.data_dir})
         rows = None if config.against is None else read_rows(config.against)
+        if rows is not None:
+            check_named(rows, {**config.planned, **config.secondary})
         subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
         for job in all_jobs(config, subjects):
             if not is_anchor(job):
@@ -135,14 +137,21 @@ class Bench(StudyOnBase[Subject]):
         write_text(self.output_dir / CONFIG, yaml.safe_dump(settings))
 
     def summarize(self, jobs: Sequence[Job[Subject]]) -> tuple[str, list[str]]:
-        """Write tables of what is done, also beside the rows of another benchmark; of all, the planned comparisons."""
+        """Write tables of what is done, also beside the rows of another benchmark; of all, the planned comparisons.
+
+        Where an anchor is not that of the other benchmark, nothing is compared: the first text says so.
+        """
         text, missing = write_summary(self.output_dir, jobs)
         if self.rows is not None and (done := read_results(self.output_dir, jobs)[0]):
             text += "\n" + write_against(self.output_dir, done, self.rows)
         if (self.config.planned or self.config.secondary) and not missing:
             results = self.compared(all_results(self.output_dir))
-            shown = (self.config.planned, self.config.secondary, primary(summarize(results)))
-            text += "\n" + write_planned(self.output_dir, results, *shown)
+            if self.rows is None or not foreign_anchors(results, self.rows):
+                metric = primary(summarize(results))
+                results = results if self.rows is None else beside(results, self.rows)
+                text += "\n" + write_planned(
+                    self.output_dir, results, self.config.planned, self.config.secondary, metric
+                )
         return text, missing
 
     def compared(self, results: list[Result]) -> list[Result]:

@@ -77,7 +77,7 @@ class BenchmarkConfig:
             decides, and corrected for each other; of a list the mean counts.
         secondary: likewise, those that have an interval and no test.
         against: a file of another benchmark's rows (results.json, docs/results), to compare with on the same jobs
-            without running those again.
+            without running those again. Comparisons may name its arms by its name: "lora [playground]".
         shard: do only the third of sixteen equal shares of the jobs: 3/16, from 1/16 to 16/16. Shards know nothing of
             each other: the jobs of a cluster's array, in one folder or in folders that are copied together.
     """
@@ -164,6 +164,8 @@ class BenchmarkConfig:
             ValueError: there is no such arm, or it is not trained at that rate.
         """
         arm, rate = cell_of(cell)
+        if self.against is not None and arm.endswith(committed_name("", self.against.stem)):
+            return  # checked once the file is read
         if arm not in self.drawn_arms:
             raise ValueError(f"comparison {title!r} names {cell!r}, of no arm: {', '.join(self.drawn_arms)}")
         rates = [each for each in self.rates_of(self.drawn_arms[arm]) if each is not None]
@@ -202,6 +204,16 @@ class BenchmarkConfig:
     def settings_of(self, arm: str) -> dict[str, Any]:
         """All settings of an arm's training, the shared ones among them, but for what the benchmark sets itself."""
         return {**self.training, **self.arms[arm]}
+
+
+def committed_name(arm: str, file: str) -> str:
+    """What an arm of a file of rows is called beside the benchmark's own.
+
+    Args:
+        arm: its name in the file.
+        file: the file's name without its ending.
+    """
+    return f"{arm} [{file}]"
 
 
 def cell_of(text: str) -> tuple[str, float | None]:

@@ -21,6 +21,7 @@ from ether_diffusion.evaluation.subjects.against import (
     ANCHOR_TOLERANCE,
     TOLERANCE,
     budget_differences,
+    check_named,
     check_same,
     compared_with,
     differences,
@@ -120,6 +121,20 @@ def test_without_the_same_anchors_nothing_is_compared(rows: Compact, tmp_path: P
     assert json.loads((tmp_path / "against.json").read_text())["comparisons"] == []
     near = write_against(tmp_path, results({"base": ANCHOR_TOLERANCE / 4, "mine": 0.3}), rows)
     assert "NOT COMPARED" not in near
+
+
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        ("lara [there]", r"names 'lara \[there\]', of no method of the file: lora \[there\], oft \[there\]"),
+        ("base [there]", "of no method of the file"),
+        ("lora [there]@1e-2", r"the file has lora \[there\] at 0\.001"),
+    ],
+)
+def test_a_comparison_with_what_the_file_does_not_have_is_refused(rows: Compact, cell: str, told: str) -> None:
+    check_named(rows, {"a": [["mine"], ["lora [there]", "oft [there]@1e-3"]]})
+    with pytest.raises(ValueError, match=told):
+        check_named(rows, {"a": [["mine"], [cell]]})
 
 
 def test_other_versions_are_named(rows: Compact, tmp_path: Path) -> None:
@@ -231,8 +246,10 @@ def test_a_benchmark_beside_another_and_a_row_that_runs_again(
     config["training"]["max_train_steps"], config["class_images"] = 2, 0
     config |= {"seeds": [0], "subjects": ["gift-box"], "num_inference_steps": 2, "drift": False}
     arms = {"lora": {"method": "lora", "learning_rate": 1e-3}, "mine": {"method": "ether_plus", "learning_rate": 1e-2}}
+    planned = {"mine": {"mine minus lora": [["mine"], ["lora [rows]"]]}}
     for arm, settings in arms.items():
-        (tmp_path / f"{arm}.yaml").write_text(yaml.safe_dump(config | {"arms": {arm: settings}}))
+        own = {"arms": {arm: settings}, "planned": planned.get(arm, {})}
+        (tmp_path / f"{arm}.yaml").write_text(yaml.safe_dump(config | own))
 
     def arguments(arm: str, *more: str) -> list[str]:
         return ["--config", str(tmp_path / f"{arm}.yaml"), "--output_dir", str(tmp_path / arm), *more]
@@ -243,8 +260,13 @@ def test_a_benchmark_beside_another_and_a_row_that_runs_again(
     said = [line for line in re.split("[\r\n]", capsys.readouterr().err) if line.strip()]
     assert [line for line in said if "job" not in line] == []  # of what each job does nothing: one bar for all
 
+    with pytest.raises(SystemExit, match=r"names 'lora \[rows\]', of no arm: mine"):
+        bench(arguments("mine"))
     bench(arguments("mine", "--against", str(tmp_path / "rows.json")))
     shown = capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "mine" / "planned.json").read_text())["planned"]
+    compared = json.loads((tmp_path / "mine" / "against.json").read_text())["comparisons"]
+    assert found["difference"]["mean"] == pytest.approx(compared[0]["difference"]["mean"])
     assert "| mine | lora [rows] |" in shown
     anchors = json.loads((tmp_path / "mine" / "against.json").read_text())["anchors"]
     assert [each["arm"] for each in anchors] == ["base", "truth", "copies", "noise"]
