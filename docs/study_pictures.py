@@ -1,7 +1,8 @@
 """The figures of studies in the docs, from the committed rows of every picture and the studies' configs.
 
 ``python docs/study_pictures.py`` writes ``docs/pictures/planned-STUDY.png`` of every study whose config names
-comparisons, and ``strengths-STUDY.png`` of every one that drew at several strengths; with names of studies, of these alone.
+comparisons, and ``strengths-STUDY.png`` of every one that drew at several strengths; with names of studies, of these
+alone.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def draw_strengths(study: str, path: Path) -> None:
         x, y = zip(*places, strict=True)
         panels[arm.endswith(TENFOLD)].lines.append(Line(arm.removesuffix(TENFOLD), x, y))
     shown = [panel for panel in panels.values() if panel.lines]
-    told = "Means over subjects; the points of a line are the strengths from the least to 1, a single point is strength 1."
+    told = "Means over subjects. The points of a line are the strengths, from the least to 1; a single point is strength 1."
     write_figure(path, shown, share_y=True, caption=[told])
 
 

@@ -113,7 +113,7 @@ def planned(study: str) -> str:
 
 
 def strengths(study: str) -> str:
-    """Every method at every strength: the scores, and which are on the Pareto front of the score that decides and CLIP-T."""
+    """Every method at every strength: its scores, and which are on the Pareto front of the first two."""
     keys = ("truth", "clip_t", "dino_nearest")
     rows = [
         [

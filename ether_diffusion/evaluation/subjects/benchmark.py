@@ -25,7 +25,14 @@ from ether_diffusion.evaluation.runner import (
     train,
     why_missing,
 )
-from ether_diffusion.evaluation.subjects.against import beside, check_named, check_same, foreign_anchors, read_rows, write_against
+from ether_diffusion.evaluation.subjects.against import (
+    beside,
+    check_named,
+    check_same,
+    foreign_anchors,
+    read_rows,
+    write_against,
+)
 from ether_diffusion.evaluation.subjects.arms import (
     ANSWERS,
     all_jobs,
