@@ -40,7 +40,7 @@ def draw_strengths(study: str, path: Path) -> None:
         x, y = zip(*places, strict=True)
         panels[arm.endswith(TENFOLD)].lines.append(Line(arm.removesuffix(TENFOLD), x, y))
     shown = [panel for panel in panels.values() if panel.lines]
-    told = "Means over subjects. The points of a line are the strengths, from the least to 1; a single point is strength 1."
+    told = "Means over subjects. A line goes through the strengths, from the least to 1; a single point is strength 1."
     write_figure(path, shown, share_y=True, caption=[told])
 
 
