@@ -12,26 +12,35 @@ from ether_diffusion.reading import DamagedFileError
 
 
 def table(arguments: Sequence[str] | None = None) -> None:
-    """Write the file of a benchmark's folder.
+    """Write the file of a folder: of a benchmark, or of a study of controls.
 
     Raises:
         SystemExit: the folder has no results, or one of its files is damaged.
     """
-    parser = Parser(description="All scores and settings of a benchmark in one small file, to commit and compare with.")
-    parser.add_argument("folder", type=Path, help="the benchmark's folder, such as runs/playground")
+    parser = Parser(description="All scores and settings of a study in one small file, to commit and compare with.")
+    parser.add_argument("folder", type=Path, help="of a benchmark or a study of controls, such as runs/playground")
     parser.add_argument("file", type=Path, help="the JSON file to write")
     given = parser.parse_args(arguments)
     with first_imports():
+        from ether_diffusion.evaluation.controls.compact import write_rows
+        from ether_diffusion.evaluation.controls.findings import OUTLINE, read_findings
         from ether_diffusion.evaluation.subjects.compact import in_order, settings_in, write_compact
         from ether_diffusion.evaluation.subjects.summary import all_results
     try:
-        results = in_order(all_results(given.folder), given.folder)
-        if not results:
-            parser.error(f"{given.folder} has no results: name the output_dir of a benchmark that has run")
-        write_compact(given.file, results, settings_in(given.folder))
+        if (given.folder / OUTLINE).is_file():
+            findings = read_findings(given.folder)
+            if not findings.finished:
+                parser.error(f"{given.folder}: no training has its scores of step {findings.last_step} yet")
+            jobs = write_rows(given.file, findings)
+        else:
+            results = in_order(all_results(given.folder), given.folder)
+            if not results:
+                parser.error(f"{given.folder} has no results: name the output_dir of a study that has run")
+            write_compact(given.file, results, settings_in(given.folder))
+            jobs = len(results)
     except (DamagedFileError, OSError) as error:
         parser.error(str(error))
-    print(f"{given.file}: {len(results)} jobs, {given.file.stat().st_size / 1e6:.2f} MB")
+    print(f"{given.file}: {jobs} jobs, {given.file.stat().st_size / 1e6:.2f} MB")
 
 
 def reproduce(arguments: Sequence[str] | None = None) -> None:

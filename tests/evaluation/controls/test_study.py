@@ -17,15 +17,23 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from ether_diffusion.cli.programs.control_accuracy import main as accuracy
+from ether_diffusion.cli.programs.rows import table
 from ether_diffusion.cli.programs.studies import controls as controls_main
 from ether_diffusion.evaluation.controls import pages as control_pages
 from ether_diffusion.evaluation.controls import study as control_study
+from ether_diffusion.evaluation.controls.compact import read_rows
 from ether_diffusion.evaluation.controls.findings import differences, read_differences, read_findings, write_outline
 from ether_diffusion.evaluation.controls.pages import read_section, write_compared, write_study
 from ether_diffusion.evaluation.controls.settings import ControlStudyConfig
 from ether_diffusion.evaluation.controls.study import ControlStudy, all_jobs, training_of
 from ether_diffusion.evaluation.overview import write_report
-from ether_diffusion.evaluation.tables import ONE_SEED, control_rates_table, controls_table, steps_caption
+from ether_diffusion.evaluation.tables import (
+    ONE_SEED,
+    control_rates_table,
+    controls_table,
+    differences_table,
+    steps_caption,
+)
 from ether_diffusion.metrics.segmentation import Segmenter
 from ether_diffusion.playground.pairs import draw_pair, write_pairs
 from ether_diffusion.playground.tiny import tiny_pipeline
@@ -370,7 +378,8 @@ def test_differences_are_taken_within_seeds_and_their_interval_is_over_the_seeds
     text = write_compared(tmp_path, ["a"])
     content = json.loads((tmp_path / "differences.json").read_text())
     assert content["measure"] == "miou"
-    assert content["arms"]["b"] == {"rate": 1, "by_seed": {"0": 0.55, "1": 0.68, "2": 0.43}}
+    rates, by_seed = dict.fromkeys("012", 1), {"0": 0.55, "1": 0.68, "2": 0.43}
+    assert content["arms"]["b"] == {"rates": rates, "by_seed": by_seed}
     lines = {line["arm"]: line for line in content["comparisons"]}
     assert set(lines) == {"b", "c"}
     raw = []
@@ -391,6 +400,50 @@ def test_differences_are_taken_within_seeds_and_their_interval_is_over_the_seeds
     assert f"| b | a | +0.050 [{low:+.3f}, {high:+.3f}] | {lines['b']['p_holm']:.2g} | 3 |" in text
     assert "over the seeds of the training" in text
     assert "corrected for 2 comparisons" in text
+
+
+def test_a_small_file_has_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        result("a", rate, 0.3 + 0.01 * rate + 0.1 * seed, step, seed)
+        for rate in (1, 2)
+        for seed in (0, 1)
+        for step in (1, 2)
+    ]
+    gone = result("a", 3, 0.9, 1)
+    diverged = {key: gone[key] for key in ("arm", "rate", "seed", "steps")} | {"diverged": "not finite at step 7"}
+    first = rows[0] | {"settings": {"pretrained_model_name_or_path": str(tmp_path), "rank": 4}}
+    write_results(tmp_path / "study", [first, *rows[1:], *results_of({"alone": (0.2, 0.25)}), diverged])
+    table([str(tmp_path / "study"), str(tmp_path / "rows.json")])
+    assert "rows.json: 7 jobs" in capsys.readouterr().out
+    known, found = read_findings(tmp_path / "study"), read_rows(tmp_path / "rows.json")
+    assert differences_table(differences(found, ["alone"])) == differences_table(differences(known, ["alone"]))
+    assert control_rates_table(found) == control_rates_table(known)
+    assert controls_table(found.best) == controls_table(known.best)
+    assert found.results["a@1/seed-0"][0]["settings"] == {"pretrained_model_name_or_path": tmp_path.name, "rank": 4}
+    assert str(tmp_path) not in (tmp_path / "rows.json").read_text()
+
+
+def test_a_small_file_needs_a_training_that_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_results(tmp_path, [result("a", 1, 0.1, 1)])
+    with pytest.raises(SystemExit):
+        table([str(tmp_path), str(tmp_path / "rows.json")])
+    assert "no training has its scores of step 2 yet" in capsys.readouterr().err
+    assert not (tmp_path / "rows.json").exists()
+
+
+def test_no_rate_is_chosen_by_the_seed_that_counts(tmp_path: Path) -> None:
+    """Over all seeds rate 2 is the best, by the lucky seed 0 alone: the other seeds choose rate 1 for it."""
+    rates = {1: (0.50, 0.64, 0.66), 2: (0.99, 0.58, 0.60), 3: (0.40, 0.70, 0.50)}
+    rows = [result("a", rate, miou, seed=seed) for rate, of_rate in rates.items() for seed, miou in enumerate(of_rate)]
+    write_results(tmp_path, [*rows, *results_of({"alone": (0.4, 0.4, 0.4)})])
+    findings = read_findings(tmp_path)
+    assert findings.best["a"].rate == 2
+    write_compared(tmp_path, ["alone"])
+    content = json.loads((tmp_path / "differences.json").read_text())
+    expected = {"rates": {"0": 1, "1": 2, "2": 2}, "by_seed": {"0": 0.50, "1": 0.58, "2": 0.60}}
+    assert content["arms"]["a"] == expected
+    (found,) = differences(findings, ["alone"])
+    assert found.difference.mean == pytest.approx(0.16)
 
 
 def test_differences_do_not_depend_on_the_order_of_the_results(tmp_path: Path) -> None:
