@@ -9,6 +9,8 @@ from typing import Any
 
 from step_tables import RESULTS, load
 
+from ether_diffusion.evaluation.controls.compact import read_rows
+from ether_diffusion.evaluation.controls.findings import MIOU, Findings, differences
 from ether_diffusion.evaluation.mixing.findings import comparisons_table as pairs_compared
 from ether_diffusion.evaluation.mixing.findings import planned
 from ether_diffusion.evaluation.mixing.findings import scores_table as scores_table_of_pairs
@@ -24,7 +26,7 @@ from ether_diffusion.evaluation.subjects.summary import (
     summarize,
     unit_values,
 )
-from ether_diffusion.evaluation.tables import comparisons_table, format_difference, format_score
+from ether_diffusion.evaluation.tables import comparison_cells, comparisons_table, format_difference, format_score
 from ether_diffusion.page.text import markdown_table, number
 from ether_diffusion.registry import METHODS
 
@@ -167,6 +169,32 @@ def control() -> str:
     return markdown_table(heads, lines)
 
 
+def control_rates() -> str:
+    """The planned study of controls: mIoU of every arm at each rate, by the seed of the training."""
+    lines = []
+    for setting in control_study().finished:
+        values = {row["seed"]: row["scores"][MIOU]["mean"] for row in setting.last}
+        told = ", ".join(f"{values[seed]:.3f}" for seed in sorted(values))
+        lines.append([setting.arm, setting.label, told, f"{mean_interval(values.values()).mean:.3f}"])
+    return markdown_table(["", "rate", "mIoU, seeds 0, 1, 2", "mean"], lines)
+
+
+def control_rates_compared() -> str:
+    """Its planned comparisons, and the rates at which the seeds counted."""
+    found = control_study()
+    lines = []
+    for each in differences(found, ["encoder alone", "ETHER+"]):
+        rates = [", ".join(s.label for s in found.compared[arm].values()) for arm in (each.arm, each.rival)]
+        lines.append([f"{each.arm} {MINUS} {each.rival}", *rates, *comparison_cells(each)])
+    heads = ["", "rates of the first", "of the second", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", ""]
+    return markdown_table(heads, lines)
+
+
+def control_study() -> Findings:
+    """The study of controls over rates and seeds."""
+    return read_rows(RESULTS / "control-rates.json")
+
+
 def coverage() -> str:
     """How often intervals hold the true mean."""
     found = load("coverage")
@@ -184,5 +212,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mixing": mixing,
     "mixing-compared": mixing_compared,
     "control": control,
+    "control-rates": control_rates,
+    "control-rates-compared": control_rates_compared,
     "coverage": coverage,
 }

@@ -65,13 +65,13 @@ def reproduce(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", help="where the base lies, if its name in the file is not where it is here")
     for judge in ("dino", "clip", "lpips"):
         parser.add_argument(f"--{judge}", help=f"likewise the judge {judge}")
-    given = parser.parse_args(arguments)
+    given = vars(parser.parse_args(arguments))
     with first_imports():
         from ether_diffusion.evaluation.subjects.against import read_rows
-        from ether_diffusion.evaluation.subjects.reproduce import DIFFERS, config_of, reproduce
+        from ether_diffusion.evaluation.subjects.reproduce import DIFFERS, Again, config_of, reproduce
     try:
-        rows = read_rows(given.table)
-        config = config_of(rows, given.arms, given)
+        rows = read_rows(given.pop("table"))
+        config = config_of(rows, Again(**given))
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     if any(row.verdict == DIFFERS for row in reproduce(config, rows)):

@@ -11,11 +11,11 @@ pictures must agree, within a smaller tolerance.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,21 +151,44 @@ def agreement_text(found: Sequence[RowAgreement], metric: Metric, name: str) -> 
     return "\n".join([*parts, *([f"Not within: {'; '.join(told)}.\n"] if told else [])])
 
 
-def config_of(rows: Compact, arms: Sequence[str], given: argparse.Namespace) -> BenchmarkConfig:
-    """The benchmark that runs rows of the file again.
+@dataclass(frozen=True)
+class Again:
+    """Which rows of a file run again, and what stands in place of what the file names.
 
-    Args:
-        rows: the file's.
-        arms: the names of the methods to run again; the anchors always run. All where none is named.
-        given: ``output_dir``, ``subjects`` and ``seeds`` (all of the file's where they are empty); and in place of
-            what the file names ``protocol``, ``data_dir``, ``base``, ``dino``, ``clip`` and ``lpips``.
+    Attributes:
+        output_dir: where to run.
+        arms: the names of the methods; the anchors always run. All where none is named.
+        subjects: all of the file's where none is named.
+        seeds: likewise.
+        protocol: a file of subjects.
+        data_dir: photos of the protocol dreambooth.
+        base: where the base lies.
+        dino: the judge.
+        clip: the judge.
+        lpips: the judge.
+    """
+
+    output_dir: Path
+    arms: Sequence[str] = ()
+    subjects: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    protocol: str | None = None
+    data_dir: Path | None = None
+    base: str | None = None
+    dino: str | None = None
+    clip: str | None = None
+    lpips: str | None = None
+
+
+def config_of(rows: Compact, again: Again) -> BenchmarkConfig:
+    """The benchmark that runs rows of the file again.
 
     Raises:
         ValueError: the file has no such arm, does not say an arm's settings, or the arm draws another arm's training.
     """
     protocol = rows.protocol
     assert protocol is not None, "read_rows refuses files without it"
-    _check_not_derived(rows, arms)
+    _check_not_derived(rows, again.arms)
     known: dict[str, dict[str, Any]] = {}
     for result in rows.results:
         arm = result["arm"]
@@ -176,25 +199,25 @@ def config_of(rows: Compact, arms: Sequence[str], given: argparse.Namespace) -> 
         entry = known.setdefault(arm, {**result["settings"], "learning_rate": []})
         if (rate := result["learning_rate"]) is not None and rate not in entry["learning_rate"]:
             entry["learning_rate"].append(rate)
-    for arm in arms:
+    for arm in again.arms:
         if arm not in (*known, *ANCHORS):
             raise ValueError(f"{rows.name}.json has no arm {arm}{suggestion(arm, known)}; it has {', '.join(known)}")
-    chosen = {arm: settings for arm, settings in known.items() if not arms or arm in arms}
+    chosen = {arm: settings for arm, settings in known.items() if not again.arms or arm in again.arms}
     training = {key: value for key, value in protocol["base"].items() if value is not None}
-    training |= {"pretrained_model_name_or_path": given.base} if given.base else {}
+    training |= {"pretrained_model_name_or_path": again.base} if again.base else {}
     training |= {key: protocol["training"][key] for key in ENCODING if key in protocol["training"]}  # the base's, too
     asked: dict[str, Any] = dict(protocol["asked"])
     return BenchmarkConfig(
-        output_dir=given.output_dir,
-        protocol=given.protocol or protocol["name"],
-        data_dir=given.data_dir,
-        subjects=given.subjects or list(protocol["subjects"]),
+        output_dir=again.output_dir,
+        protocol=again.protocol or protocol["name"],
+        data_dir=again.data_dir,
+        subjects=list(again.subjects) or list(protocol["subjects"]),
         arms={arm: _own(settings, training) for arm, settings in chosen.items()},
         training=training,
-        seeds=given.seeds or sorted({result["seed"] for result in rows.results}),
-        dino=given.dino or rows.judges["dino"]["model"],
-        clip=given.clip or rows.judges["clip"]["model"],
-        lpips=given.lpips,
+        seeds=list(again.seeds) or sorted({result["seed"] for result in rows.results}),
+        dino=again.dino or rows.judges["dino"]["model"],
+        clip=again.clip or rows.judges["clip"]["model"],
+        lpips=again.lpips,
         **asked,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from ether_diffusion.evaluation.subjects.against import (
     write_against,
 )
 from ether_diffusion.evaluation.subjects.compact import Compact, Protocol, write_compact
-from ether_diffusion.evaluation.subjects.reproduce import AGREES, DIFFERS, MOSTLY, agreements, config_of
+from ether_diffusion.evaluation.subjects.reproduce import AGREES, DIFFERS, MOSTLY, Again, agreements, config_of
 
 ROOT = Path(__file__).parents[3]
 SUBJECTS = {"dog": (0.30, 0.42), "cat": (0.55, 0.50), "box": (0.41, 0.47)}
@@ -203,9 +202,8 @@ def test_what_runs_again_encodes_prompts_as_the_file_says(tmp_path: Path) -> Non
         if "settings" in each:
             each["settings"]["prompt_chunks"] = 2
     write_compact(tmp_path / "chunks.json", own, SETTINGS | {"training": training})
-    given = Namespace(subjects=[], seeds=[], output_dir=tmp_path / "again")
-    vars(given).update(dict.fromkeys(("protocol", "data_dir", "base", "dino", "lpips")), clip="playground")
-    config = config_of(read_rows(tmp_path / "chunks.json"), ["lora"], given)
+    again = Again(tmp_path / "again", arms=["lora"], clip="playground")
+    config = config_of(read_rows(tmp_path / "chunks.json"), again)
     assert config.encoding.prompt_chunks == 2
     assert config.settings_of("lora")["prompt_chunks"] == 2
 
