@@ -7,14 +7,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from step_tables import RESULTS, load
 
 from ether_diffusion.evaluation.controls.compact import read_rows
-from ether_diffusion.evaluation.controls.findings import MIOU, Findings, differences
+from ether_diffusion.evaluation.controls.findings import MIOU, Findings, differences, mean
 from ether_diffusion.evaluation.mixing.findings import comparisons_table as pairs_compared
 from ether_diffusion.evaluation.mixing.findings import planned
 from ether_diffusion.evaluation.mixing.findings import scores_table as scores_table_of_pairs
-from ether_diffusion.evaluation.statistics import compare, coverage_table, mean_interval
+from ether_diffusion.evaluation.statistics import choice_table, chosen_by_others, compare, coverage_table, mean_interval
 from ether_diffusion.evaluation.subjects.compact import read_compact
 from ether_diffusion.evaluation.subjects.settings import ANCHORS, BASE
 from ether_diffusion.evaluation.subjects.summary import (
@@ -171,23 +172,42 @@ def control() -> str:
 
 def control_rates() -> str:
     """The planned study of controls: mIoU of every arm at each rate, by the seed of the training."""
+    found = control_study()
+    seeds = sorted(found.finished[0].seeds)
     lines = []
-    for setting in control_study().finished:
+    for setting in found.finished:
         values = {row["seed"]: row["scores"][MIOU]["mean"] for row in setting.last}
-        told = ", ".join(f"{values[seed]:.3f}" for seed in sorted(values))
-        lines.append([setting.arm, setting.label, told, f"{mean_interval(values.values()).mean:.3f}"])
-    return markdown_table(["", "rate", "mIoU, seeds 0, 1, 2", "mean"], lines)
+        told = ", ".join(f"{values[seed]:.3f}" for seed in seeds)
+        lines.append([setting.arm, setting.label, told, f"{mean(setting.last):.3f}"])
+    lines += [[arm, number(rate, "g"), "diverged", ""] for arm, rate in sorted(found.diverged)]
+    return markdown_table(["", "rate", f"mIoU, seeds {', '.join(map(str, seeds))}", "mean"], lines)
 
 
 def control_rates_compared() -> str:
-    """Its planned comparisons, and the rates at which the seeds counted."""
+    """Its planned comparisons at the rates that are best over all seeds; beside them by the rule of the first plan."""
     found = control_study()
+    first = {(each.arm, each.rival): each.difference for each in compare(*by_the_other_seeds(found))}
     lines = []
     for each in differences(found, ["encoder alone", "ETHER+"]):
-        rates = [", ".join(s.label for s in found.compared[arm].values()) for arm in (each.arm, each.rival)]
-        lines.append([f"{each.arm} {MINUS} {each.rival}", *rates, *comparison_cells(each)])
-    heads = ["", "rates of the first", "of the second", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", ""]
+        cells = [f"{each.arm} {MINUS} {each.rival}", *comparison_cells(each)]
+        lines.append([*cells, format_difference(first[each.arm, each.rival])])
+    heads = ["", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", "", "rates chosen by the other seeds"]
     return markdown_table(heads, lines)
+
+
+def by_the_other_seeds(found: Findings) -> tuple[dict[str, dict[str, float]], list[tuple[str, str]]]:
+    """Of every arm mIoU by the seed, at the rate that is best over the other seeds; and the planned pairs."""
+    values: dict[str, dict[str, float]] = {}
+    for arm in found.best:
+        by_rate = [
+            {str(row["seed"]): row["scores"][MIOU]["mean"] for row in setting.last}
+            for setting in found.finished
+            if setting.arm == arm
+        ]
+        seeds = sorted(by_rate[0])
+        chosen = chosen_by_others(np.array([[rate[seed] for seed in seeds] for rate in by_rate]))
+        values[arm] = {seed: by_rate[number][seed] for seed, number in zip(seeds, chosen, strict=True)}
+    return values, [(each.arm, each.rival) for each in differences(found, ["encoder alone", "ETHER+"])]
 
 
 def control_study() -> Findings:
@@ -199,6 +219,11 @@ def coverage() -> str:
     """How often intervals hold the true mean."""
     found = load("coverage")
     return coverage_table(found["rows"], found["rounds"])
+
+
+def coverage_of_choice() -> str:
+    """The same where a method's setting is chosen from the scores that are compared."""
+    return choice_table(load("coverage")["chosen"])
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -215,4 +240,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "control-rates": control_rates,
     "control-rates-compared": control_rates_compared,
     "coverage": coverage,
+    "coverage-choice": coverage_of_choice,
 }

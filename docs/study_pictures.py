@@ -1,8 +1,7 @@
 """The figures of studies in the docs, from the committed rows of every picture and the studies' configs.
 
 ``python docs/study_pictures.py`` writes ``docs/pictures/planned-STUDY.png`` of every study whose config names
-comparisons, and ``strengths-STUDY.png`` of every one that drew at several strengths; with names of studies, of these
-alone.
+comparisons, and the strengths of the flow base's study; with names of studies, of these alone.
 """
 
 from __future__ import annotations
@@ -17,31 +16,30 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
-from study_tables import STUDIES, TRUTH, points_by_strength, results_of, settings_of
+from study_tables import STUDIES, TRUTH, results_of, settings_of
 
 from ether_diffusion.evaluation.figures import Line, Panel, write_figure
 from ether_diffusion.evaluation.subjects.planned import draw_planned
-from ether_diffusion.evaluation.subjects.summary import BY_KEY
+from ether_diffusion.evaluation.subjects.summary import BY_KEY, strength_points
 
-TENFOLD = "_tenfold"
-"""What names of arms at ten times their rate end with."""
+FLOW, TENFOLD = "playground-flow", "_tenfold"
+"""The study that drew at several strengths, and what its arms at ten times their rate end with."""
 CLIP_T = BY_KEY["clip_t"]
 
 
-def draw_strengths(study: str, path: Path) -> None:
-    """Draw the score that decides against CLIP-T, a line through each method's strengths."""
+def draw_strengths(path: Path) -> None:
+    """Draw the score that decides against CLIP-T in the study of the flow base: a line through a method's strengths."""
     titles = {False: "at the tuned rate", True: "at ten times the rate"}
     panels = {tenfold: Panel(f"{TRUTH.title}, {title}", CLIP_T.title) for tenfold, title in titles.items()}
     arms: dict[str, list[tuple[float, float]]] = {}
-    for point in points_by_strength(study):
+    for point in strength_points(results_of(FLOW)):
         scores = point.row["scores"]
         arms.setdefault(point.row["arm"], []).append((scores["clip_t"]["mean"], scores[TRUTH.key]["mean"]))
     for arm, places in arms.items():
         x, y = zip(*places, strict=True)
         panels[arm.endswith(TENFOLD)].lines.append(Line(arm.removesuffix(TENFOLD), x, y))
-    shown = [panel for panel in panels.values() if panel.lines]
-    told = "Means over subjects. A line goes through the strengths, from the least to 1; a single point is strength 1."
-    write_figure(path, shown, share_y=True, caption=[told])
+    told = "Means over subjects. Lines: strengths .5, .75, 1 (of free they coincide). Single points: strength 1."
+    write_figure(path, list(panels.values()), share_y=True, caption=[told])
 
 
 def main() -> None:
@@ -56,9 +54,9 @@ def main() -> None:
         settings, path = settings_of(name), DOCS / "pictures" / f"planned-{name}.png"
         draw_planned(path, results_of(name), settings["planned"], settings.get("secondary", {}), TRUTH)
         print(path)
-        if settings.get("strengths"):
+        if name == FLOW:
             path = DOCS / "pictures" / f"strengths-{name}.png"
-            draw_strengths(name, path)
+            draw_strengths(path)
             print(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -17,19 +18,20 @@ from ether_diffusion.evaluation.paper.rate_losses import (
     losses_table,
     rate_losses,
 )
-from ether_diffusion.evaluation.statistics import Comparison
+from ether_diffusion.evaluation.statistics import Comparison, paired_difference
+from ether_diffusion.evaluation.subjects.against import beside, read_rows
 from ether_diffusion.evaluation.subjects.choosing import on_other_prompts
 from ether_diffusion.evaluation.subjects.compact import read_compact
 from ether_diffusion.evaluation.subjects.planned import planned_comparisons
 from ether_diffusion.evaluation.subjects.summary import (
     BY_KEY,
-    AtStrength,
     Result,
-    strength_points,
+    at_strength,
+    strengths_in,
     summarize,
     unit_values,
 )
-from ether_diffusion.evaluation.tables import comparison_cells, format_score
+from ether_diffusion.evaluation.tables import comparison_cells, format_difference, format_score
 from ether_diffusion.page.text import markdown_table, number
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -58,8 +60,10 @@ def settings_of(study: str) -> dict[str, Any]:
 
 
 def results_of(study: str) -> list[Result]:
-    """The rows of all its pictures, or of those that its plan compares."""
+    """The rows of all its pictures, or of those that its plan compares, with the ones that it runs against."""
     found = read_compact(RESULTS / f"{study}.json").results
+    if against := settings_of(study).get("against"):
+        return beside(found, read_rows(CONFIGS.parent / against))
     return on_other_prompts(found) if study == "chosen-step" else found
 
 
@@ -113,24 +117,19 @@ def planned(study: str) -> str:
 
 
 def strengths(study: str) -> str:
-    """Every method at every strength: its scores, and which are on the Pareto front of the first two."""
-    keys = ("truth", "clip_t", "dino_nearest")
-    rows = [
-        [
-            point.row["arm"],
-            number(point.strength, "g"),
-            *(format_score(point.row["scores"].get(key)) for key in keys),
-            "front" if point.on_front else "",
-        ]
-        for point in points_by_strength(study)
-    ]
-    return markdown_table(["", "strength", *(BY_KEY[key].heading for key in keys), ""], rows)
-
-
-def points_by_strength(study: str) -> list[AtStrength]:
-    """Every method at every strength, in the order of the study's config."""
-    order = list(settings_of(study)["arms"])
-    return sorted(strength_points(results_of(study)), key=lambda point: order.index(point.row["arm"]))
+    """Every method at lower strengths: the scores, and their differences from strength 1, paired by subject."""
+    results = results_of(study)
+    lines = []
+    for arm in settings_of(study)["arms"]:
+        mine = [result for result in results if result["arm"] == arm]
+        for strength in strengths_in(mine):
+            cells = [arm, number(strength, "g")]
+            for metric in (TRUTH, BY_KEY["clip_t"]):
+                there, at_one = unit_values(at_strength(mine, strength), metric), unit_values(mine, metric)
+                cells += [f"{fmean(there.values()):.3f}", format_difference(paired_difference(there, at_one))]
+            lines.append(cells)
+    minus = "minus strength 1, 95 % interval"
+    return markdown_table(["", "strength", "truth-likeness", minus, "CLIP-T", minus], lines)
 
 
 def chosen_steps() -> str:

@@ -28,6 +28,11 @@ SEEDS = 2
 SEED_DEVIATION = 0.5
 """What a seed changes, where subjects differ by 1."""
 RESAMPLES = 999
+CHOICE_SEEDS = 3
+MARGINS = (0.0, 0.5, 1.0, 2.0)
+"""By how much the best setting is better, in what a seed changes."""
+RIVAL_SETTINGS = (3, 1)
+"""How many settings the other method has."""
 SHAPES = ("normal", "skewed")
 
 Values = NDArray[np.float64]
@@ -240,6 +245,30 @@ INTERVALS: dict[str, Interval] = {
 }
 
 
+def chosen_by_others(scores: Values) -> NDArray[np.intp]:
+    """Of every unit the setting that is best over the *other* units, so that none is chosen by the score that counts.
+
+    Units share the scores that choose, so their differences are correlated and Student's interval is too narrow
+    (:func:`simulate_choice`).
+
+    Args:
+        scores: (settings, units), of two units or more; the higher, the better.
+
+    Returns:
+        The number of a setting for each unit: the first of equal ones.
+    """
+    return (scores.sum(1, keepdims=True) - scores).argmax(0)
+
+
+def chosen_by_all(scores: Values) -> NDArray[np.intp]:
+    """Of every unit the setting that is best over all units, as :func:`chosen_by_others` has it."""
+    return np.full(scores.shape[1], scores.sum(1).argmax())
+
+
+CHOICES = {"by all seeds (used)": chosen_by_all, "by the other seeds": chosen_by_others}
+"""From scores (settings, seeds) to the setting at which each seed counts."""
+
+
 def draw_scores(subjects: int, shape: str, rng: np.random.Generator) -> Values:
     """Scores (subjects, seeds) whose true mean is 0.
 
@@ -284,6 +313,41 @@ def simulate(rounds: int, seed: int = 0) -> list[dict[str, float | str | int]]:
     return rows
 
 
+def simulate_choice(rounds: int, seed: int = 0) -> list[dict[str, float | str | int]]:
+    """How often intervals hold the truth where a method's setting was chosen from the scores that are compared.
+
+    One method has three settings, one of which is better than the other two by a margin; its rival has as many, or one.
+    There is no difference between the best settings of both. A seed changes a score by a standard deviation of 1. Both
+    are compared over three seeds, each seed at the settings that are chosen by all seeds, or by the other seeds.
+
+    Returns:
+        The share of ``rounds`` data sets in which Student's interval of the difference holds 0 (``coverage``), and the
+        mean difference (``bias``).
+    """
+    rows: list[dict[str, float | str | int]] = []
+    for settings in RIVAL_SETTINGS:
+        for margin in MARGINS:
+            rng = np.random.default_rng([seed, settings, int(100 * margin)])
+            held, total = dict.fromkeys(CHOICES, 0), dict.fromkeys(CHOICES, 0.0)
+            levels = np.array([0.0, -margin, -margin])[:, None]
+            for _ in range(rounds):
+                first, second = (levels[:count] + rng.normal(size=(count, CHOICE_SEEDS)) for count in (3, settings))
+                for rule, choose in CHOICES.items():
+                    chosen = [scores[choose(scores), np.arange(CHOICE_SEEDS)] for scores in (first, second)]
+                    difference = chosen[0] - chosen[1]
+                    low, high = student(difference[:, None], rng)
+                    held[rule] += low <= 0 <= high
+                    total[rule] += float(difference.mean())
+            rows += [
+                {
+                    **{"choice": rule, "settings": settings, "margin": margin},
+                    **{"coverage": held[rule] / rounds, "bias": round(total[rule] / rounds, 4)},
+                }
+                for rule in CHOICES
+            ]
+    return rows
+
+
 def coverage_table(rows: Sequence[dict[str, float | str | int]], rounds: int) -> str:
     """Coverage by kind of interval, a column for each shape and number of subjects."""
     found = {(row["interval"], row["shape"], row["subjects"]): row["coverage"] for row in rows}
@@ -294,10 +358,22 @@ def coverage_table(rows: Sequence[dict[str, float | str | int]], rounds: int) ->
     return f"{text}\n{rounds:,} data sets in each column; the standard error of a figure of .95 is {error:.3f}.\n"
 
 
+def choice_table(rows: Sequence[dict[str, float | str | int]]) -> str:
+    """Coverage and bias by the rule that chooses, a column for each number of the rival's settings and each margin."""
+    found = {(row["choice"], row["settings"], row["margin"]): row for row in rows}
+    columns = [(settings, margin) for settings in RIVAL_SETTINGS for margin in MARGINS]
+    lines = [
+        [rule, *(f"{found[rule, *column]['coverage']:.3f} ({found[rule, *column]['bias']:+.2f})" for column in columns)]
+        for rule in CHOICES
+    ]
+    heads = [f"3 and {settings}, margin {margin:g}" for settings, margin in columns]
+    return markdown_table(["settings are chosen", *heads], lines)
+
+
 def study_coverage(rounds: int, seed: int, folder: Path) -> str:
-    """Simulate, and write ``coverage.json`` and ``coverage.md``; the text of the table."""
-    rows = simulate(rounds, seed)
-    text = coverage_table(rows, rounds)
-    write_text(folder / "coverage.json", json.dumps({"rounds": rounds, "rows": rows}, indent=1))
+    """Simulate, and write ``coverage.json`` and ``coverage.md``; the text of both tables."""
+    rows, chosen = simulate(rounds, seed), simulate_choice(rounds, seed)
+    text = f"{coverage_table(rows, rounds)}\n{choice_table(chosen)}"
+    write_text(folder / "coverage.json", json.dumps({"rounds": rounds, "rows": rows, "chosen": chosen}, indent=1))
     write_text(folder / "coverage.md", text)
     return text

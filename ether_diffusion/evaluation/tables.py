@@ -275,5 +275,5 @@ def difference_caption(found: Sequence[Comparison]) -> str:
         return ONE_SEED
     return (
         f"Intervals: Student's t over the seeds of the training, within which methods are compared; "
-        f"p is corrected for {len(found)} comparisons. A seed's rate is the one that is best over the other seeds."
+        f"p is corrected for {len(found)} comparisons. The rate of a method is the best of these results."
     )

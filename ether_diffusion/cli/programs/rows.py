@@ -30,7 +30,7 @@ def table(arguments: Sequence[str] | None = None) -> None:
         if (given.folder / OUTLINE).is_file():
             findings = read_findings(given.folder)
             if not findings.finished:
-                parser.error(f"{given.folder}: no training has its scores of step {findings.last_step} yet")
+                parser.error(f"{given.folder}: nothing can be compared yet: {'; '.join(findings.left_out)}")
             jobs = write_rows(given.file, findings)
         else:
             results = in_order(all_results(given.folder), given.folder)

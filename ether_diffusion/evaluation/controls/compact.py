@@ -16,11 +16,9 @@ from ether_diffusion.reading import read_json
 from ether_diffusion.runs.folder import public_settings
 from ether_diffusion.runs.scores import without_folder
 
-DIGITS = 5
-"""Of a score in the file."""
-SHARED = ("base_hash", "choices", "pairs", "samples_per_pair", "originals", "git_revision")
-"""What the file keeps of a result of the last step for all trainings: they share it."""
-OF_JOB = ("arm", "rate", "seed", "trained_parameters")
+SHARED = ("choices", "warnings", "pairs", "samples_per_pair", "originals")
+"""What the file keeps of one result of the last step: all trainings share it."""
+OF_JOB = ("arm", "rate", "seed", "base_hash", "git_revision", "trained_parameters")
 """What it keeps of each training."""
 
 
@@ -33,11 +31,11 @@ class _Step(TypedDict):
 
 
 class _Job(TypedDict):
-    """A training."""
+    """A training; without ``results`` only its key is known."""
 
-    arm: str
-    rate: float | None
-    seed: int
+    arm: NotRequired[str]
+    rate: NotRequired[float | None]
+    seed: NotRequired[int]
     settings: NotRequired[dict[str, object]]
     trained_parameters: NotRequired[dict[str, int]]
     results: list[_Step]
@@ -67,14 +65,14 @@ def write_rows(path: Path, findings: Findings) -> int:
     first = findings.finished[0].last[0]
     shared = {"steps": findings.last_step} | {key: first[key] for key in SHARED if key in first}
     shared["judges"] = {name: without_folder(facts) for name, facts in first["judges"].items()}
-    jobs = {key: _job(rows) for key, rows in findings.results.items() if rows}
+    jobs = {key: _job(rows) for key, rows in findings.results.items()}
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(job)}" for key, job in jobs.items())
     write_text(path, f'{{"shared": {json.dumps(shared)},\n"jobs": {{\n{lines}\n}}}}\n')
     return len(jobs)
 
 
 def _job(rows: Sequence[ControlResult]) -> dict[str, Any]:
-    first = rows[0]
+    first = rows[0] if rows else {}
     job: dict[str, Any] = {key: first[key] for key in OF_JOB if key in first}
     if "settings" in first:
         job["settings"] = public_settings(first["settings"])
@@ -84,13 +82,8 @@ def _job(rows: Sequence[ControlResult]) -> dict[str, Any]:
 def _step(row: ControlResult) -> dict[str, Any]:
     if "diverged" in row:
         return {"steps": row["steps"], "diverged": row["diverged"]}
-    parts = ("mean", "spread")
-    scores = {key: {part: _rounded(score[part]) for part in parts} for key, score in row["scores"].items()}
+    scores = {key: {part: score[part] for part in ("mean", "spread")} for key, score in row["scores"].items()}
     return {"steps": row["steps"], "scores": scores}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, DIGITS)
 
 
 def read_rows(path: Path) -> Findings:

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -123,21 +124,13 @@ class Findings:
                 best[setting.arm] = setting
         return dict(sorted(best.items(), key=lambda item: _rank(item[1])))
 
-    @cached_property
-    def compared(self) -> dict[str, dict[int, Setting]]:
-        """Of every arm the setting that each seed is compared at: the one with the highest mIoU over the *other* seeds.
-
-        So no rate is chosen by the score that counts. A single seed has its best setting. The arms are in the order of
-        ``best``.
-        """
-        found: dict[str, dict[int, Setting]] = {}
-        for arm, best in self.best.items():
-            settings = [setting for setting in self.finished if setting.arm == arm]
-            for seed in sorted(best.seeds):
-                others = set(best.seeds) - {seed}
-                chosen = max(settings, key=lambda s: _rank(s.with_seeds(others))) if others else best
-                found.setdefault(arm, {})[seed] = chosen.with_seeds({seed})
-        return found
+    @property
+    def compared(self) -> dict[str, list[Any]]:
+        """What every arm of ``best`` stands for: its rate, and the seeds with their scores."""
+        return {
+            arm: [setting.rate, *([row["seed"], row["scores"][MIOU]["mean"]] for row in setting.last)]
+            for arm, setting in self.best.items()
+        }
 
     @property
     def left_out(self) -> list[str]:
@@ -250,10 +243,9 @@ def _rank(setting: Setting) -> float:
 
 
 def differences(findings: Findings, against: Sequence[str]) -> list[Comparison]:
-    """The mIoU of every arm minus that of each arm of ``against``, corrected for their number.
+    """The mIoU of every arm minus that of each arm of ``against``, at the best rates, corrected for their number.
 
-    Each seed counts at the rate that is best over the other seeds (:attr:`Findings.compared`). Two arms of
-    ``against`` are compared once, not in both directions, so that the correction counts them once.
+    Two arms of ``against`` are compared once, not in both directions, so that the correction counts them once.
 
     Args:
         findings: of the study.
@@ -267,18 +259,18 @@ def differences(findings: Findings, against: Sequence[str]) -> list[Comparison]:
 
 
 def _by_seed(findings: Findings) -> dict[str, dict[str, float]]:
-    """MIoU of every arm by the seed, at the rate that the other seeds choose; seeds without a score are left out."""
+    """MIoU of every arm at its best rate, by the seed; seeds without a score are left out."""
     values: dict[str, dict[str, float]] = {}
-    for arm, by_seed in findings.compared.items():
-        means = {str(seed): mean(setting.last) for seed, setting in by_seed.items()}
-        values[arm] = {seed: value for seed, value in means.items() if not math.isnan(value)}
+    for arm, setting in findings.best.items():
+        means = {str(row["seed"]): row["scores"][MIOU]["mean"] for row in sorted(setting.last, key=itemgetter("seed"))}
+        values[arm] = {seed: mean for seed, mean in means.items() if mean is not None}
     return values
 
 
 def write_differences(study: Path, against: Sequence[str]) -> list[Comparison]:
     """Write ``differences.json`` of a study's folder; return the comparisons.
 
-    What another process finishes meanwhile is taken in. The JSON has for every arm by seed its rate and its score
+    What another process finishes meanwhile is taken in. The JSON has for every arm its rate and its score by seed
     (``arms``), and the ``comparisons``: ``arm``, ``rival``, the ``seeds`` that both have, the mean ``difference`` over
     them, the ends ``low`` and ``high`` of its 95 % interval, ``p``, and ``p_holm``. Of one seed the last four are null.
 
@@ -288,15 +280,13 @@ def write_differences(study: Path, against: Sequence[str]) -> list[Comparison]:
     """
     while True:
         findings = read_findings(study)
-        found, values = differences(findings, against), _by_seed(findings)
-        if _by_seed(read_findings(study)) == values:
+        found = differences(findings, against)
+        if read_findings(study).compared == findings.compared:
             break
+    values = _by_seed(findings)
     content: dict[str, Any] = {
         "measure": MIOU,
-        "arms": {
-            arm: {"rates": {seed: findings.compared[arm][int(seed)].rate for seed in of_arm}, "by_seed": of_arm}
-            for arm, of_arm in values.items()
-        },
+        "arms": {arm: {"rate": findings.best[arm].rate, "by_seed": of_arm} for arm, of_arm in values.items()},
         "comparisons": [_line(each, values) for each in found],
     }
     write_text(study / DIFFERENCES, json.dumps(content, indent=1))

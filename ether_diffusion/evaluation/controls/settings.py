@@ -44,7 +44,7 @@ class ControlStudyConfig:
         fid_features: of FID and KID: inception, dino:NAME, clip:NAME or playground; without them there is neither.
             Both need many pairs: see :func:`~ether_diffusion.metrics.distribution.too_few`.
         compare_with: arms that every other is held against; with several seeds the difference in mIoU has a 95 %
-            interval over the seeds, and a seed counts at the rate that is best over the others.
+            interval over the seeds.
         keep_runs: keep what was trained.
         shard: do only the third of sixteen equal shares of the jobs: 3/16, from 1/16 to 16/16. Shards know nothing of
             each other: the jobs of a cluster's array, in one folder or in folders that are copied together.

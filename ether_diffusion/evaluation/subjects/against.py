@@ -17,7 +17,7 @@ from ether_diffusion.evaluation.runner import hash_changes
 from ether_diffusion.evaluation.settings import ENCODING
 from ether_diffusion.evaluation.statistics import Comparison, compare
 from ether_diffusion.evaluation.subjects.compact import ASKED, BUDGET, Compact, Protocol, arm_key, read_compact
-from ether_diffusion.evaluation.subjects.settings import ANCHORS, Sides, cell_of, committed_name
+from ether_diffusion.evaluation.subjects.settings import ANCHORS, Sides, cell_of, committed_name, named_in
 from ether_diffusion.evaluation.subjects.summary import METRICS, Result, primary, summarize, unit_values
 from ether_diffusion.evaluation.tables import caption, comparison_cells, scores_table
 from ether_diffusion.files import write_text
@@ -129,30 +129,35 @@ def check_same(rows: Compact, ours: Protocol, arms: Mapping[str, Mapping[str, An
         )
 
 
-def check_named(rows: Compact, comparisons: Mapping[str, Sides]) -> None:
+def check_named(rows: Compact, comparisons: Mapping[str, Sides], subjects: Iterable[str], seeds: Sequence[int]) -> None:
     """Refuse comparisons with what the file does not have.
 
     Args:
         rows: the file's.
         comparisons: by their titles. Arms of the file are called as by :func:`committed_name`; others are passed over.
+        subjects: of the benchmark: a named arm needs all of them,
+        seeds: with each of these.
 
     Raises:
-        ValueError: the file has no such arm, or not at that rate.
+        ValueError: the file has no such arm, not at that rate, or without some of the jobs.
     """
-    rates: dict[str, set[float | None]] = {}
+    methods: dict[str, list[Result]] = {}
     for result in rows.results:
         if result["arm"] not in ANCHORS:
-            rates.setdefault(committed_name(result["arm"], rows.name), set()).add(result["learning_rate"])
-    for title, sides in comparisons.items():
-        for cell in (cell for side in sides for cell in side):
-            arm, rate = cell_of(cell)
-            if not arm.endswith(committed_name("", rows.name)):
-                continue
-            if arm not in rates:
-                raise ValueError(f"comparison {title!r} names {cell!r}, of no method of the file: {', '.join(rates)}")
-            if rate is not None and rate not in rates[arm]:
-                known = ", ".join(f"{each:g}" for each in rates[arm] if each is not None) or "its own rate"
-                raise ValueError(f"comparison {title!r} names {cell!r}, and the file has {arm} at {known}")
+            methods.setdefault(committed_name(result["arm"], rows.name), []).append(result)
+    jobs = {(subject, seed) for subject in subjects for seed in seeds}
+    for title, cell in ((title, cell) for title, sides in comparisons.items() for cell in named_in(sides, rows.name)):
+        arm, rate = cell_of(cell)
+        if arm not in methods:
+            raise ValueError(f"comparison {title!r} names {cell!r}, of no method of the file: {', '.join(methods)}")
+        known = sorted({result["learning_rate"] for result in methods[arm]} - {None})
+        if rate is not None and rate not in known:
+            told = f"at {', '.join(f'{each:g}' for each in known)}" if known else f"without a rate: write {arm}"
+            raise ValueError(f"comparison {title!r} names {cell!r}, and the file has it {told}")
+        found = {job_of(result) for result in methods[arm] if rate in (None, result["learning_rate"])}
+        if lacking := sorted(jobs - found):
+            told = ", ".join(f"{subject} with seed {seed}" for subject, seed in lacking)
+            raise ValueError(f"comparison {title!r} names {cell!r}, of which the file lacks {told}")
 
 
 def job_of(result: Result) -> tuple[str, int]:
@@ -193,9 +198,8 @@ def anchors_against(own: Sequence[Result], rows: Compact) -> list[Anchor]:
     return found
 
 
-def foreign_anchors(own: Sequence[Result], rows: Compact) -> list[str]:
-    """The benchmark's own anchors that are not those of the file: with these nothing is compared."""
-    found = anchors_against(own, rows)
+def foreign(found: Sequence[Anchor]) -> list[str]:
+    """The anchors that are not those of the file: with these nothing is compared with it."""
     return [each.arm for each in found if each.largest is not None and each.largest > ANCHOR_TOLERANCE]
 
 
@@ -259,8 +263,9 @@ def write_against(folder: Path, own: Sequence[Result], rows: Compact) -> str:
     Returns:
         The text.
     """
-    anchors, foreign = anchors_against(own, rows), foreign_anchors(own, rows)
-    compared = [] if foreign else compared_with(own, rows)
+    anchors = anchors_against(own, rows)
+    others = foreign(anchors)
+    compared = [] if others else compared_with(own, rows)
     metric, everything = primary(summarize(list(own))), summarize(beside(own, rows))
     same = ", ".join(f"{each.arm} {each.largest:.1g}" for each in anchors if each.largest is not None)
     told = [f"Largest difference of a picture's score from the file's anchors: {same or 'they share none'}."]
@@ -268,9 +273,9 @@ def write_against(folder: Path, own: Sequence[Result], rows: Compact) -> str:
         f"Other versions: {change}. Small differences may come from that." for change in version_changes(own, rows)
     ]
     parts = [f"Beside {rows.name}.json, on the same subjects and seeds\n", scores_table(everything)]
-    if foreign:
+    if others:
         told.append(
-            f"NOT COMPARED: {', '.join(foreign)} should be equal to the file's within {ANCHOR_TOLERANCE:g}. "
+            f"NOT COMPARED: {', '.join(others)} should be equal to the file's within {ANCHOR_TOLERANCE:g}. "
             "Something else than the methods differs: the base, the judges, the world, or the libraries."
         )
     elif compared:

@@ -26,10 +26,11 @@ from ether_diffusion.evaluation.runner import (
     why_missing,
 )
 from ether_diffusion.evaluation.subjects.against import (
+    anchors_against,
     beside,
     check_named,
     check_same,
-    foreign_anchors,
+    foreign,
     read_rows,
     write_against,
 )
@@ -45,9 +46,9 @@ from ether_diffusion.evaluation.subjects.arms import (
     truths_of,
 )
 from ether_diffusion.evaluation.subjects.compact import CONFIG, JOBS, Compact, Protocol, protocol_of, settings_in
-from ether_diffusion.evaluation.subjects.planned import write_planned
+from ether_diffusion.evaluation.subjects.planned import FILES, write_planned
 from ether_diffusion.evaluation.subjects.protocols import Subject, load_protocol
-from ether_diffusion.evaluation.subjects.settings import BASE, BenchmarkConfig
+from ether_diffusion.evaluation.subjects.settings import BASE, BenchmarkConfig, named_in
 from ether_diffusion.evaluation.subjects.summary import (
     Metric,
     Result,
@@ -118,9 +119,10 @@ class Bench(StudyOnBase[Subject]):
         """
         check_study_inputs(config.output_dir, {"data_dir": config.data_dir})
         rows = None if config.against is None else read_rows(config.against)
-        if rows is not None:
-            check_named(rows, {**config.planned, **config.secondary})
         subjects = load_protocol(config.protocol, config.data_dir, config.output_dir / "subjects", config.subjects)
+        if rows is not None:
+            names = [subject.name for subject in subjects]
+            check_named(rows, {**config.planned, **config.secondary}, names, config.seeds)
         for job in all_jobs(config, subjects):
             if not is_anchor(job):
                 # a mistake in the last arm shows before the first one runs
@@ -144,22 +146,27 @@ class Bench(StudyOnBase[Subject]):
         write_text(self.output_dir / CONFIG, yaml.safe_dump(settings))
 
     def summarize(self, jobs: Sequence[Job[Subject]]) -> tuple[str, list[str]]:
-        """Write tables of what is done, also beside the rows of another benchmark; of all, the planned comparisons.
-
-        Where an anchor is not that of the other benchmark, nothing is compared: the first text says so.
-        """
+        """Write tables of what is done, also beside the rows of another benchmark; of all, the planned comparisons."""
         text, missing = write_summary(self.output_dir, jobs)
-        if self.rows is not None and (done := read_results(self.output_dir, jobs)[0]):
+        done = read_results(self.output_dir, jobs)[0]
+        if self.rows is not None and done:
             text += "\n" + write_against(self.output_dir, done, self.rows)
         if (self.config.planned or self.config.secondary) and not missing:
-            results = self.compared(all_results(self.output_dir))
-            if self.rows is None or not foreign_anchors(results, self.rows):
-                metric = primary(summarize(results))
-                results = results if self.rows is None else beside(results, self.rows)
-                text += "\n" + write_planned(
-                    self.output_dir, results, self.config.planned, self.config.secondary, metric
-                )
+            text += "\n" + self._compare(done)
         return text, missing
+
+    def _compare(self, done: list[Result]) -> str:
+        """The planned comparisons; none where one names an arm of other rows and an anchor is not that of theirs."""
+        both = (self.config.planned, self.config.secondary)
+        metric = primary(summarize(self.compared(done)))
+        if self.rows is None:
+            return write_planned(self.output_dir, self.compared(done), *both, metric)
+        named = any(named_in(sides, self.rows.name) for each in both for sides in each.values())
+        if named and (others := foreign(anchors_against(done, self.rows))):
+            for name in FILES:
+                (self.output_dir / name).unlink(missing_ok=True)
+            return f"The planned comparisons are not made: {', '.join(others)} is not that of {self.rows.name}.json.\n"
+        return write_planned(self.output_dir, self.compared(beside(done, self.rows)), *both, metric)
 
     def compared(self, results: list[Result]) -> list[Result]:
         """What planned comparisons are of: everything."""

@@ -103,6 +103,10 @@ def draw_planned(
     write_differences(path, rows, f"difference of {metric.title}; a dot is a subject, the bar the mean's 95 % interval")
 
 
+FILES = ("planned.json", "planned.md", "planned.png")
+"""In the benchmark's folder."""
+
+
 def write_planned(
     folder: Path,
     results: Sequence[Result],
@@ -110,7 +114,7 @@ def write_planned(
     secondary: Mapping[str, Sides],
     metric: Metric,
 ) -> str:
-    """Write ``planned.json``, ``planned.md`` and ``planned.png`` into ``folder``; return the tables.
+    """Write :data:`FILES` into ``folder``; return the tables.
 
     Args:
         folder: where to.
@@ -133,7 +137,8 @@ def write_planned(
         parts.append("Not tested:\n\n" + markdown_table(heads[:2], rows))
     text = "\n".join(parts)
     content = {"score": metric.key, "planned": tested, "secondary": shown}
-    write_text(folder / "planned.json", json.dumps(content, indent=1, default=asdict))
-    write_text(folder / "planned.md", text)
-    draw_planned(folder / "planned.png", results, planned, secondary, metric)
+    data, tables, drawing = (folder / name for name in FILES)
+    write_text(data, json.dumps(content, indent=1, default=asdict))
+    write_text(tables, text)
+    draw_planned(drawing, results, planned, secondary, metric)
     return text

@@ -77,7 +77,7 @@ class BenchmarkConfig:
             decides, and corrected for each other; of a list the mean counts.
         secondary: likewise, those that have an interval and no test.
         against: a file of another benchmark's rows (results.json, docs/results), to compare with on the same jobs
-            without running those again. Comparisons may name its arms by its name: "lora [playground]".
+            without running those again. Comparisons may name arms of the file: "lora [playground]".
         shard: do only the third of sixteen equal shares of the jobs: 3/16, from 1/16 to 16/16. Shards know nothing of
             each other: the jobs of a cluster's array, in one folder or in folders that are copied together.
     """
@@ -129,6 +129,8 @@ class BenchmarkConfig:
             raise ValueError("training needs pretrained_model_name_or_path: the base model")
         if taken := [name for name in ANCHORS if name in self.arms]:
             raise ValueError(f"an arm cannot be called {taken[0]}: that is {ANCHORS[taken[0]]}")
+        if self.against is not None and (taken := named_in([list(self.arms)], self.against.stem)):
+            raise ValueError(f"an arm cannot be called {taken[0]}: so the arms of {self.against} are called beside it")
         for where, settings in {"training": self.training, **self.arms}.items():
             if taken := [name for name in OWN if name in settings]:
                 raise ValueError(f"{where}: {', '.join(taken)} is set by the benchmark itself; leave it out")
@@ -163,11 +165,12 @@ class BenchmarkConfig:
         Raises:
             ValueError: there is no such arm, or it is not trained at that rate.
         """
-        arm, rate = cell_of(cell)
-        if self.against is not None and arm.endswith(committed_name("", self.against.stem)):
+        if self.against is not None and named_in([[cell]], self.against.stem):
             return  # checked once the file is read
+        arm, rate = cell_of(cell)
         if arm not in self.drawn_arms:
-            raise ValueError(f"comparison {title!r} names {cell!r}, of no arm: {', '.join(self.drawn_arms)}")
+            hint = "; an arm of a file of rows needs against" if arm.endswith("]") else ""
+            raise ValueError(f"comparison {title!r} names {cell!r}, of no arm: {', '.join(self.drawn_arms)}{hint}")
         rates = [each for each in self.rates_of(self.drawn_arms[arm]) if each is not None]
         if rate is not None and rate not in rates:
             known = f"its rates are {', '.join(f'{each:g}' for each in rates)}" if rates else "it names no rate"
@@ -216,6 +219,16 @@ def committed_name(arm: str, file: str) -> str:
     return f"{arm} [{file}]"
 
 
+def named_in(sides: Sides, file: str) -> list[str]:
+    """The cells that name arms of a file of rows.
+
+    Args:
+        sides: of a comparison.
+        file: as for :func:`committed_name`.
+    """
+    return [cell for side in sides for cell in side if cell_of(cell)[0].endswith(committed_name("", file))]
+
+
 def cell_of(text: str) -> tuple[str, float | None]:
     """The arm and the rate of ``arm@rate``; all rates of ``arm``.
 
@@ -226,7 +239,8 @@ def cell_of(text: str) -> tuple[str, float | None]:
     try:
         return (arm, float(rate)) if at else (text, None)
     except ValueError:
-        raise ValueError(f"{text!r}: write arm or arm@rate, such as lora@1e-3") from None
+        told = 'such as lora@1e-3, or "lora [playground]@1e-3" of a file of rows'
+        raise ValueError(f"{text!r}: write arm or arm@rate, {told}") from None
 
 
 def _rate(value: Any, arm: str) -> float | None:

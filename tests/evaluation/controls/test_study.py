@@ -378,8 +378,7 @@ def test_differences_are_taken_within_seeds_and_their_interval_is_over_the_seeds
     text = write_compared(tmp_path, ["a"])
     content = json.loads((tmp_path / "differences.json").read_text())
     assert content["measure"] == "miou"
-    rates, by_seed = dict.fromkeys("012", 1), {"0": 0.55, "1": 0.68, "2": 0.43}
-    assert content["arms"]["b"] == {"rates": rates, "by_seed": by_seed}
+    assert content["arms"]["b"] == {"rate": 1, "by_seed": {"0": 0.55, "1": 0.68, "2": 0.43}}
     lines = {line["arm"]: line for line in content["comparisons"]}
     assert set(lines) == {"b", "c"}
     raw = []
@@ -411,14 +410,20 @@ def test_a_small_file_has_what_was_found(tmp_path: Path, capsys: pytest.CaptureF
     ]
     gone = result("a", 3, 0.9, 1)
     diverged = {key: gone[key] for key in ("arm", "rate", "seed", "steps")} | {"diverged": "not finite at step 7"}
-    first = rows[0] | {"settings": {"pretrained_model_name_or_path": str(tmp_path), "rank": 4}}
-    write_results(tmp_path / "study", [first, *rows[1:], *results_of({"alone": (0.2, 0.25)}), diverged])
+    facts = {"base_hash": {"unet": "abc"}, "choices": {"classes": 17}, "judges": {"clip": {"model": str(tmp_path)}}}
+    facts |= {"warnings": ["too few"], "settings": {"pretrained_model_name_or_path": str(tmp_path), "rank": 4}}
+    more = [each | facts for each in (*rows, *results_of({"alone": (0.2, 0.25)}))]
+    write_results(tmp_path / "study", [*more, diverged], ["later/seed-0"])
     table([str(tmp_path / "study"), str(tmp_path / "rows.json")])
-    assert "rows.json: 7 jobs" in capsys.readouterr().out
+    assert "rows.json: 8 jobs" in capsys.readouterr().out
     known, found = read_findings(tmp_path / "study"), read_rows(tmp_path / "rows.json")
     assert differences_table(differences(found, ["alone"])) == differences_table(differences(known, ["alone"]))
     assert control_rates_table(found) == control_rates_table(known)
     assert controls_table(found.best) == controls_table(known.best)
+    assert found.left_out[0] == known.left_out[0]
+    (of_base,) = {each["base_hash"]["unet"] for rows in found.results.values() for each in rows if "scores" in each}
+    last = found.finished[0].last[0]
+    assert (of_base, last["warnings"], last["judges"]) == ("abc", ["too few"], {"clip": {"model": tmp_path.name}})
     assert found.results["a@1/seed-0"][0]["settings"] == {"pretrained_model_name_or_path": tmp_path.name, "rank": 4}
     assert str(tmp_path) not in (tmp_path / "rows.json").read_text()
 
@@ -427,23 +432,8 @@ def test_a_small_file_needs_a_training_that_is_done(tmp_path: Path, capsys: pyte
     write_results(tmp_path, [result("a", 1, 0.1, 1)])
     with pytest.raises(SystemExit):
         table([str(tmp_path), str(tmp_path / "rows.json")])
-    assert "no training has its scores of step 2 yet" in capsys.readouterr().err
+    assert "nothing can be compared yet: a@1/seed-0 (at step 1 of 2)" in capsys.readouterr().err
     assert not (tmp_path / "rows.json").exists()
-
-
-def test_no_rate_is_chosen_by_the_seed_that_counts(tmp_path: Path) -> None:
-    """Over all seeds rate 2 is the best, by the lucky seed 0 alone: the other seeds choose rate 1 for it."""
-    rates = {1: (0.50, 0.64, 0.66), 2: (0.99, 0.58, 0.60), 3: (0.40, 0.70, 0.50)}
-    rows = [result("a", rate, miou, seed=seed) for rate, of_rate in rates.items() for seed, miou in enumerate(of_rate)]
-    write_results(tmp_path, [*rows, *results_of({"alone": (0.4, 0.4, 0.4)})])
-    findings = read_findings(tmp_path)
-    assert findings.best["a"].rate == 2
-    write_compared(tmp_path, ["alone"])
-    content = json.loads((tmp_path / "differences.json").read_text())
-    expected = {"rates": {"0": 1, "1": 2, "2": 2}, "by_seed": {"0": 0.50, "1": 0.58, "2": 0.60}}
-    assert content["arms"]["a"] == expected
-    (found,) = differences(findings, ["alone"])
-    assert found.difference.mean == pytest.approx(0.16)
 
 
 def test_differences_do_not_depend_on_the_order_of_the_results(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import torch
 import yaml
 from scipy import stats
 
@@ -24,11 +26,19 @@ from ether_diffusion.evaluation.subjects.against import (
     check_same,
     compared_with,
     differences,
+    job_of,
     read_rows,
     write_against,
 )
+from ether_diffusion.evaluation.subjects.benchmark import Bench
 from ether_diffusion.evaluation.subjects.compact import Compact, Protocol, write_compact
 from ether_diffusion.evaluation.subjects.reproduce import AGREES, DIFFERS, MOSTLY, Again, agreements, config_of
+from ether_diffusion.evaluation.subjects.settings import BenchmarkConfig
+
+if TYPE_CHECKING:
+    from ether_diffusion.evaluation.runner import Job
+    from ether_diffusion.evaluation.subjects.protocols import Subject
+    from ether_diffusion.metrics.scoring import Judges
 
 ROOT = Path(__file__).parents[3]
 SUBJECTS = {"dog": (0.30, 0.42), "cat": (0.55, 0.50), "box": (0.41, 0.47)}
@@ -127,13 +137,55 @@ def test_without_the_same_anchors_nothing_is_compared(rows: Compact, tmp_path: P
     [
         ("lara [there]", r"names 'lara \[there\]', of no method of the file: lora \[there\], oft \[there\]"),
         ("base [there]", "of no method of the file"),
-        ("lora [there]@1e-2", r"the file has lora \[there\] at 0\.001"),
+        ("lora [there]@1e-2", r"names 'lora \[there\]@1e-2', and the file has it at 0\.001"),
     ],
 )
 def test_a_comparison_with_what_the_file_does_not_have_is_refused(rows: Compact, cell: str, told: str) -> None:
-    check_named(rows, {"a": [["mine"], ["lora [there]", "oft [there]@1e-3"]]})
+    check_named(rows, {"a": [["mine"], ["lora [there]", "oft [there]@1e-3"]]}, SUBJECTS, [0, 1])
     with pytest.raises(ValueError, match=told):
-        check_named(rows, {"a": [["mine"], [cell]]})
+        check_named(rows, {"a": [["mine"], [cell]]}, SUBJECTS, [0, 1])
+
+
+def test_a_comparison_needs_all_jobs_of_the_files_arm(rows: Compact) -> None:
+    rows.results[:] = [r for r in rows.results if (r["arm"], *job_of(r)) != ("lora", "cat", 1)]
+    sides = {"a": [["mine"], ["lora [there]"]]}
+    check_named(rows, sides, SUBJECTS, [0])
+    with pytest.raises(ValueError, match="of which the file lacks cat with seed 1"):
+        check_named(rows, sides, SUBJECTS, [0, 1])
+
+
+def test_arms_are_not_called_as_those_of_the_file(tmp_path: Path) -> None:
+    training = {"pretrained_model_name_or_path": "playground"}
+    with pytest.raises(ValueError, match=r"an arm cannot be called lora \[there\]"):
+        BenchmarkConfig(tmp_path, arms={"lora [there]": {}}, training=training, against=tmp_path / "there.json")
+    BenchmarkConfig(tmp_path, arms={"lora [there]": {}}, training=training, against=tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("where", ["base", "mine"])
+def test_planned_comparisons_with_the_file_need_its_anchors(where: str, rows: Compact, tmp_path: Path) -> None:
+    """An arm of its own may still be compared with another."""
+    planned = {"a": [["mine"], ["lora [there]" if where == "base" else "other"]]}
+    training = {"pretrained_model_name_or_path": "playground"}
+    config = BenchmarkConfig(
+        tmp_path / "study", arms={"mine": {}, "other": {}}, training=training, against=tmp_path / "there.json"
+    )
+    config.planned, config.guidance_scale = planned, 4.0
+    own = results({"base": 2 * ANCHOR_TOLERANCE, "mine": 0.3, "other": 0.1})
+    for each in own:
+        path = config.output_dir / "results" / f"{each['arm']}-{each['subject']}-{each['seed']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(each))
+    (config.output_dir / "planned.md").write_text("of another time")
+    study = Bench(config, [], cast("Judges", None), torch.device("cpu"), rows)
+    jobs = [SimpleNamespace(key=path.stem) for path in sorted((config.output_dir / "results").iterdir())]
+    text, missing = study.summarize(cast("list[Job[Subject]]", jobs))
+    assert missing == []
+    assert "NOT COMPARED: base" in text
+    told = "The planned comparisons are not made: base is not that of there.json." in text
+    assert told == (where == "base")
+    written = config.output_dir / "planned.md"
+    assert written.exists() != told
+    assert told or "| a | +" in written.read_text()
 
 
 def test_other_versions_are_named(rows: Compact, tmp_path: Path) -> None:
