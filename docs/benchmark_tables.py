@@ -15,7 +15,14 @@ from ether_diffusion.evaluation.controls.findings import MIOU, Findings, differe
 from ether_diffusion.evaluation.mixing.findings import comparisons_table as pairs_compared
 from ether_diffusion.evaluation.mixing.findings import planned
 from ether_diffusion.evaluation.mixing.findings import scores_table as scores_table_of_pairs
-from ether_diffusion.evaluation.statistics import choice_table, chosen_by_others, compare, coverage_table, mean_interval
+from ether_diffusion.evaluation.statistics import (
+    Comparison,
+    choice_table,
+    chosen_by_others,
+    compare,
+    coverage_table,
+    mean_interval,
+)
 from ether_diffusion.evaluation.subjects.compact import read_compact
 from ether_diffusion.evaluation.subjects.settings import ANCHORS, BASE
 from ether_diffusion.evaluation.subjects.summary import (
@@ -188,7 +195,7 @@ def control_rates_compared() -> str:
     found = control_study()
     first = {(each.arm, each.rival): each.difference for each in compare(*by_the_other_seeds(found))}
     lines = []
-    for each in differences(found, ["encoder alone", "ETHER+"]):
+    for each in control_comparisons(found):
         cells = [f"{each.arm} {MINUS} {each.rival}", *comparison_cells(each)]
         lines.append([*cells, format_difference(first[each.arm, each.rival])])
     heads = ["", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", "", "rates chosen by the other seeds"]
@@ -207,7 +214,12 @@ def by_the_other_seeds(found: Findings) -> tuple[dict[str, dict[str, float]], li
         seeds = sorted(by_rate[0])
         chosen = chosen_by_others(np.array([[rate[seed] for seed in seeds] for rate in by_rate]))
         values[arm] = {seed: by_rate[number][seed] for seed, number in zip(seeds, chosen, strict=True)}
-    return values, [(each.arm, each.rival) for each in differences(found, ["encoder alone", "ETHER+"])]
+    return values, [(each.arm, each.rival) for each in control_comparisons(found)]
+
+
+def control_comparisons(found: Findings) -> list[Comparison]:
+    """The planned comparisons of that study."""
+    return differences(found, ["encoder alone", "ETHER+"])
 
 
 def control_study() -> Findings:

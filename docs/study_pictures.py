@@ -1,7 +1,8 @@
 """The figures of studies in the docs, from the committed rows of every picture and the studies' configs.
 
 ``python docs/study_pictures.py`` writes ``docs/pictures/planned-STUDY.png`` of every study whose config names
-comparisons, and the strengths of the flow base's study; with names of studies, of these alone.
+comparisons, and the strengths of the flow base's study; likewise of the study of controls over rates. With names of
+studies, of these alone.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
+from benchmark_tables import control_comparisons, control_study
 from study_tables import STUDIES, TRUTH, results_of, settings_of
 
-from ether_diffusion.evaluation.figures import Line, Panel, write_figure
+from ether_diffusion.evaluation.controls.findings import MIOU
+from ether_diffusion.evaluation.figures import Difference, Line, Panel, write_differences, write_figure
 from ether_diffusion.evaluation.subjects.planned import draw_planned
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, strength_points
+from ether_diffusion.page.text import number
 
+CONTROLS = "control-rates"
+"""The study of controls over rates and seeds."""
 FLOW, TENFOLD = "playground-flow", "_tenfold"
 """The study that drew at several strengths, and what its arms at ten times their rate end with."""
 CLIP_T = BY_KEY["clip_t"]
@@ -42,16 +48,38 @@ def draw_strengths(path: Path) -> None:
     write_figure(path, list(panels.values()), share_y=True, caption=[told])
 
 
+def draw_controls(path: Path) -> None:
+    """Draw the planned comparisons of the study of controls over rates: every seed, and the interval."""
+    found = control_study()
+    scores = {
+        arm: {row["seed"]: row["scores"][MIOU]["mean"] for row in setting.last} for arm, setting in found.best.items()
+    }
+    rows = []
+    for each in control_comparisons(found):
+        first, second = scores[each.arm], scores[each.rival]
+        told = f"p = {number(each.p_holm, '.2g')}" + ", separated" * each.separated
+        values = [first[seed] - second[seed] for seed in sorted(first)]
+        rows.append(Difference(f"{each.arm} minus {each.rival}", values, each.difference, told))
+    write_differences(
+        path, rows, "difference of mIoU; a dot is a seed of the training, the bar the mean's 95 % interval"
+    )
+
+
 def main() -> None:
     """Draw the figures."""
-    drawn = [name for name in STUDIES if "planned" in settings_of(name)]
+    drawn = [*(name for name in STUDIES if "planned" in settings_of(name)), CONTROLS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", default=drawn, metavar="STUDY", help=f"of {', '.join(drawn)}")
     asked: list[str] = parser.parse_args().studies
     if unknown := sorted(set(asked) - set(drawn)):
         parser.error(f"no planned comparisons of {', '.join(unknown)}; there are {', '.join(drawn)}")
     for name in asked:
-        settings, path = settings_of(name), DOCS / "pictures" / f"planned-{name}.png"
+        path = DOCS / "pictures" / f"planned-{name}.png"
+        if name == CONTROLS:
+            draw_controls(path)
+            print(path)
+            continue
+        settings = settings_of(name)
         draw_planned(path, results_of(name), settings["planned"], settings.get("secondary", {}), TRUTH)
         print(path)
         if name == FLOW:
