@@ -160,12 +160,12 @@ class Again:
         arms: the names of the methods; the anchors always run. All where none is named.
         subjects: all of the file's where none is named.
         seeds: likewise.
-        protocol: a file of subjects.
+        protocol: the file of subjects, where the table's protocol was one.
         data_dir: photos of the protocol dreambooth.
-        base: where the base lies.
-        dino: the judge.
-        clip: the judge.
-        lpips: the judge.
+        base: where the base lies, if its name in the table is not where it is here.
+        dino: likewise the judge of DINO.
+        clip: likewise that of CLIP-I and CLIP-T.
+        lpips: the weights of LPIPS' trunk.
     """
 
     output_dir: Path
