@@ -43,7 +43,8 @@ SIZES = {"naive": "n = 4", "lora": "r = 4", "oft": "n = 4", "boft": "n = 4", "hr
 TITLES = {
     **{name: f"{entry.title} {SIZES[name]}" if name in SIZES else entry.title for name, entry in METHODS.items()},
     "full": METHODS["full"].title.lower(),
-    "delora": "DeLoRA r = 4",
+    **{"delora": "DeLoRA r = 4", "dora": "DoRA r = 4", "rslora": "rsLoRA r = 4", "loha": "LoHa r = 4"},
+    **{"lokr": "LoKr r = 4", "ia3": "IA3", "one_sided": "ETHER+ one-sided"},
     **{"truth": "*truth*", "base": "*base*", "copies": "*copies of the references*", "noise": "*noise*"},
 }
 MINUS = "−"
@@ -244,6 +245,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "subjects-compared": subjects_compared,
     "anchors": anchors,
     "rates": partial(rates, "rates"),
+    "rates-peft": partial(rates, "rates-peft"),
     "flow-rates": partial(rates, "flow-rates", "flow-rates-methods"),
     "both-bases": both_bases,
     "mixing": mixing,

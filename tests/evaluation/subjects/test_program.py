@@ -113,6 +113,7 @@ def settings_of(recipe: str) -> dict[str, Any]:
     [
         ("eval_playground_flow", {"arms", "guidance_scale", "planned", "secondary", "seeds", "strengths", "training"}),
         ("eval_playground_defaults", {"arms"}),
+        ("eval_playground_peft", {"against", "arms", "planned", "secondary"}),
     ],
 )
 def test_benchmarks_of_one_protocol_differ_only_in_what_they_say(recipe: str, own: set[str]) -> None:
