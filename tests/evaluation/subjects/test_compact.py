@@ -147,7 +147,7 @@ def test_twenty_methods_fit_into_two_megabytes(tmp_path: Path) -> None:
 def test_the_program_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(tmp_path), str(tmp_path / "rows.json")])
-    assert "has no results: name the output_dir of a benchmark" in capsys.readouterr().err
+    assert "has no results: name the output_dir of a study" in capsys.readouterr().err
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "dog.json").write_text(json.dumps(result("lora", "dog", 0, 0.2)))
     (tmp_path / "config.yaml").write_text("- no settings")
