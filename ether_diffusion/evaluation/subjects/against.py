@@ -157,7 +157,10 @@ def check_named(rows: Compact, comparisons: Mapping[str, Sides], subjects: Itera
         found = {job_of(result) for result in methods[arm] if rate in (None, result["learning_rate"])}
         if lacking := sorted(jobs - found):
             told = ", ".join(f"{subject} with seed {seed}" for subject, seed in lacking)
-            raise ValueError(f"comparison {title!r} names {cell!r}, of which the file lacks {told}")
+            raise ValueError(
+                f"comparison {title!r} names {cell!r}, of which the file lacks {told}: leave those out by subjects and "
+                "seeds, or leave the comparison out"
+            )
 
 
 def job_of(result: Result) -> tuple[str, int]:

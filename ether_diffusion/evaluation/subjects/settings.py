@@ -130,7 +130,10 @@ class BenchmarkConfig:
         if taken := [name for name in ANCHORS if name in self.arms]:
             raise ValueError(f"an arm cannot be called {taken[0]}: that is {ANCHORS[taken[0]]}")
         if self.against is not None and (taken := named_in([list(self.arms)], self.against.stem)):
-            raise ValueError(f"an arm cannot be called {taken[0]}: so the arms of {self.against} are called beside it")
+            raise ValueError(
+                f"an arm cannot be called {taken[0]}: that is how an arm of {self.against} is named. "
+                "Choose another name"
+            )
         for where, settings in {"training": self.training, **self.arms}.items():
             if taken := [name for name in OWN if name in settings]:
                 raise ValueError(f"{where}: {', '.join(taken)} is set by the benchmark itself; leave it out")
@@ -169,7 +172,7 @@ class BenchmarkConfig:
             return  # checked once the file is read
         arm, rate = cell_of(cell)
         if arm not in self.drawn_arms:
-            hint = "; an arm of a file of rows needs against" if arm.endswith("]") else ""
+            hint = "; for an arm of a file of rows name the file by against" if arm.endswith("]") else ""
             raise ValueError(f"comparison {title!r} names {cell!r}, of no arm: {', '.join(self.drawn_arms)}{hint}")
         rates = [each for each in self.rates_of(self.drawn_arms[arm]) if each is not None]
         if rate is not None and rate not in rates:
