@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ether_diffusion.evaluation.subjects.benchmark import Benchmark
+from ether_diffusion.evaluation.subjects.found import Benchmark
 from ether_diffusion.evaluation.subjects.summary import Metric
 from ether_diffusion.page.palette import styles
 from ether_diffusion.page.svg import COLOURS, TEXT, Curve, dress, figure_style, inline_svg

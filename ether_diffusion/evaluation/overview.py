@@ -10,8 +10,8 @@ from pathlib import Path
 from ether_diffusion.evaluation.controls.findings import OUTLINE
 from ether_diffusion.evaluation.controls.pages import ControlSection, read_section
 from ether_diffusion.evaluation.curves import loss_curves
-from ether_diffusion.evaluation.subjects.benchmark import Benchmark, read_benchmark
 from ether_diffusion.evaluation.subjects.costs import Steps, StepsError, read_steps, steps_of
+from ether_diffusion.evaluation.subjects.found import Benchmark, read_benchmark
 from ether_diffusion.evaluation.subjects.sections import THUMBNAIL, beside_scores, section
 from ether_diffusion.evaluation.tables import format_difference
 from ether_diffusion.files import write_text

@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ether_diffusion.evaluation.curves import rate_curves
-from ether_diffusion.evaluation.subjects.benchmark import Benchmark
 from ether_diffusion.evaluation.subjects.costs import Steps, costs, steps_caption
+from ether_diffusion.evaluation.subjects.found import Benchmark
 from ether_diffusion.evaluation.subjects.settings import ANCHORS
 from ether_diffusion.evaluation.subjects.strengths import front_figure, strength_pictures
 from ether_diffusion.evaluation.subjects.summary import (

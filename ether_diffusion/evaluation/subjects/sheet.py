@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ether_diffusion.evaluation.subjects.benchmark import read_benchmark
+from ether_diffusion.evaluation.subjects.found import read_benchmark
 from ether_diffusion.evaluation.subjects.sections import picture_for, prompts_of
 from ether_diffusion.evaluation.subjects.summary import Result
 from ether_diffusion.images import load_image
