@@ -113,6 +113,7 @@ def settings_of(recipe: str) -> dict[str, Any]:
     [
         ("eval_playground_flow", {"arms", "guidance_scale", "planned", "secondary", "strengths", "training"}),
         ("eval_playground_defaults", {"against", "arms", "planned", "secondary"}),
+        ("eval_playground_strengths", {"arms", "strengths"}),
         ("eval_playground_peft", {"against", "arms", "planned", "secondary"}),
     ],
 )
