@@ -71,7 +71,8 @@ def subjects_whole() -> str:
 
 
 def _subjects(keys: tuple[str, ...]) -> str:
-    rows = summarize(benchmark("playground"))
+    more = [result for result in benchmark("playground-peft") if result["arm"] not in ANCHORS]
+    rows = summarize([*benchmark("playground"), *more])
     methods = [row for row in rows if row["arm"] in TITLES and row["arm"] not in ANCHORS]
     methods.sort(key=lambda row: -row["scores"]["truth"]["mean"])
     by_arm = {row["arm"]: row for row in rows}
@@ -178,9 +179,9 @@ def control() -> str:
     return markdown_table(heads, lines)
 
 
-def control_rates() -> str:
-    """The planned study of controls: mIoU of every arm at each rate, by the seed of the training."""
-    found = control_study()
+def control_rates(name: str) -> str:
+    """A planned study of controls: mIoU of every arm at each rate, by the seed of the training."""
+    found = control_study(name)
     seeds = sorted(found.finished[0].seeds)
     lines = []
     for setting in found.finished:
@@ -191,9 +192,18 @@ def control_rates() -> str:
     return markdown_table(["", "rate", f"mIoU, seeds {', '.join(map(str, seeds))}", "mean"], lines)
 
 
+def control_compared(name: str) -> str:
+    """The planned comparisons of a study of controls."""
+    lines = [
+        [f"{each.arm} {MINUS} {each.rival}", *comparison_cells(each)]
+        for each in control_comparisons(control_study(name))
+    ]
+    return markdown_table(["", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", ""], lines)
+
+
 def control_rates_compared() -> str:
-    """Its planned comparisons at the rates that are best over all seeds; beside them by the rule of the first plan."""
-    found = control_study()
+    """Those of the study of rates, at the rates best over all seeds; beside them by the rule of the first plan."""
+    found = control_study("control-rates")
     first = {(each.arm, each.rival): each.difference for each in compare(*by_the_other_seeds(found))}
     lines = []
     for each in control_comparisons(found):
@@ -219,13 +229,13 @@ def by_the_other_seeds(found: Findings) -> tuple[dict[str, dict[str, float]], li
 
 
 def control_comparisons(found: Findings) -> list[Comparison]:
-    """The planned comparisons of that study."""
+    """The planned comparisons of a study of controls."""
     return differences(found, ["encoder alone", "ETHER+"])
 
 
-def control_study() -> Findings:
-    """The study of controls over rates and seeds."""
-    return read_rows(RESULTS / "control-rates.json")
+def control_study(name: str) -> Findings:
+    """A study of controls, from its result file."""
+    return read_rows(RESULTS / f"{name}.json")
 
 
 def coverage() -> str:
@@ -251,7 +261,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mixing": mixing,
     "mixing-compared": mixing_compared,
     "control": control,
-    "control-rates": control_rates,
+    "control-rates": partial(control_rates, "control-rates"),
     "control-rates-compared": control_rates_compared,
     "coverage": coverage,
     "coverage-choice": coverage_of_choice,

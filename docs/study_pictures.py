@@ -1,8 +1,8 @@
 """The figures of studies in the docs, from the committed rows of every picture and the studies' configs.
 
 ``python docs/study_pictures.py`` writes ``docs/pictures/planned-STUDY.png`` of every study whose config names
-comparisons, and the strengths of the flow base's study; likewise of the study of controls over rates. With names of
-studies, of these alone.
+comparisons, and of the studies of controls; ``docs/pictures/strengths-STUDY.png`` of every study that drew at several
+strengths. With names of studies, of these alone.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from ether_diffusion.evaluation.subjects.planned import draw_planned
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, strength_points
 from ether_diffusion.page.text import number
 
-CONTROLS = "control-rates"
-"""The study of controls over rates and seeds."""
-FLOW, TENFOLD = "playground-flow", "_tenfold"
-"""The study that drew at several strengths, and what its arms at ten times their rate end with."""
+CONTROLS = ("control-rates",)
+"""The studies of controls with planned comparisons."""
+TENFOLD = "_tenfold"
+"""What arms at ten times their rate end with."""
 CLIP_T = BY_KEY["clip_t"]
 
 
-def draw_strengths(path: Path) -> None:
-    """Draw the score that decides against CLIP-T in the study of the flow base: a line through a method's strengths."""
+def draw_strengths(study: str, path: Path) -> None:
+    """Draw the score that decides against CLIP-T, a line through a method's strengths."""
     titles = {False: "at the tuned rate", True: "at ten times the rate"}
     panels = {tenfold: Panel(f"{TRUTH.title}, {title}", CLIP_T.title) for tenfold, title in titles.items()}
     arms: dict[str, list[tuple[float, float]]] = {}
-    for point in strength_points(results_of(FLOW)):
+    for point in strength_points(results_of(study)):
         scores = point.row["scores"]
         arms.setdefault(point.row["arm"], []).append((scores["clip_t"]["mean"], scores[TRUTH.key]["mean"]))
     for arm, places in arms.items():
         x, y = zip(*places, strict=True)
         panels[arm.endswith(TENFOLD)].lines.append(Line(arm.removesuffix(TENFOLD), x, y))
-    told = "Means over subjects. Lines: strengths .5, .75, 1 (of free they coincide). Single points: strength 1."
-    write_figure(path, list(panels.values()), share_y=True, caption=[told])
+    told = "Means over subjects. Lines: strengths .5, .75, 1 (they can coincide). Single points: strength 1."
+    write_figure(path, [panel for panel in panels.values() if panel.lines], share_y=True, caption=[told])
 
 
-def draw_controls(path: Path) -> None:
-    """Draw the planned comparisons of the study of controls over rates: every seed, and the interval."""
-    found = control_study()
+def draw_controls(study: str, path: Path) -> None:
+    """Draw the planned comparisons of a study of controls: every seed, and the interval."""
+    found = control_study(study)
     scores = {
         arm: {row["seed"]: row["scores"][MIOU]["mean"] for row in setting.last} for arm, setting in found.best.items()
     }
@@ -67,24 +67,26 @@ def draw_controls(path: Path) -> None:
 
 def main() -> None:
     """Draw the figures."""
-    drawn = [*(name for name in STUDIES if "planned" in settings_of(name)), CONTROLS]
+    compared = [*(name for name in STUDIES if "planned" in settings_of(name)), *CONTROLS]
+    at_strengths = [name for name in STUDIES if "strengths" in settings_of(name)]
+    drawn = list(dict.fromkeys([*compared, *at_strengths]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", default=drawn, metavar="STUDY", help=f"of {', '.join(drawn)}")
     asked: list[str] = parser.parse_args().studies
     if unknown := sorted(set(asked) - set(drawn)):
-        parser.error(f"no planned comparisons of {', '.join(unknown)}; there are {', '.join(drawn)}")
+        parser.error(f"there are no figures of {', '.join(unknown)}, but of {', '.join(drawn)}")
     for name in asked:
-        path = DOCS / "pictures" / f"planned-{name}.png"
-        if name == CONTROLS:
-            draw_controls(path)
+        if name in compared:
+            path = DOCS / "pictures" / f"planned-{name}.png"
+            if name in CONTROLS:
+                draw_controls(name, path)
+            else:
+                settings = settings_of(name)
+                draw_planned(path, results_of(name), settings["planned"], settings.get("secondary", {}), TRUTH)
             print(path)
-            continue
-        settings = settings_of(name)
-        draw_planned(path, results_of(name), settings["planned"], settings.get("secondary", {}), TRUTH)
-        print(path)
-        if name == FLOW:
+        if name in at_strengths:
             path = DOCS / "pictures" / f"strengths-{name}.png"
-            draw_strengths(path)
+            draw_strengths(name, path)
             print(path)
 
 

@@ -44,6 +44,7 @@ STUDIES = {
     "blocks": "eval_blocks_rates",
     "layers": "eval_layers",
     "playground-flow": "eval_playground_flow",
+    "playground-peft": "eval_playground_peft",
     "anchored": "eval_anchored",
     "anchored-rates": "eval_anchored_rates",
 }
@@ -175,6 +176,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flow": partial(cells, "playground-flow"),
     "flow-planned": partial(planned, "playground-flow"),
     "flow-strengths": partial(strengths, "playground-flow"),
+    "peft-planned": partial(planned, "playground-peft"),
     "energy": partial(cells, "energy", distances=True),
     "energy-planned": partial(planned, "energy"),
     "anchored": fully_scored,
