@@ -91,6 +91,28 @@ def _subjects(keys: tuple[str, ...]) -> str:
     return markdown_table(heads, lines)
 
 
+def defaults() -> str:
+    """Every method at its default settings, the best first, beside its tuned ones."""
+    tuned = {row["arm"]: row for row in summarize(benchmark("playground"))}
+    rows = {row["arm"]: row for row in summarize(benchmark("playground-defaults"))}
+    methods = [name for name in METHODS if f"{name}_default" in rows]
+    methods.sort(key=lambda name: -rows[f"{name}_default"]["scores"]["truth"]["mean"])
+    lines = []
+    for name in methods:
+        rate, cells = METHODS[name].rate, [METHODS[name].title]
+        for found, used in (
+            (rows[f"{name}_default"], rate and rate.value),
+            (tuned[name], tuned[name]["learning_rate"]),
+        ):
+            cells += [number(used, "g"), f"{found['parameters']:,}", with_interval(found, "truth")]
+            cells.append(f"{found['scores']['clip_t']['mean']:.3f}")
+        lines.append(cells)
+    of_each = [
+        f"{what} {head}" for what in ("default", "tuned") for head in ("rate", "parameters", "truth-likeness", "CLIP-T")
+    ]
+    return markdown_table(["method", *of_each], lines)
+
+
 def subjects_compared() -> str:
     """The leader of the benchmark against every other method."""
     found = comparisons(benchmark("playground"))
@@ -253,6 +275,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "subjects": subjects,
     "subjects-whole": subjects_whole,
     "subjects-compared": subjects_compared,
+    "defaults": defaults,
     "anchors": anchors,
     "rates": partial(rates, "rates"),
     "rates-peft": partial(rates, "rates-peft"),

@@ -45,6 +45,7 @@ STUDIES = {
     "layers": "eval_layers",
     "playground-flow": "eval_playground_flow",
     "playground-peft": "eval_playground_peft",
+    "playground-defaults": "eval_playground_defaults",
     "anchored": "eval_anchored",
     "anchored-rates": "eval_anchored_rates",
 }
@@ -177,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flow-planned": partial(planned, "playground-flow"),
     "flow-strengths": partial(strengths, "playground-flow"),
     "peft-planned": partial(planned, "playground-peft"),
+    "defaults-planned": partial(planned, "playground-defaults"),
     "energy": partial(cells, "energy", distances=True),
     "energy-planned": partial(planned, "energy"),
     "anchored": fully_scored,
