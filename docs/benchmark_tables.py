@@ -94,27 +94,28 @@ def _subjects(keys: tuple[str, ...]) -> str:
 def defaults() -> str:
     """Every method at its default settings, the best first, beside its tuned ones."""
     tuned = {row["arm"]: row for row in summarize(benchmark("playground"))}
-    rows = {row["arm"]: row for row in summarize(benchmark("playground-defaults"))}
-    methods = [name for name in METHODS if f"{name}_default" in rows]
-    methods.sort(key=lambda name: -rows[f"{name}_default"]["scores"]["truth"]["mean"])
+    rows = {row["arm"].removesuffix("_default"): row for row in summarize(benchmark("playground-defaults"))}
+    methods = sorted(tuned.keys() & METHODS.keys(), key=lambda name: -rows[name]["scores"]["truth"]["mean"])
+
+    def cells(row: Row, rate: float) -> list[str]:
+        return [
+            number(rate, "g"),
+            f"{row['parameters']:,}",
+            with_interval(row, "truth"),
+            f"{row['scores']['clip_t']['mean']:.3f}",
+        ]
+
     lines = []
     for name in methods:
-        rate, cells = METHODS[name].rate, [METHODS[name].title]
-        for found, used in (
-            (rows[f"{name}_default"], rate and rate.value),
-            (tuned[name], tuned[name]["learning_rate"]),
-        ):
-            cells += [number(used, "g"), f"{found['parameters']:,}", with_interval(found, "truth")]
-            cells.append(f"{found['scores']['clip_t']['mean']:.3f}")
-        lines.append(cells)
-    of_each = [
-        f"{what} {head}" for what in ("default", "tuned") for head in ("rate", "parameters", "truth-likeness", "CLIP-T")
-    ]
-    return markdown_table(["method", *of_each], lines)
+        entry, row = METHODS[name], tuned[name]
+        assert entry.rate is not None  # the benchmark's methods have a default
+        lines.append([entry.title, *cells(rows[name], entry.rate.value), *cells(row, row["learning_rate"])])
+    heads = ("rate", "parameters", "truth-likeness", "CLIP-T")
+    return markdown_table(["method", *(f"{what} {head}" for what in ("default", "tuned") for head in heads)], lines)
 
 
 def subjects_compared() -> str:
-    """The leader of the benchmark against every other method."""
+    """The leader of the first plan's eight methods against every other of them."""
     found = comparisons(benchmark("playground"))
     titled = [replace(each, arm=TITLES[each.arm], rival=TITLES[each.rival]) for each in found]
     return comparisons_table(titled, BY_KEY["truth"])
@@ -214,25 +215,25 @@ def control_rates(name: str) -> str:
     return markdown_table(["", "rate", f"mIoU, seeds {', '.join(map(str, seeds))}", "mean"], lines)
 
 
-def control_compared(name: str) -> str:
-    """The planned comparisons of a study of controls."""
-    lines = [
-        [f"{each.arm} {MINUS} {each.rival}", *comparison_cells(each)]
-        for each in control_comparisons(control_study(name))
-    ]
-    return markdown_table(["", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", ""], lines)
+def control_compared(name: str, with_first_rule: bool = False) -> str:
+    """The planned comparisons of a study of controls, at the rates that are best over all its seeds.
 
-
-def control_rates_compared() -> str:
-    """Those of the study of rates, at the rates best over all seeds; beside them by the rule of the first plan."""
-    found = control_study("control-rates")
+    Args:
+        name: of the study.
+        with_first_rule: the differences by the rule of the first plan beside them.
+    """
+    found = control_study(name)
     first = {(each.arm, each.rival): each.difference for each in compare(*by_the_other_seeds(found))}
-    lines = []
-    for each in control_comparisons(found):
-        cells = [f"{each.arm} {MINUS} {each.rival}", *comparison_cells(each)]
-        lines.append([*cells, format_difference(first[each.arm, each.rival])])
-    heads = ["", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", "", "rates chosen by the other seeds"]
-    return markdown_table(heads, lines)
+    lines = [
+        [
+            f"{each.arm} {MINUS} {each.rival}",
+            *comparison_cells(each),
+            *([format_difference(first[each.arm, each.rival])] if with_first_rule else []),
+        ]
+        for each in control_comparisons(found)
+    ]
+    heads = ["", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", ""]
+    return markdown_table([*heads, *(["rates chosen by the other seeds"] if with_first_rule else [])], lines)
 
 
 def by_the_other_seeds(found: Findings) -> tuple[dict[str, dict[str, float]], list[tuple[str, str]]]:
@@ -285,7 +286,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mixing-compared": mixing_compared,
     "control": control,
     "control-rates": partial(control_rates, "control-rates"),
-    "control-rates-compared": control_rates_compared,
+    "control-rates-compared": partial(control_compared, "control-rates", with_first_rule=True),
     "coverage": coverage,
     "coverage-choice": coverage_of_choice,
 }

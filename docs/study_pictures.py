@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -48,6 +49,12 @@ def draw_strengths(study: str, path: Path) -> None:
     write_figure(path, [panel for panel in panels.values() if panel.lines], share_y=True, caption=[told])
 
 
+def draw_comparisons(study: str, path: Path) -> None:
+    """Draw the planned comparisons of a study, and those without a test: every subject, and the interval."""
+    settings = settings_of(study)
+    draw_planned(path, results_of(study), settings["planned"], settings.get("secondary", {}), TRUTH)
+
+
 def draw_controls(study: str, path: Path) -> None:
     """Draw the planned comparisons of a study of controls: every seed, and the interval."""
     found = control_study(study)
@@ -65,28 +72,32 @@ def draw_controls(study: str, path: Path) -> None:
     )
 
 
+Draw = Callable[[str, Path], None]
+"""Draws a figure of a study at a path."""
+KINDS: dict[str, Draw] = {"planned": draw_comparisons, "strengths": draw_strengths}
+"""By the setting that a study's config has, the figure that it gets."""
+
+
+def figures() -> dict[str, dict[str, Draw]]:
+    """By study its figures."""
+    drawn = {study: {kind: draw for kind, draw in KINDS.items() if kind in settings_of(study)} for study in STUDIES}
+    return {study: kinds for study, kinds in drawn.items() if kinds} | {
+        name: {"planned": draw_controls} for name in CONTROLS
+    }
+
+
 def main() -> None:
     """Draw the figures."""
-    compared = [*(name for name in STUDIES if "planned" in settings_of(name)), *CONTROLS]
-    at_strengths = [name for name in STUDIES if "strengths" in settings_of(name)]
-    drawn = list(dict.fromkeys([*compared, *at_strengths]))
+    drawn = figures()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", default=drawn, metavar="STUDY", help=f"of {', '.join(drawn)}")
+    parser.add_argument("studies", nargs="*", default=list(drawn), metavar="STUDY", help=f"of {', '.join(drawn)}")
     asked: list[str] = parser.parse_args().studies
-    if unknown := sorted(set(asked) - set(drawn)):
+    if unknown := sorted(set(asked) - drawn.keys()):
         parser.error(f"there are no figures of {', '.join(unknown)}, but of {', '.join(drawn)}")
-    for name in asked:
-        if name in compared:
-            path = DOCS / "pictures" / f"planned-{name}.png"
-            if name in CONTROLS:
-                draw_controls(name, path)
-            else:
-                settings = settings_of(name)
-                draw_planned(path, results_of(name), settings["planned"], settings.get("secondary", {}), TRUTH)
-            print(path)
-        if name in at_strengths:
-            path = DOCS / "pictures" / f"strengths-{name}.png"
-            draw_strengths(name, path)
+    for study in asked:
+        for kind, draw in drawn[study].items():
+            path = DOCS / "pictures" / f"{kind}-{study}.png"
+            draw(study, path)
             print(path)
 
 

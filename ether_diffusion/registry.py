@@ -37,8 +37,8 @@ class Rate:
 
     Attributes:
         value: the rate.
-        source: who tried it. paper: arXiv 2405.20271, App. C; diffusers: its example scripts; guessed: nobody, it is
-            the rate of a related method.
+        source: who tried it. paper: arXiv 2405.20271, App. C; diffusers: its example scripts; guessed: nobody with
+            a public model, it is the rate of a related method.
     """
 
     value: float

@@ -340,7 +340,7 @@ class TrainingConfig:
 
     @property
     def guessed_rate(self) -> bool:
-        """Whether the learning rate is a default that nobody has tried."""
+        """Whether the learning rate is a default that was guessed."""
         return self.learning_rate is None and self.optimizer != "prodigy" and self.default_rate.source == "guessed"
 
     @property

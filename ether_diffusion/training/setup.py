@@ -35,7 +35,7 @@ def make_accelerator(section: ComputeSection) -> Accelerator:
     _check_launch(os.environ)
     if section.guessed_rate:
         logger.warning(
-            "learning_rate %g for %s is a guess nobody has tried (a related method's): try several --learning_rate",
+            "learning_rate %g for %s is a guess (a related method's): try several --learning_rate",
             section.resolved_learning_rate,
             section.entry.name,
         )

@@ -111,7 +111,7 @@ def settings_of(recipe: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("recipe", "own"),
     [
-        ("eval_playground_flow", {"arms", "guidance_scale", "planned", "secondary", "strengths", "training"}),
+        ("eval_playground_flow", {"arms", "guidance_scale", "planned", "secondary", "seeds", "strengths", "training"}),
         ("eval_playground_defaults", {"against", "arms", "planned", "secondary"}),
         ("eval_playground_strengths", {"arms", "strengths"}),
         ("eval_playground_peft", {"against", "arms", "planned", "secondary"}),
