@@ -46,6 +46,7 @@ STUDIES = {
     "playground-flow": "eval_playground_flow",
     "playground-peft": "eval_playground_peft",
     "playground-defaults": "eval_playground_defaults",
+    "playground-strengths": "eval_playground_strengths",
     "anchored": "eval_anchored",
     "anchored-rates": "eval_anchored_rates",
 }
@@ -177,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "flow": partial(cells, "playground-flow"),
     "flow-planned": partial(planned, "playground-flow"),
     "flow-strengths": partial(strengths, "playground-flow"),
+    "strengths": partial(strengths, "playground-strengths"),
     "peft-planned": partial(planned, "playground-peft"),
     "defaults-planned": partial(planned, "playground-defaults"),
     "energy": partial(cells, "energy", distances=True),

@@ -83,11 +83,12 @@ def write_figure(
     Args:
         path: the file.
         panels: from left to right, then down.
-        columns: how many stand side by side.
+        columns: how many stand side by side, if there are so many.
         share_y: whether all have one vertical scale.
         caption: sentences above the panels: of how many subjects and seeds the figures are.
     """
     known = styles(list(dict.fromkeys(line.label for panel in panels for line in panel.lines)))
+    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.5 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y).flatten()

@@ -67,7 +67,7 @@ def write_study(folder: Path, found: dict[str, dict[str, Any]]) -> str:
     ]
     panel = Panel("Change of the hyperspherical energy, %", "trained layer, from the input on", lines)
     told = "Each run is one training with one seed; another training of the same method gives other values."
-    write_figure(folder / "energy.png", [panel], columns=1, caption=[told])
+    write_figure(folder / "energy.png", [panel], caption=[told])
     rows = []
     for name, entry in found.items():
         path, largest = max(entry["layers"].items(), key=lambda item: abs(item[1]))
