@@ -203,7 +203,7 @@ def control() -> str:
 
 
 def control_rates(name: str) -> str:
-    """A planned study of controls: mIoU of every arm at each rate, by the seed of the training."""
+    """A study of controls: mIoU of every arm at each rate, by the seed of the training."""
     found = control_study(name)
     seeds = sorted(found.finished[0].seeds)
     lines = []
@@ -215,25 +215,16 @@ def control_rates(name: str) -> str:
     return markdown_table(["", "rate", f"mIoU, seeds {', '.join(map(str, seeds))}", "mean"], lines)
 
 
-def control_compared(name: str, with_first_rule: bool = False) -> str:
-    """The planned comparisons of a study of controls, at the rates that are best over all its seeds.
-
-    Args:
-        name: of the study.
-        with_first_rule: the differences by the rule of the first plan beside them.
-    """
-    found = control_study(name)
+def control_rates_compared() -> str:
+    """The comparisons of rates and seeds, at the rates best over all seeds; beside them by the first plan's rule."""
+    found = control_study("control-rates")
     first = {(each.arm, each.rival): each.difference for each in compare(*by_the_other_seeds(found))}
-    lines = [
-        [
-            f"{each.arm} {MINUS} {each.rival}",
-            *comparison_cells(each),
-            *([format_difference(first[each.arm, each.rival])] if with_first_rule else []),
-        ]
-        for each in control_comparisons(found)
-    ]
-    heads = ["", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", ""]
-    return markdown_table([*heads, *(["rates chosen by the other seeds"] if with_first_rule else [])], lines)
+    lines = []
+    for each in control_comparisons(found):
+        cells = [f"{each.arm} {MINUS} {each.rival}", *comparison_cells(each)]
+        lines.append([*cells, format_difference(first[each.arm, each.rival])])
+    heads = ["", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", "", "rates chosen by the other seeds"]
+    return markdown_table(heads, lines)
 
 
 def by_the_other_seeds(found: Findings) -> tuple[dict[str, dict[str, float]], list[tuple[str, str]]]:
@@ -286,7 +277,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mixing-compared": mixing_compared,
     "control": control,
     "control-rates": partial(control_rates, "control-rates"),
-    "control-rates-compared": partial(control_compared, "control-rates", with_first_rule=True),
+    "control-rates-compared": control_rates_compared,
+    "control-further-rates": partial(control_rates, "control-further-rates"),
     "coverage": coverage,
     "coverage-choice": coverage_of_choice,
 }
