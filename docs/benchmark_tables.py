@@ -175,6 +175,10 @@ def mixing_compared() -> str:
     return pairs_compared(planned(load("mixing")["scores"]["truth"]))
 
 
+CONTROL_COMPARED = ("", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", "")
+"""The heads of comparisons of a study of controls."""
+
+
 def control() -> str:
     """The study of controls over three seeds of the training."""
     found: Mapping[str, Any] = load("control")
@@ -215,6 +219,15 @@ def control_rates(name: str) -> str:
     return markdown_table(["", "rate", f"mIoU, seeds {', '.join(map(str, seeds))}", "mean"], lines)
 
 
+def control_compared(name: str) -> str:
+    """The planned comparisons of a study of controls, paired by the seed of the training."""
+    lines = [
+        [f"{each.arm} {MINUS} {each.rival}", *comparison_cells(each)]
+        for each in control_comparisons(control_study(name))
+    ]
+    return markdown_table(CONTROL_COMPARED, lines)
+
+
 def control_rates_compared() -> str:
     """The comparisons of rates and seeds, at the rates best over all seeds; beside them by the first plan's rule."""
     found = control_study("control-rates")
@@ -223,8 +236,7 @@ def control_rates_compared() -> str:
     for each in control_comparisons(found):
         cells = [f"{each.arm} {MINUS} {each.rival}", *comparison_cells(each)]
         lines.append([*cells, format_difference(first[each.arm, each.rival])])
-    heads = ["", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", "", "rates chosen by the other seeds"]
-    return markdown_table(heads, lines)
+    return markdown_table([*CONTROL_COMPARED, "rates chosen by the other seeds"], lines)
 
 
 def by_the_other_seeds(found: Findings) -> tuple[dict[str, dict[str, float]], list[tuple[str, str]]]:
@@ -279,6 +291,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "control-rates": partial(control_rates, "control-rates"),
     "control-rates-compared": control_rates_compared,
     "control-further-rates": partial(control_rates, "control-further-rates"),
+    "control-more-seeds": partial(control_rates, "control-more-seeds"),
+    "control-more-seeds-compared": partial(control_compared, "control-more-seeds"),
     "coverage": coverage,
     "coverage-choice": coverage_of_choice,
 }

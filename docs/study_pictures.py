@@ -27,7 +27,7 @@ from ether_diffusion.evaluation.subjects.planned import draw_planned
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, strength_points
 from ether_diffusion.page.text import number
 
-CONTROLS = ("control-rates",)
+CONTROLS = ("control-rates", "control-more-seeds")
 """The studies of controls with planned comparisons."""
 TENFOLD = "_tenfold"
 """What arms at ten times their rate end with."""
