@@ -1,8 +1,8 @@
 """The figures of studies in the docs, from the committed rows of every picture and the studies' configs.
 
 ``python docs/study_pictures.py`` writes ``docs/pictures/planned-STUDY.png`` of every study whose config names
-comparisons, and of the studies of controls; ``docs/pictures/strengths-STUDY.png`` of every study that drew at several
-strengths. With names of studies, of these alone.
+comparisons, and of those whose program compares; ``docs/pictures/strengths-STUDY.png`` of every study that drew at
+several strengths. With names of studies, of these alone.
 """
 
 from __future__ import annotations
@@ -10,27 +10,34 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
-from benchmark_tables import control_comparisons, control_study
+from benchmark_tables import TITLES, benchmark, control_comparisons, control_study
+from step_tables import load
 from study_tables import STUDIES, TRUTH, results_of, settings_of
 
 from ether_diffusion.evaluation.controls.findings import MIOU
 from ether_diffusion.evaluation.figures import Difference, Line, Panel, write_differences, write_figure
+from ether_diffusion.evaluation.mixing.findings import planned as of_pairs
+from ether_diffusion.evaluation.paper.rate_losses import compare_losses, rate_losses
+from ether_diffusion.evaluation.statistics import Comparison
 from ether_diffusion.evaluation.subjects.planned import draw_planned
-from ether_diffusion.evaluation.subjects.summary import BY_KEY, strength_points
+from ether_diffusion.evaluation.subjects.summary import BY_KEY, comparisons, strength_points, unit_values
 from ether_diffusion.page.text import number
 
-CONTROLS = ("control-rates", "control-more-seeds")
-"""The studies of controls with planned comparisons."""
 TENFOLD = "_tenfold"
 """What arms at ten times their rate end with."""
+TEN = 10
+"""The multiple of the rate that the study of learning rates compares."""
 CLIP_T = BY_KEY["clip_t"]
 
 
@@ -55,21 +62,76 @@ def draw_comparisons(study: str, path: Path) -> None:
     draw_planned(path, results_of(study), settings["planned"], settings.get("secondary", {}), TRUTH)
 
 
-def draw_controls(study: str, path: Path) -> None:
-    """Draw the planned comparisons of a study of controls: every seed, and the interval."""
-    found = control_study(study)
+@dataclass(frozen=True)
+class Compared:
+    """The planned comparisons of a study whose config does not name them.
+
+    Attributes:
+        found: the comparisons.
+        scores: of every arm the score of each unit.
+        titles: of arms, where they are not the arms' names.
+        label: under the axis: what differs, and what a dot is.
+    """
+
+    found: Sequence[Comparison]
+    scores: Mapping[str, Mapping[Any, float]]
+    label: str
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+
+def controls(name: str) -> Compared:
+    """A study of controls; the unit is the training's seed."""
+    study = control_study(name)
     scores = {
-        arm: {row["seed"]: row["scores"][MIOU]["mean"] for row in setting.last} for arm, setting in found.best.items()
+        arm: {row["seed"]: row["scores"][MIOU]["mean"] for row in setting.last} for arm, setting in study.best.items()
     }
+    return Compared(control_comparisons(study), scores, "mIoU; a dot is a seed of the training")
+
+
+def first_table() -> Compared:
+    """The leader of the first plan's eight methods against every other of them."""
+    results = benchmark("playground")
+    arms = {result["arm"] for result in results}
+    scores = {arm: unit_values([each for each in results if each["arm"] == arm], TRUTH) for arm in arms}
+    return Compared(comparisons(results), scores, f"{TRUTH.title}; a dot is a subject", TITLES)
+
+
+def rates_too_high() -> Compared:
+    """What ten times the rate costs other methods more than ETHER+."""
+    lost = rate_losses(results_of("learning-rates"), settings_of("learning-rates")["tuned_rates"], TRUTH)
+    scores = {loss.arm: loss.by_subject for loss in lost if loss.factor == TEN}
+    label = f"what ten times the rate costs in {TRUTH.title}; a dot is a subject"
+    return Compared(compare_losses(lost, TEN, "ether_plus"), scores, label, TITLES)
+
+
+def two_adapters() -> Compared:
+    """Sums, products and the better adapter alone; the unit is the pair."""
+    scores: dict[str, dict[str, float]] = load("mixing")["scores"]["truth"]
+    ways = {name: name.split(", ") for name in scores}
+    titles = {name: ", ".join([TITLES.get(way[0], way[0]), *way[1:]]) for name, way in ways.items()}
+    return Compared(of_pairs(scores), scores, "truth-likeness of both subjects; a dot is a pair", titles)
+
+
+COMPARED: dict[str, Callable[[], Compared]] = {
+    **{name: partial(controls, name) for name in ("control-rates", "control-more-seeds")},
+    "playground": first_table,
+    "learning-rates": rates_too_high,
+    "mixing": two_adapters,
+}
+"""The studies with planned comparisons that their configs do not name."""
+
+
+def draw_compared(study: str, path: Path) -> None:
+    """Draw the planned comparisons of such a study: every unit, and the interval."""
+    compared = COMPARED[study]()
     rows = []
-    for each in control_comparisons(found):
-        first, second = scores[each.arm], scores[each.rival]
+    for each in compared.found:
+        first, second = compared.scores[each.arm], compared.scores[each.rival]
         told = f"p = {number(each.p_holm, '.2g')}" + ", separated" * each.separated
-        values = [first[seed] - second[seed] for seed in sorted(first)]
-        rows.append(Difference(f"{each.arm} minus {each.rival}", values, each.difference, told))
-    write_differences(
-        path, rows, "difference of mIoU; a dot is a seed of the training, the bar the mean's 95 % interval"
-    )
+        values = [first[unit] - second[unit] for unit in sorted(first.keys() & second.keys())]
+        arm, rival = (compared.titles.get(name, name) for name in (each.arm, each.rival))
+        rows.append(Difference(f"{arm} minus {rival}", values, each.difference, told))
+    write_differences(path, rows, f"difference of {compared.label}, the bar the mean's 95 % interval")
 
 
 Draw = Callable[[str, Path], None]
@@ -82,7 +144,7 @@ def figures() -> dict[str, dict[str, Draw]]:
     """By study its figures."""
     drawn = {study: {kind: draw for kind, draw in KINDS.items() if kind in settings_of(study)} for study in STUDIES}
     return {study: kinds for study, kinds in drawn.items() if kinds} | {
-        name: {"planned": draw_controls} for name in CONTROLS
+        study: {"planned": draw_compared} for study in COMPARED
     }
 
 

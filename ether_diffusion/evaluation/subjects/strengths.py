@@ -58,7 +58,7 @@ def front_figure(points: Sequence[AtStrength], metric: Metric, where: str) -> Cu
         title,
         svg,
         "Means over subjects. Rings: the Pareto front; no other point is better in one score and as "
-        "good in the other. A strength costs nothing at inference.",
+        "good in the other. A strength needs no training.",
     )
 
 

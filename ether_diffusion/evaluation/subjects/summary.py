@@ -214,7 +214,7 @@ class AtStrength:
 def strength_points(results: list[Result]) -> list[AtStrength]:
     """Every method at every strength at which it drew, by its name and ascending strengths.
 
-    The front is that of the score that decides and CLIP-T, over all methods: a strength costs nothing at inference. A
+    The front is that of the score that decides and CLIP-T, over all methods: a strength needs no training. A
     method of which a training diverged, or that has no CLIP-T, is left out.
     """
     known = [(1.0, results)] + [(s, at_strength(results, s)) for s in strengths_in(results)]
