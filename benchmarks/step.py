@@ -9,7 +9,8 @@ bf16, peft's adapters with it; the vectors of ETHER are fp32 always.
     python benchmarks/step.py --resolution 512 --rounds 9 --json step-512.json
     python benchmarks/step.py --model playground --rounds 50
     python benchmarks/step.py --model playground --rounds 25 --cpu_time --methods "ETHER+ n=4" "ETHER+ n=4, peft"
-    python benchmarks/step.py --model playground --arms configs/eval_playground.yaml --rounds 25
+    python benchmarks/step.py --model playground --rounds 25 \
+        --arms configs/eval_playground.yaml configs/eval_playground_peft.yaml
     python benchmarks/step.py --model sd3 --resolution 512 1024 --device cuda --rounds 30
     python benchmarks/step.py --model flux --layers 4 --device cuda --rounds 30 --compile blocks
 """
@@ -90,7 +91,7 @@ def memory_in_a_process(name: str, resolution: int, batch_size: int, arguments: 
     command = [sys.executable, __file__, "--memory_of", name, "--model", arguments.model]
     command += ["--resolution", str(resolution), "--batch_size", str(batch_size)]
     if arguments.arms:
-        command += ["--arms", str(arguments.arms)]
+        command += ["--arms", *map(str, arguments.arms)]
     if arguments.layers:
         command += ["--layers", str(arguments.layers)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -104,8 +105,16 @@ Arms = dict[str, tuple[nn.Module, list[nn.Parameter]]]
 
 
 def known_arms(arguments: argparse.Namespace) -> dict[str, Arm]:
-    """The arms of this program, or those of a benchmark beside the frozen model."""
-    return ARMS if arguments.arms is None else {"frozen": ARMS["frozen"], **of_benchmark(arguments.arms)}
+    """The arms of this program, or those of benchmarks beside the frozen model."""
+    if arguments.arms is None:
+        return ARMS
+    arms = {"frozen": ARMS["frozen"]}
+    for path in arguments.arms:
+        theirs = of_benchmark(path)
+        if twice := sorted(arms.keys() & theirs.keys()):
+            raise SystemExit(f"--arms: there is a {twice[0]} before {path}; every arm needs a name of its own")
+        arms |= theirs
+    return arms
 
 
 def make_arms(arguments: argparse.Namespace) -> Arms:
@@ -179,7 +188,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu runs in fp32, cuda in bf16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="*", help=f"default: all of {', '.join(ARMS)}; or of --arms")
-    parser.add_argument("--arms", type=Path, help="take the methods from the arms of this config of a benchmark")
+    parser.add_argument(
+        "--arms", type=Path, nargs="+", help="take the methods from the arms of these benchmarks' configs"
+    )
     parser.add_argument("--cpu_time", action="store_true", help="seconds of the process, for a machine that others use")
     parser.add_argument(
         "--compile",

@@ -1,8 +1,8 @@
 """The figures of studies in the docs, from the committed rows of every picture and the studies' configs.
 
 ``python docs/study_pictures.py`` writes ``docs/pictures/planned-STUDY.png`` of every study whose config names
-comparisons, and of those whose program compares; ``docs/pictures/strengths-STUDY.png`` of every study that drew at
-several strengths. With names of studies, of these alone.
+comparisons, and of those of ``COMPARED``, whose configs name none; ``docs/pictures/strengths-STUDY.png`` of every
+study that drew at several strengths. With names of studies, of these alone.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -23,21 +22,17 @@ sys.path.insert(0, str(DOCS))
 
 from benchmark_tables import TITLES, benchmark, control_comparisons, control_study
 from step_tables import load
-from study_tables import STUDIES, TRUTH, results_of, settings_of
+from study_tables import STUDIES, TEN, TRUTH, compared_losses, results_of, settings_of
 
-from ether_diffusion.evaluation.controls.findings import MIOU
-from ether_diffusion.evaluation.figures import Difference, Line, Panel, write_differences, write_figure
-from ether_diffusion.evaluation.mixing.findings import planned as of_pairs
-from ether_diffusion.evaluation.paper.rate_losses import compare_losses, rate_losses
+from ether_diffusion.evaluation.controls.findings import by_seed
+from ether_diffusion.evaluation.figures import Line, Panel, difference_of, write_differences, write_figure
+from ether_diffusion.evaluation.mixing.findings import planned as pairs_planned
 from ether_diffusion.evaluation.statistics import Comparison
 from ether_diffusion.evaluation.subjects.planned import draw_planned
 from ether_diffusion.evaluation.subjects.summary import BY_KEY, comparisons, strength_points, unit_values
-from ether_diffusion.page.text import number
 
 TENFOLD = "_tenfold"
 """What arms at ten times their rate end with."""
-TEN = 10
-"""The multiple of the rate that the study of learning rates compares."""
 CLIP_T = BY_KEY["clip_t"]
 
 
@@ -67,70 +62,70 @@ class Compared:
     """The planned comparisons of a study whose config does not name them.
 
     Attributes:
-        found: the comparisons.
+        planned: the comparisons.
         scores: of every arm the score of each unit.
-        titles: of arms, where they are not the arms' names.
         label: under the axis: what differs, and what a dot is.
     """
 
-    found: Sequence[Comparison]
-    scores: Mapping[str, Mapping[Any, float]]
+    planned: Sequence[Comparison]
+    scores: Mapping[str, Mapping[str, float]]
     label: str
-    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 def controls(name: str) -> Compared:
     """A study of controls; the unit is the training's seed."""
     study = control_study(name)
-    scores = {
-        arm: {row["seed"]: row["scores"][MIOU]["mean"] for row in setting.last} for arm, setting in study.best.items()
-    }
-    return Compared(control_comparisons(study), scores, "mIoU; a dot is a seed of the training")
+    return Compared(control_comparisons(study), by_seed(study), "mIoU; a dot is a seed of the training")
 
 
-def first_table() -> Compared:
+def eight_methods() -> Compared:
     """The leader of the first plan's eight methods against every other of them."""
     results = benchmark("playground")
     arms = {result["arm"] for result in results}
     scores = {arm: unit_values([each for each in results if each["arm"] == arm], TRUTH) for arm in arms}
-    return Compared(comparisons(results), scores, f"{TRUTH.title}; a dot is a subject", TITLES)
+    return Compared(comparisons(results), scores, f"{TRUTH.title}; a dot is a subject")
 
 
-def rates_too_high() -> Compared:
+def tenfold_rates() -> Compared:
     """What ten times the rate costs other methods more than ETHER+."""
-    lost = rate_losses(results_of("learning-rates"), settings_of("learning-rates")["tuned_rates"], TRUTH)
-    scores = {loss.arm: loss.by_subject for loss in lost if loss.factor == TEN}
-    label = f"what ten times the rate costs in {TRUTH.title}; a dot is a subject"
-    return Compared(compare_losses(lost, TEN, "ether_plus"), scores, label, TITLES)
+    losses, planned = compared_losses()
+    scores = {loss.arm: loss.by_subject for loss in losses if loss.factor == TEN}
+    return Compared(planned, scores, f"what ten times the rate costs in {TRUTH.title}; a dot is a subject")
 
 
 def two_adapters() -> Compared:
     """Sums, products and the better adapter alone; the unit is the pair."""
     scores: dict[str, dict[str, float]] = load("mixing")["scores"]["truth"]
-    ways = {name: name.split(", ") for name in scores}
-    titles = {name: ", ".join([TITLES.get(way[0], way[0]), *way[1:]]) for name, way in ways.items()}
-    return Compared(of_pairs(scores), scores, "truth-likeness of both subjects; a dot is a pair", titles)
+    return Compared(pairs_planned(scores), scores, "truth-likeness of both subjects; a dot is a pair")
 
 
 COMPARED: dict[str, Callable[[], Compared]] = {
     **{name: partial(controls, name) for name in ("control-rates", "control-more-seeds")},
-    "playground": first_table,
-    "learning-rates": rates_too_high,
+    "playground": eight_methods,
+    "learning-rates": tenfold_rates,
     "mixing": two_adapters,
 }
 """The studies with planned comparisons that their configs do not name."""
 
 
+def title(name: str) -> str:
+    """An arm's title, and the way in which it acted."""
+    arm, *way = name.split(", ")
+    return ", ".join([TITLES.get(arm, arm), *way])
+
+
 def draw_compared(study: str, path: Path) -> None:
     """Draw the planned comparisons of such a study: every unit, and the interval."""
     compared = COMPARED[study]()
-    rows = []
-    for each in compared.found:
-        first, second = compared.scores[each.arm], compared.scores[each.rival]
-        told = f"p = {number(each.p_holm, '.2g')}" + ", separated" * each.separated
-        values = [first[unit] - second[unit] for unit in sorted(first.keys() & second.keys())]
-        arm, rival = (compared.titles.get(name, name) for name in (each.arm, each.rival))
-        rows.append(Difference(f"{arm} minus {rival}", values, each.difference, told))
+    rows = [
+        difference_of(
+            f"{title(each.arm)} minus {title(each.rival)}",
+            each,
+            compared.scores[each.arm],
+            compared.scores[each.rival],
+        )
+        for each in compared.planned
+    ]
     write_differences(path, rows, f"difference of {compared.label}, the bar the mean's 95 % interval")
 
 

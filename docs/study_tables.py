@@ -13,6 +13,7 @@ from step_tables import RESULTS
 
 from ether_diffusion.evaluation.paper.learning_rates import widths_by_subject, widths_table
 from ether_diffusion.evaluation.paper.rate_losses import (
+    RateLoss,
     compare_losses,
     loss_comparisons_table,
     losses_table,
@@ -52,6 +53,8 @@ STUDIES = {
 }
 """From the result file of a study to its config."""
 TRUTH = BY_KEY["truth"]
+TEN = 10
+"""The multiple of the rate that the study of learning rates compares."""
 DISTANCES = {"transforms": "‖T − I‖", "weights": "‖W′ − W‖"}
 """From the distances that a result has to how they are written."""
 
@@ -150,12 +153,17 @@ def chosen_steps() -> str:
     return markdown_table(["", *heads], rows)
 
 
+def compared_losses() -> tuple[list[RateLoss], list[Comparison]]:
+    """What multiples of the found learning rate cost, and whether ten times it costs others more than ETHER+."""
+    found = rate_losses(results_of("learning-rates"), settings_of("learning-rates")["tuned_rates"], TRUTH)
+    return found, compare_losses(found, TEN, "ether_plus")
+
+
 def losses() -> str:
-    """What multiples of the found learning rate cost, and whether it costs others more than ETHER+."""
-    settings, results = settings_of("learning-rates"), results_of("learning-rates")
-    found = rate_losses(results, settings["tuned_rates"], TRUTH)
-    compared = compare_losses(found, 10, "ether_plus")
-    return losses_table(found, settings["tuned_rates"], TRUTH) + "\n" + loss_comparisons_table(compared, 10, TRUTH)
+    """These losses and comparisons."""
+    found, compared = compared_losses()
+    tuned = settings_of("learning-rates")["tuned_rates"]
+    return losses_table(found, tuned, TRUTH) + "\n" + loss_comparisons_table(compared, TEN, TRUTH)
 
 
 def widths() -> str:

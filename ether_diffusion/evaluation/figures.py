@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ether_diffusion.evaluation.statistics import Estimate
+from ether_diffusion.evaluation.statistics import Comparison, Estimate
 from ether_diffusion.evaluation.subjects.summary import Metric
 from ether_diffusion.files import atomic_path
 from ether_diffusion.page.palette import LIGHT, THEME, Style, styles
+from ether_diffusion.page.text import number
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,24 @@ class Difference:
     estimate: Estimate
     told: str
     tested: bool = True
+
+
+def difference_of(
+    label: str, found: Comparison, first: Mapping[str, float], second: Mapping[str, float], tested: bool = True
+) -> Difference:
+    """The row of a comparison.
+
+    Args:
+        label: to the left of it.
+        found: the comparison.
+        first: the scores of its arm by unit; those that ``second`` has, too, are drawn.
+        second: those of its rival.
+        tested: whether a plan tests it.
+    """
+    values = [first[unit] - second[unit] for unit in sorted(first.keys() & second.keys())]
+    told = f"p = {number(found.p_holm, '.2g')}" if tested and found.p_holm is not None else "not tested"
+    told += ", separated" * (tested and found.separated)
+    return Difference(label, values, found.difference, told, tested)
 
 
 def score_line(label: str, x: Sequence[float], rows: Sequence[dict[str, Any]], metric: Metric) -> Line:

@@ -1,4 +1,4 @@
-"""The loss on fixed pictures with fixed noise at fixed times: what shows learning, which the training loss hides."""
+"""The loss on fixed pictures with fixed noise at fixed times: it shows learning better than the training loss does."""
 
 from __future__ import annotations
 

@@ -251,14 +251,14 @@ def differences(findings: Findings, against: Sequence[str]) -> list[Comparison]:
         findings: of the study.
         against: arms; those that are not finished are left out.
     """
-    values = _by_seed(findings)
+    values = by_seed(findings)
     pairs: list[tuple[str, str]] = []
     for other in against:
         pairs += [(arm, other) for arm in values if other in values and arm != other and (other, arm) not in pairs]
     return compare(values, list(dict.fromkeys(pairs)))
 
 
-def _by_seed(findings: Findings) -> dict[str, dict[str, float]]:
+def by_seed(findings: Findings) -> dict[str, dict[str, float]]:
     """MIoU of every arm at its best rate, by the seed; seeds without a score are left out."""
     values: dict[str, dict[str, float]] = {}
     for arm, setting in findings.best.items():
@@ -283,7 +283,7 @@ def write_differences(study: Path, against: Sequence[str]) -> list[Comparison]:
         found = differences(findings, against)
         if read_findings(study).compared == findings.compared:
             break
-    values = _by_seed(findings)
+    values = by_seed(findings)
     content: dict[str, Any] = {
         "measure": MIOU,
         "arms": {arm: {"rate": findings.best[arm].rate, "by_seed": of_arm} for arm, of_arm in values.items()},

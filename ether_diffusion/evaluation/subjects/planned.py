@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
-from ether_diffusion.evaluation.figures import Difference, write_differences
+from ether_diffusion.evaluation.figures import Difference, difference_of, write_differences
 from ether_diffusion.evaluation.statistics import Comparison, compare
 from ether_diffusion.evaluation.subjects.settings import BASE, Sides, cell_of
 from ether_diffusion.evaluation.subjects.summary import Metric, Result, unit_values
 from ether_diffusion.evaluation.tables import comparison_cells
 from ether_diffusion.files import write_text
-from ether_diffusion.page.text import markdown_table, number
+from ether_diffusion.page.text import markdown_table
 
 
 def scores_of_cell(results: Sequence[Result], cell: str, metric: Metric) -> dict[str, float]:
@@ -91,15 +91,13 @@ def draw_planned(
     Raises:
         ValueError: a cell has no results.
     """
-    rows = []
+    rows: list[Difference] = []
     for comparisons, tested in ((planned, True), (secondary, False)):
         both = scores_of_sides(results, comparisons, metric)
-        for found in planned_comparisons(results, comparisons, metric):
-            first, second = both[found.arm]
-            values = [first[subject] - second[subject] for subject in sorted(first.keys() & second.keys())]
-            told = f"p = {number(found.p_holm, '.2g')}" if tested and found.p_holm is not None else "not tested"
-            told += ", separated" * (tested and found.separated)
-            rows.append(Difference(found.arm, values, found.difference, told, tested))
+        rows += [
+            difference_of(found.arm, found, *both[found.arm], tested)
+            for found in planned_comparisons(results, comparisons, metric)
+        ]
     write_differences(path, rows, f"difference of {metric.title}; a dot is a subject, the bar the mean's 95 % interval")
 
 
