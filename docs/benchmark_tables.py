@@ -175,10 +175,6 @@ def mixing_compared() -> str:
     return pairs_compared(planned(load("mixing")["scores"]["truth"]))
 
 
-CONTROL_COMPARED = ("", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", "")
-"""The heads of comparisons of a study of controls."""
-
-
 def control() -> str:
     """The study of controls over three seeds of the training."""
     found: Mapping[str, Any] = load("control")
@@ -217,6 +213,10 @@ def control_rates(name: str) -> str:
         lines.append([setting.arm, setting.label, told, f"{mean(setting.last):.3f}"])
     lines += [[arm, number(rate, "g"), "diverged", ""] for arm, rate in sorted(found.diverged)]
     return markdown_table(["", "rate", f"mIoU, seeds {', '.join(map(str, seeds))}", "mean"], lines)
+
+
+CONTROL_COMPARED = ("", "difference in mIoU, 95 % interval", "p (Holm)", "seeds", "")
+"""The heads of comparisons of a study of controls."""
 
 
 def control_compared(name: str) -> str:

@@ -160,7 +160,7 @@ def compared_losses() -> tuple[list[RateLoss], list[Comparison]]:
 
 
 def losses() -> str:
-    """These losses and comparisons."""
+    """The tables of what multiples of the found learning rate cost."""
     found, compared = compared_losses()
     tuned = settings_of("learning-rates")["tuned_rates"]
     return losses_table(found, tuned, TRUTH) + "\n" + loss_comparisons_table(compared, TEN, TRUTH)
