@@ -112,7 +112,7 @@ def known_arms(arguments: argparse.Namespace) -> dict[str, Arm]:
     for path in arguments.arms:
         theirs = of_benchmark(path)
         if twice := sorted(arms.keys() & theirs.keys()):
-            raise SystemExit(f"--arms: there is a {twice[0]} before {path}; every arm needs a name of its own")
+            raise SystemExit(f"--arms: {path} has an arm {twice[0]!r}, which is there already: rename one of the two")
         arms |= theirs
     return arms
 
